@@ -1,0 +1,60 @@
+# Everything sets itself up: Python >= 3.11 and make are all that has to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test check format lint types migrate requirements clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.dev ## make .venv with everything that tests and checks need
+
+demo: $(VENV)/.run ## five stories with real processes: what happens, and what TCC makes of it
+	@$(BIN)/python -m examples.demo
+
+run: $(VENV)/.run ## the coordinator and the example services, until Ctrl-C
+	@$(BIN)/python -m examples.run
+
+test: $(VENV)/.dev ## all tests
+	@$(BIN)/python -m pytest
+
+check: lint types test ## everything that must pass before a commit
+
+format: $(VENV)/.dev ## rewrite the code in the house style
+	@$(BIN)/ruff check --quiet --fix-only . && $(BIN)/ruff format --quiet .
+
+lint: $(VENV)/.dev ## style, and which module may import which
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check . && $(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.dev ## mypy --strict
+	@$(BIN)/mypy
+
+migrate: $(VENV)/.run ## bring the database at HOLDFAST_DATABASE_URL to the newest schema
+	@$(BIN)/python -m app migrate
+
+requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for, with hashes
+	@$(PIP) uv
+	@for group in run dev; do $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header \
+	  --no-emit-index-url --python-version 3.11 --group pyproject.toml:$$group --output-file requirements/$$group.txt; done
+
+clean: ## remove .venv and everything that was made
+	rm -rf $(VENV) .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Holdfast needs Python 3.11 or newer; choose one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements/run.txt participants/pyproject.toml | $(BIN)/python
+	@echo "Installing what Holdfast runs on into $(VENV) ..."
+	@$(PIP) --require-hashes -r requirements/run.txt
+	@$(PIP) --no-deps --no-build-isolation --editable participants
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+	@echo "Installing what tests and checks need into $(VENV) ..."
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,171 @@
+"""The wire between coordinator and participant, defined once for both sides.
+
+Headers, bodies and what a status code means (docs/protocol.md, section 4). Standard library only: the
+coordinator's core and the SDK's fence both read their words from here. No I/O and no clock.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Any, Final
+
+TRANSACTION_ID_HEADER: Final = "Tcc-Transaction-Id"
+BRANCH_HEADER: Final = "Tcc-Branch"
+OPERATION_HEADER: Final = "Tcc-Operation"
+ATTEMPT_HEADER: Final = "Tcc-Attempt"
+HOLD_TTL_HEADER: Final = "Tcc-Hold-Ttl"
+IDEMPOTENCY_KEY_HEADER: Final = "Idempotency-Key"
+
+DETAIL_CHARS_MAX: Final = 500
+"""A refusal's detail and a call's error are cut here: they are for people and land in logs."""
+
+_UNANSWERED_4XX: Final = frozenset({408, 425, 429})
+
+
+class Operation(StrEnum):
+    """What a participant is asked to do with its branch."""
+
+    TRY = "try"
+    CONFIRM = "confirm"
+    CANCEL = "cancel"
+
+
+class Answer(StrEnum):
+    """What a call came to. There are three answers, never two: a timeout is no refusal."""
+
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"
+    UNANSWERED = "unanswered"
+
+
+class Decision(StrEnum):
+    """Where a transaction is headed; once it is not `undecided` it never changes."""
+
+    UNDECIDED = "undecided"
+    CONFIRM = "confirm"
+    CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One request from the coordinator to a participant.
+
+    `hold_ttl_s` (seconds) is set on try only; `result` is what the branch's Try answered and is set on
+    confirm and cancel only. Source: docs/protocol.md, section 4.
+    """
+
+    transaction_id: str
+    branch: str
+    operation: Operation
+    attempt: int
+    payload: Any
+    hold_ttl_s: float | None = None
+    result: Any = None
+
+    def headers(self) -> dict[str, str]:
+        """The headers that say in short what the body says, for gateways, logs and services without the SDK."""
+        return {
+            "Content-Type": "application/json",
+            "Accept": "application/json, application/problem+json",
+            TRANSACTION_ID_HEADER: self.transaction_id,
+            BRANCH_HEADER: self.branch,
+            OPERATION_HEADER: self.operation.value,
+            ATTEMPT_HEADER: str(self.attempt),
+            IDEMPOTENCY_KEY_HEADER: f'"{self.transaction_id}:{self.branch}:{self.operation.value}"',
+        }
+
+    def body(self) -> bytes:
+        """The JSON body, UTF-8."""
+        return json.dumps(
+            {
+                "transaction_id": self.transaction_id,
+                "branch": self.branch,
+                "operation": self.operation.value,
+                "attempt": self.attempt,
+                "hold_ttl_s": self.hold_ttl_s,
+                "payload": self.payload,
+                "result": self.result,
+            },
+            separators=(",", ":"),
+            allow_nan=False,
+        ).encode()
+
+
+def answer_of(status: int) -> Answer:
+    """What an HTTP status means as an answer to a try, confirm or cancel.
+
+    202 is "still working: ask again"; a redirect is not followed and therefore no answer.
+    """
+    if 200 <= status <= 299 and status != 202:
+        return Answer.SUCCEEDED
+    if 400 <= status <= 499 and status not in _UNANSWERED_4XX:
+        return Answer.REFUSED
+    return Answer.UNANSWERED
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """The seconds that `Retry-After` asks for (RFC 9110, 10.2.3), or None.
+
+    A date is read against the response's own `Date`, so that two machines' clocks are never compared;
+    without one, or when it can't be read, the header is passed over.
+    """
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    seconds = _seconds(value)
+    if seconds is not None:
+        return seconds
+    try:
+        until = parsedate_to_datetime(value)
+        sent = parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, (until - sent).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def hold_ttl_s(headers: Mapping[str, str]) -> float | None:
+    """How long the participant says it can hold (`Tcc-Hold-Ttl`, seconds), or None when it says nothing."""
+    value = headers.get(HOLD_TTL_HEADER.lower())
+    return None if value is None else _seconds(value)
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value in `body`, or None when there is none: a 2xx without JSON is still a 2xx.
+
+    NaN and infinities are no JSON (RFC 8259, section 6), nor is text that could not be stored or sent on.
+    """
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError):
+        return None
+
+
+def refusal_detail(body: bytes) -> str:
+    """Why a participant refused: its JSON `detail` (problem+json or not), else the first characters of its body."""
+    document = parse_json(body)
+    if isinstance(document, dict) and isinstance(document.get("detail"), str):
+        return printable(document["detail"])
+    return printable(body[: 4 * DETAIL_CHARS_MAX].decode("utf-8", "replace"))
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without control characters and cut to DETAIL_CHARS_MAX characters."""
+    cut = text[: 2 * DETAIL_CHARS_MAX]
+    return "".join(c if c.isprintable() else " " for c in cut).strip()[:DETAIL_CHARS_MAX]
+
+
+def _seconds(value: str) -> float | None:
+    try:
+        seconds = float(value.strip())
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
