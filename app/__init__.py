@@ -1,0 +1,1 @@
+"""The coordinator service; never shipped to users of the SDK."""
