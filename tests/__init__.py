@@ -1,0 +1,1 @@
+"""The tests of Holdfast, one folder a subject; what several of them need is in `tests.support`."""
