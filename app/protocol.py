@@ -191,6 +191,13 @@ def objection(transaction: Transaction, command: Command) -> Objection | None:
             assert_never(command)
 
 
+def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
+    """The transaction set aside after a broken invariant: listed as hung, and tried again when the back-off ends."""
+    branches = [b if b.final else replace(b, hung_reason=HungReason.INTERNAL_ERROR) for b in transaction.branches]
+    hung_since = now if transaction.hung_since is None else transaction.hung_since
+    return replace(_with_branches(transaction, branches), hung_since=hung_since, wake_at=now + policy.retry_cap_s)
+
+
 def back_off_s(transaction_id: str, branch: Branch, policy: Policy) -> float:
     """Exponential back-off with full jitter and a cap, for a branch that has failed `branch.failures` times.
 

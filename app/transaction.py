@@ -72,6 +72,7 @@ class HungReason(StrEnum):
     CONFIRM_UNANSWERED = "confirm_unanswered"
     CANCEL_REFUSED = "cancel_refused"
     CANCEL_UNANSWERED = "cancel_unanswered"
+    INTERNAL_ERROR = "internal_error"  # an invariant of the coordinator itself broke: its log says which
 
 
 class Settled(StrEnum):

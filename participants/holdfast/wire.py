@@ -22,6 +22,9 @@ IDEMPOTENCY_KEY_HEADER: Final = "Idempotency-Key"
 DETAIL_CHARS_MAX: Final = 500
 """A refusal's detail and a call's error are cut here: they are for people and land in logs."""
 
+JSON_DEPTH_MAX: Final = 100
+"""Payloads and results nest at most so deep."""
+
 _UNANSWERED_4XX: Final = frozenset({408, 425, 429})
 
 
@@ -135,14 +138,28 @@ def hold_ttl_s(headers: Mapping[str, str]) -> float | None:
 def parse_json(body: bytes) -> Any:
     """The JSON value in `body`, or None when there is none: a 2xx without JSON is still a 2xx.
 
-    NaN and infinities are no JSON (RFC 8259, section 6), nor is text that could not be stored or sent on.
+    What could not be stored and sent on again counts as none: see `is_portable`.
     """
     try:
-        value = json.loads(body, parse_constant=_no_constant)
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-        return value
+        value = json.loads(body)
     except (ValueError, RecursionError):
         return None
+    return value if is_portable(value) else None
+
+
+def is_portable(value: Any) -> bool:
+    """Whether a parsed JSON value can be stored and sent on by everyone.
+
+    It must nest at most JSON_DEPTH_MAX levels deep and hold no NaN, no infinity (RFC 8259, section 6) and no lone
+    surrogate (section 8.2).
+    """
+    try:
+        if _deeper_than(value, JSON_DEPTH_MAX):
+            return False
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        return True
+    except ValueError:
+        return False
 
 
 def refusal_detail(body: bytes) -> str:
@@ -167,5 +184,9 @@ def _seconds(value: str) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _deeper_than(value: Any, levels: int) -> bool:
+    if isinstance(value, dict):
+        return levels == 0 or any(_deeper_than(each, levels - 1) for each in value.values())
+    if isinstance(value, list):
+        return levels == 0 or any(_deeper_than(each, levels - 1) for each in value)
+    return False

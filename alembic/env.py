@@ -1,0 +1,10 @@
+"""Runs migrations on the connection that app/migrations.py hands over; no URL is read here."""
+
+from alembic import context
+
+from app.models import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, compare_type=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,222 @@
+"""The database: group commit for writes, a small pool for reads.
+
+Many callers' writes that wait at the same moment go into one database transaction, in one thread; a caller goes on
+only when its write is durable. A write that fails fails its own caller, not the batch. What is written is not known
+here: a write is a function of a connection and of all the items that wait for it (store.py has them).
+
+SQL runs in threads and never on the event loop, so that no connection is ever held across an await.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 256
+"""Writes that share one database transaction, at the most."""
+READERS: Final = 4
+"""Threads, and so connections, that read."""
+SQLITE_BUSY_S: Final = 10
+"""How long SQLite waits for another process's lock before it gives up, in seconds."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+WriteFunction = Callable[[Connection, Sequence[_Item]], Sequence[_Result]]
+
+
+@dataclass(slots=True)
+class _Write:
+    function: WriteFunction[Any, Any]
+    item: Any
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Any]"
+
+
+class JournalClosed(Exception):
+    """The journal was closed before this write was made durable."""
+
+
+class Journal:
+    """Runs reads and writes against one database. Open it with the application, close it last."""
+
+    def __init__(self, database_url: str) -> None:
+        self.engine = make_engine(database_url)
+        self._writing_engine = self.engine.execution_options(holdfast_writes=True)
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="holdfast-read")
+        self._writer = threading.Thread(target=self._write_until_closed, name="holdfast-write", daemon=True)
+        self._closed = False
+        self._writer.start()
+
+    async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
+        """Have `function(connection, items)` run with this item among others, and return this item's result.
+
+        Returns when the result is durable. Raises what the function raised for this item alone, and JournalClosed.
+        """
+        if self._closed:
+            raise JournalClosed
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Result] = loop.create_future()
+        self._queue.put(_Write(function, item, loop, future))
+        return await future
+
+    async def read(self, function: Callable[..., _Result], *args: Any) -> _Result:
+        """Run `function(connection, *args)` in a reading thread and return what it returns."""
+        if self._closed:
+            raise JournalClosed
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, function, args)
+
+    async def close(self) -> None:
+        """Finish the writes that wait, then let go of the database."""
+        self._closed = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._writer.join)
+        self._readers.shutdown(wait=True)
+        self.engine.dispose()
+
+    def _read(self, function: Callable[..., _Result], args: tuple[Any, ...]) -> _Result:
+        with self.engine.connect() as connection:
+            return function(connection, *args)
+
+    def _write_until_closed(self) -> None:
+        closing = False
+        while not closing:
+            batch, closing = self._next_batch()
+            if batch:
+                _deliver(batch, self._commit(batch))
+
+    def _next_batch(self) -> tuple[list[_Write], bool]:
+        """Wait for one write, and take along all that wait behind it."""
+        batch: list[_Write] = []
+        while len(batch) < BATCH_MAX:
+            try:
+                write = self._queue.get(block=not batch)
+            except queue.Empty:
+                break
+            if write is None:
+                return batch, True
+            batch.append(write)
+        return batch, False
+
+    def _commit(self, batch: list[_Write]) -> list[Any]:
+        """The results of `batch`, in its order; an exception stands for a write that failed."""
+        try:
+            return self._commit_together(batch)
+        except _CommitFailed as failed:
+            return [failed.cause] * len(batch)  # it may be durable or not: nobody may take it for either
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+        results: list[Any] = []
+        for position, write in enumerate(batch):
+            results += self._commit([write])
+            if isinstance(results[-1], (OperationalError, InterfaceError)):
+                return results + [results[-1]] * (len(batch) - position - 1)  # no database: no use in asking on
+        return results
+
+    def _commit_together(self, batch: list[_Write]) -> list[Any]:
+        results: list[Any] = [None] * len(batch)
+        groups: dict[WriteFunction[Any, Any], list[int]] = {}
+        for position, write in enumerate(batch):
+            groups.setdefault(write.function, []).append(position)
+        with self._writing_engine.connect() as connection:
+            transaction = connection.begin()
+            try:
+                for function, positions in groups.items():
+                    answers = function(connection, [batch[position].item for position in positions])
+                    assert len(answers) == len(positions), f"{function.__name__} must answer each item"
+                    for position, answer in zip(positions, answers, strict=True):
+                        results[position] = answer
+            except BaseException:
+                transaction.rollback()
+                raise
+            try:
+                transaction.commit()
+            except Exception as error:
+                raise _CommitFailed(error) from error
+        return results
+
+
+class _CommitFailed(Exception):
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _deliver(batch: list[_Write], results: list[Any]) -> None:
+    """Wake the callers, once for all those of one event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for write, result in zip(batch, results, strict=True):
+        by_loop.setdefault(write.loop, []).append((write.future, result))
+    for loop, answers in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle, answers)
+        except RuntimeError:  # the loop has been closed; its callers are gone
+            log.warning("event=journal_caller_gone writes=%d", len(answers))
+
+
+def _settle(answers: list[tuple["asyncio.Future[Any]", Any]]) -> None:
+    for future, result in answers:
+        if future.done():
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+
+# --- engines -----------------------------------------------------------------------------------------------------
+
+_DRIVERS: Final = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+
+def normal_url(database_url: str) -> URL:
+    """The URL with the driver that is installed, whatever driver it named.
+
+    Raises ValueError when the database is not one that Holdfast speaks to.
+    """
+    url = make_url(database_url)
+    backend = url.drivername.partition("+")[0]
+    if backend not in _DRIVERS:
+        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend} is not supported; use sqlite:///… or postgresql://…")
+    return url.set(drivername=_DRIVERS[backend])
+
+
+def is_embedded(database_url: str) -> bool:
+    """Whether the database is a file of this process's own (SQLite)."""
+    return normal_url(database_url).get_backend_name() == "sqlite"
+
+
+def make_engine(database_url: str) -> Engine:
+    """An engine as the coordinator needs it; on SQLite durable (synchronous=FULL) and with one writer at a time."""
+    url = normal_url(database_url)
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, pool_size=READERS + 1, max_overflow=2, pool_pre_ping=True)
+    if not url.database or url.database == ":memory:":
+        raise ValueError("HOLDFAST_DATABASE_URL: name a file, such as sqlite:///holdfast.db; memory forgets")
+    engine = create_engine(url, pool_size=READERS + 1, connect_args={"timeout": SQLITE_BUSY_S})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # BEGIN is ours: the driver would begin too late, and never IMMEDIATE
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("holdfast_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

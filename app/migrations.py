@@ -1,0 +1,40 @@
+"""The schema's version: bring a database to it, or say that it isn't there yet.
+
+The migrations themselves are in alembic/. Runs before the journal is opened; nothing else changes the schema.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from app.journal import make_engine
+
+_ROOT = Path(__file__).parent.parent
+
+
+def migrate(database_url: str) -> None:
+    """Bring the database to the newest schema. Raises sqlalchemy.exc.OperationalError when it can't be reached."""
+    engine = make_engine(database_url)
+    try:
+        with engine.execution_options(holdfast_writes=True).begin() as connection:
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def schema_is_current(connection: Connection) -> bool:
+    """Whether the database is at the schema that this code was written for."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    return MigrationContext.configure(connection).get_current_revision() == head
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_ROOT / "alembic").replace("%", "%%"))
+    return config

@@ -1,0 +1,91 @@
+"""Claims what is due and hands it to the coordinator: transactions that rest, and those whose process died.
+
+The same for both: a crash is only a longer pause between two steps. Works with any number of replicas, because a
+claim is one conditional write. Drives nothing itself.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import store
+from app.coordinator import Coordinator
+from app.journal import Journal
+from app.metrics import Metrics
+from app.registry import Registry
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 100
+"""Transactions claimed at once."""
+PARALLEL_MAX: Final = 1000
+"""Claiming pauses while so many are worked on: a backlog must not crowd out new transactions."""
+PAUSE_MAX_S: Final = 1.0
+"""The longest pause between two looks, in seconds: another replica's work may become due at any time."""
+PAUSE_MIN_S: Final = 0.02
+
+
+class Recovery:
+    """Looks for due transactions until it is stopped. `clock` gives seconds since the epoch."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        coordinator: Coordinator,
+        registry: Registry,
+        metrics: Metrics,
+        lease_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._coordinator = coordinator
+        self._registry = registry
+        self._metrics = metrics
+        self._lease_s = lease_s
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+
+    async def run_once(self) -> int:
+        """Claim what is due and set it going; returns how many transactions that were."""
+        room = min(BATCH_MAX, self._coordinator.capacity, PARALLEL_MAX - self._coordinator.running)
+        if room <= 0:
+            return 0
+        now = self._clock()
+        claim = store.Claim(due_by=now, lease_until=now + self._lease_s, limit=room)
+        claimed = await self._journal.write(store.claim, claim)
+        for transaction in claimed:
+            self._coordinator.adopt(transaction)
+        self._metrics.claimed.inc(len(claimed))
+        return len(claimed)
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="recovery")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                claimed = await self.run_once()
+                pause_s = PAUSE_MIN_S if claimed else await self._pause_s()
+                await self._registry.refresh()
+            except SQLAlchemyError as error:
+                log.warning("event=recovery_failed error=%s", type(error).__name__)
+                pause_s = PAUSE_MAX_S
+            except Exception:
+                log.exception("event=recovery_failed")
+                pause_s = PAUSE_MAX_S
+            await asyncio.sleep(pause_s)
+
+    async def _pause_s(self) -> float:
+        next_wake_at = await self._journal.read(store.next_wake_at)
+        if next_wake_at is None:
+            return PAUSE_MAX_S
+        return min(PAUSE_MAX_S, max(PAUSE_MIN_S, next_wake_at - self._clock()))

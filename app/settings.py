@@ -1,0 +1,97 @@
+"""Every limit and timeout of the coordinator, read from the environment (prefix HOLDFAST_).
+
+The table in docs/operations.md is made from this; units are in the names. Nothing else reads the environment.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.endpoints import AllowedEndpoints
+from app.protocol import Policy
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+ParticipantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class RegistryBody(BaseModel):
+    """What is registered under a participant's name; the body of `PUT /v1/participants/{name}`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    base_url: str = Field(max_length=2000, description="where the participant mounts /try, /confirm and /cancel")
+    call_timeout_s: float | None = Field(
+        default=None, gt=0, le=3600, description="one call, all of it, in seconds; default HOLDFAST_CALL_TIMEOUT_S"
+    )
+    concurrency_max: int = Field(default=64, ge=1, le=10_000, description="calls under way at once, at the most")
+
+
+class Settings(BaseSettings):
+    """The coordinator's settings; section 6 of docs/protocol.md."""
+
+    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore")
+
+    database_url: str = Field("sqlite:///holdfast.db", description="SQLAlchemy URL, without or with a driver")
+    host: str = Field("127.0.0.1", description="where `python -m app serve` listens")
+    port: int = Field(8000, ge=0, le=65535, description="where `python -m app serve` listens; 0 takes a free port")
+    participants: dict[ParticipantName, RegistryBody] = Field(
+        default_factory=dict,
+        description="JSON: name → base URL, or name → registry body; added to the registry at start",
+    )
+    allowed_endpoints: str = Field(
+        ",".join(
+            f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1", "[::1]")
+        ),
+        description="what endpoints and base URLs may point to: scheme://host-pattern:port, comma-separated",
+    )
+    timeout_default_s: Seconds = Field(30.0, description="time to a decision, unless begin says otherwise")
+    timeout_max_s: Seconds = Field(86_400.0, description="the longest time to a decision that begin may ask for")
+    wait_default_s: float = Field(30.0, ge=0, le=3600, description="how long begin waits, unless the client says")
+    call_timeout_s: Seconds = Field(5.0, description="one call to a participant, unless its registry entry says")
+    retry_base_s: Seconds = Field(0.2, description="back-off after the first failure, before jitter")
+    retry_cap_s: Seconds = Field(60.0, description="the longest back-off")
+    hold_margin_s: float = Field(30.0, ge=0, description="added to the time left to the deadline for hold_ttl_s")
+    hung_attempts: int = Field(5, ge=1, description="a decided branch counts as hung after so many attempts")
+    hung_after_s: Seconds = Field(60.0, description="… or so long after the decision")
+    branches_max: int = Field(64, ge=1, le=1000, description="branches in one transaction")
+    body_max_bytes: int = Field(1_048_576, ge=1024, description="the longest request body")
+    response_max_bytes: int = Field(65_536, ge=1024, description="the longest response of a participant")
+    inflight_max: int = Field(10_000, ge=1, description="transactions worked on at once; more are answered 503")
+    lease_s: Seconds = Field(15.0, description="a replica silent for so long loses its transactions to another")
+    shutdown_timeout_s: Seconds = Field(10.0, description="time to finish what is under way after SIGTERM")
+
+    @field_validator("participants", mode="before")
+    @classmethod
+    def _base_url_alone_is_a_body(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {name: {"base_url": body} if isinstance(body, str) else body for name, body in value.items()}
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.timeout_default_s > self.timeout_max_s:
+            raise ValueError("HOLDFAST_TIMEOUT_DEFAULT_S must not exceed HOLDFAST_TIMEOUT_MAX_S")
+        if self.retry_base_s > self.retry_cap_s:
+            raise ValueError("HOLDFAST_RETRY_BASE_S must not exceed HOLDFAST_RETRY_CAP_S")
+        allowed = self.allowed
+        for name, body in self.participants.items():
+            if fault := allowed.fault(body.base_url):
+                raise ValueError(f"HOLDFAST_PARTICIPANTS: {name}: {fault}")
+        return self
+
+    @property
+    def allowed(self) -> AllowedEndpoints:
+        return AllowedEndpoints.parse(self.allowed_endpoints)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            retry_base_s=self.retry_base_s,
+            retry_cap_s=self.retry_cap_s,
+            hold_margin_s=self.hold_margin_s,
+            hung_attempts=self.hung_attempts,
+            hung_after_s=self.hung_after_s,
+            lease_s=self.lease_s,
+            linger_s=min(1.0, self.lease_s / 5),
+        )

@@ -1,0 +1,428 @@
+"""Every SQL statement, as plain functions of a connection: one function, one intent.
+
+The writing ones take all the items that wait (journal.py) and answer each; every UPDATE names the version that it
+expects. No commit, no clock and no transition of the protocol here. Runs as it is on SQLite and PostgreSQL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from app.models import (
+    CallRecord,
+    CallRow,
+    HungBranchRow,
+    ParticipantRow,
+    RegisteredParticipant,
+    TransactionParticipantRow,
+    TransactionRow,
+    changing_columns,
+    definition_of,
+    transaction_of,
+)
+from app.transaction import Transaction
+from holdfast.wire import Answer, Decision, Operation
+
+
+def _table(model: type) -> Table:
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    return table
+
+
+transactions = _table(TransactionRow)
+transaction_participants = _table(TransactionParticipantRow)
+hung_branches = _table(HungBranchRow)
+calls = _table(CallRow)
+participants = _table(ParticipantRow)
+
+
+class StaleError(Exception):
+    """Somebody else has written this transaction since it was read: whoever gets this must stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRecord:
+    """A transaction to record, with the client's idempotency key and the hash of what it asked for, if any."""
+
+    transaction: Transaction
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What there is under an idempotency key now; `created` says whether this very record made it."""
+
+    transaction_id: str
+    request_hash: str | None
+    created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """A step to save: what was last known to be stored, what is to be, and the calls made since."""
+
+    before: Transaction
+    after: Transaction
+    calls: tuple[CallRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Which unfinished transactions to take over: those due by then, at the most so many, or one by its id."""
+
+    due_by: float
+    lease_until: float
+    limit: int = 1
+    transaction_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What a list shows; every member that is not None must match."""
+
+    phase: str | None = None
+    name: str | None = None
+    reference: str | None = None
+    participant: str | None = None
+    hung: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HungFilter:
+    """Which hung transactions a list shows; `hung_before` in seconds since the epoch."""
+
+    participant: str | None = None
+    name: str | None = None
+    hung_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HungTotal:
+    """How many branches hang at one participant for one reason; `participant` None for branches given by URLs."""
+
+    participant: str | None
+    reason: str
+    count: int
+
+
+# --- writes: what the protocol needs -----------------------------------------------------------------------------
+
+
+def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]:
+    """Insert new transactions, but for those whose idempotency key is there already."""
+    present = _recorded_under(connection, [item.idempotency_key for item in items if item.idempotency_key])
+    answers: list[Recorded] = []
+    new: list[NewRecord] = []
+    for item in items:
+        recorded = present.get(item.idempotency_key) if item.idempotency_key else None
+        if recorded is None:
+            new.append(item)
+            mine = Recorded(transaction_id=item.transaction.id, request_hash=item.request_hash, created=True)
+            answers.append(mine)
+            if item.idempotency_key:
+                present[item.idempotency_key] = Recorded(
+                    transaction_id=mine.transaction_id, request_hash=mine.request_hash, created=False
+                )
+        else:
+            answers.append(recorded)
+    if new:
+        connection.execute(insert(transactions), [_new_row(item) for item in new])
+    memberships = [
+        {"participant": participant, "transaction_id": item.transaction.id}
+        for item in new
+        for participant in sorted({b.participant for b in item.transaction.branches if b.participant})
+    ]
+    if memberships:
+        connection.execute(insert(transaction_participants), memberships)
+    return answers
+
+
+def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
+    """Write steps of transactions, each only if it is still at the version it was read at.
+
+    Returns them with their new versions. Raises StaleError when one is not; the journal then tries each alone.
+    """
+    rows = [
+        {"expected_id": it.after.id, "expected_version": it.after.version, "version": it.after.version + 1}
+        | changing_columns(it.after)
+        for it in items
+    ]
+    if connection.execute(_SAVE, rows).rowcount != len(rows):
+        raise StaleError(", ".join(it.after.id for it in items))
+    _save_hung_branches(connection, items)
+    history = [_call_row(call) for it in items for call in it.calls]
+    if history:
+        connection.execute(insert(calls), history)
+    return [replace(it.after, version=it.after.version + 1) for it in items]
+
+
+def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transaction]]:
+    """Take over unfinished transactions: bump the version, which stops whoever had them, and take the lease."""
+    return [_claim(connection, item) for item in items]
+
+
+_SAVE = (
+    update(transactions)
+    .where(transactions.c.id == bindparam("expected_id"), transactions.c.version == bindparam("expected_version"))
+    .values({name: bindparam(name) for name in ("version", "phase", "decision", "decided_at", "finished_at")})
+    .values({name: bindparam(name) for name in ("hung_since", "wake_at", "state")})
+)
+
+
+def _recorded_under(connection: Connection, keys: list[str]) -> dict[str, Recorded]:
+    if not keys:
+        return {}
+    columns = (transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash)
+    rows = connection.execute(select(*columns).where(transactions.c.idempotency_key.in_(keys)))
+    return {key: Recorded(transaction_id=id_, request_hash=hash_, created=False) for key, id_, hash_ in rows}
+
+
+def _new_row(item: NewRecord) -> dict[str, Any]:
+    transaction = item.transaction
+    return changing_columns(transaction) | {
+        "id": transaction.id,
+        "version": transaction.version,
+        "name": transaction.name,
+        "reference": transaction.reference,
+        "try_order": transaction.try_order.value,
+        "idempotency_key": item.idempotency_key,
+        "request_hash": item.request_hash,
+        "created_at": transaction.created_at,
+        "deadline": transaction.deadline,
+        "definition": definition_of(transaction),
+    }
+
+
+def _save_hung_branches(connection: Connection, items: Sequence[Save]) -> None:
+    """Hung branches have rows of their own; they change seldom, so nothing is written when they don't."""
+    changed = [it for it in items if _hung_rows(it.before) != _hung_rows(it.after)]
+    if not changed:
+        return
+    ids = [it.after.id for it in changed]
+    connection.execute(delete(hung_branches).where(hung_branches.c.transaction_id.in_(ids)))
+    rows = [row for it in changed for row in _hung_rows(it.after)]
+    if rows:
+        connection.execute(insert(hung_branches), rows)
+
+
+def _hung_rows(transaction: Transaction) -> list[dict[str, Any]]:
+    return [
+        {"transaction_id": transaction.id, "branch": b.name, "participant": b.participant, "reason": b.hung_reason}
+        for b in transaction.branches
+        if b.hung_reason
+    ]
+
+
+def _call_row(call: CallRecord) -> dict[str, Any]:
+    return {
+        "transaction_id": call.transaction_id,
+        "branch": call.branch,
+        "operation": call.operation.value,
+        "attempt": call.attempt,
+        "started_at": call.started_at,
+        "duration_ms": call.duration_ms,
+        "answer": call.answer.value,
+        "http_status": call.http_status,
+        "error": call.error,
+        "response": call.response,
+    }
+
+
+def _claim(connection: Connection, item: Claim) -> list[Transaction]:
+    wanted = select(transactions).where(transactions.c.wake_at <= item.due_by)
+    if item.transaction_id is not None:
+        wanted = wanted.where(transactions.c.id == item.transaction_id)
+    wanted = wanted.order_by(transactions.c.wake_at).limit(item.limit).with_for_update(skip_locked=True)
+    rows = connection.execute(wanted).mappings().all()
+    if not rows:
+        return []
+    claimed = connection.execute(
+        update(transactions)
+        .where(transactions.c.id == bindparam("claimed_id"), transactions.c.version == bindparam("claimed_version"))
+        .values(version=transactions.c.version + 1, wake_at=bindparam("lease_until")),
+        [{"claimed_id": row["id"], "claimed_version": row["version"], "lease_until": item.lease_until} for row in rows],
+    )
+    assert claimed.rowcount == len(rows), "the rows were locked"
+    leased = [dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows]
+    return [transaction_of(row) for row in leased]
+
+
+# --- reads -------------------------------------------------------------------------------------------------------
+
+
+def find(connection: Connection, transaction_id: str) -> Transaction | None:
+    """The transaction of this id, as it is stored."""
+    row = connection.execute(select(transactions).where(transactions.c.id == transaction_id)).mappings().first()
+    return None if row is None else transaction_of(row)
+
+
+def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision, float] | None:
+    """The durable decision of a transaction, and its deadline in seconds since the epoch."""
+    columns = (transactions.c.decision, transactions.c.deadline)
+    row = connection.execute(select(*columns).where(transactions.c.id == transaction_id)).first()
+    return None if row is None else (Decision(row[0]), row[1])
+
+
+def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> list[Transaction]:
+    """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
+    query = select(transactions).where(*_conditions(wanted)).order_by(transactions.c.id.desc()).limit(limit)
+    if before_id is not None:
+        query = query.where(transactions.c.id < before_id)
+    return [transaction_of(row) for row in connection.execute(query).mappings()]
+
+
+def list_hung(
+    connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None
+) -> list[Transaction]:
+    """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
+    since, id_ = transactions.c.hung_since, transactions.c.id
+    query = select(transactions).where(since.is_not(None), *_hung_conditions(wanted)).order_by(since, id_).limit(limit)
+    if after is not None:
+        query = query.where(or_(since > after[0], and_(since == after[0], id_ > after[1])))
+    return [transaction_of(row) for row in connection.execute(query).mappings()]
+
+
+def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
+    """How many branches hang, by participant and reason."""
+    columns = (hung_branches.c.participant, hung_branches.c.reason)
+    query: Select[Any] = select(*columns, func.count()).group_by(*columns).order_by(*columns)
+    if wanted.participant is not None:
+        query = query.where(hung_branches.c.participant == wanted.participant)
+    if wanted.name is not None or wanted.hung_before is not None:
+        query = query.join(transactions, transactions.c.id == hung_branches.c.transaction_id)
+        query = query.where(*_hung_conditions(HungFilter(name=wanted.name, hung_before=wanted.hung_before)))
+    return [HungTotal(participant=p, reason=reason, count=count) for p, reason, count in connection.execute(query)]
+
+
+def list_calls(connection: Connection, transaction_id: str, limit: int, after_id: int) -> list[tuple[int, CallRecord]]:
+    """The calls of a transaction, oldest first, from `after_id` on (exclusive), each with its id."""
+    query = select(calls).where(calls.c.transaction_id == transaction_id, calls.c.id > after_id)
+    return [(row.id, _call_record(row)) for row in connection.execute(query.order_by(calls.c.id).limit(limit))]
+
+
+def next_wake_at(connection: Connection) -> float | None:
+    """When the first unfinished transaction is due."""
+    wake_at: float | None = connection.execute(select(func.min(transactions.c.wake_at))).scalar_one()
+    return wake_at
+
+
+def count_unfinished(connection: Connection) -> int:
+    """How many transactions are not finished."""
+    return connection.execute(select(func.count()).where(transactions.c.wake_at.is_not(None))).scalar_one()
+
+
+def count_hung(connection: Connection) -> int:
+    """How many transactions are hung."""
+    return connection.execute(select(func.count()).where(transactions.c.hung_since.is_not(None))).scalar_one()
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    conditions = [
+        column == value
+        for column, value in (
+            (transactions.c.phase, wanted.phase),
+            (transactions.c.name, wanted.name),
+            (transactions.c.reference, wanted.reference),
+        )
+        if value is not None
+    ]
+    if wanted.participant is not None:
+        member = transaction_participants.c
+        conditions.append(
+            exists().where(member.participant == wanted.participant, member.transaction_id == transactions.c.id)
+        )
+    if wanted.hung is not None:
+        since = transactions.c.hung_since
+        conditions.append(since.is_not(None) if wanted.hung else since.is_(None))
+    return conditions
+
+
+def _hung_conditions(wanted: HungFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.name is not None:
+        conditions.append(transactions.c.name == wanted.name)
+    if wanted.hung_before is not None:
+        conditions.append(transactions.c.hung_since <= wanted.hung_before)
+    if wanted.participant is not None:
+        branch = hung_branches.c
+        conditions.append(
+            exists().where(branch.transaction_id == transactions.c.id, branch.participant == wanted.participant)
+        )
+    return conditions
+
+
+def _call_record(row: Row[Any]) -> CallRecord:
+    return CallRecord(
+        transaction_id=row.transaction_id,
+        branch=row.branch,
+        operation=Operation(row.operation),
+        attempt=row.attempt,
+        started_at=row.started_at,
+        duration_ms=row.duration_ms,
+        answer=Answer(row.answer),
+        http_status=row.http_status,
+        error=row.error,
+        response=row.response,
+    )
+
+
+# --- the registry ------------------------------------------------------------------------------------------------
+
+
+def list_participants(connection: Connection) -> list[RegisteredParticipant]:
+    """Every registered participant, by name."""
+    rows = connection.execute(select(participants).order_by(participants.c.name))
+    return [RegisteredParticipant(**dict(row)) for row in rows.mappings()]
+
+
+def put_participants(connection: Connection, items: Sequence[RegisteredParticipant]) -> list[bool]:
+    """Register each participant or replace its entry; answers whether it is new."""
+    return [_put_participant(connection, item) for item in items]
+
+
+def delete_participants(connection: Connection, items: Sequence[str]) -> list[bool | None]:
+    """Remove participants by name: True when done, False when unfinished transactions need it, None when unknown."""
+    return [_delete_participant(connection, name) for name in items]
+
+
+def _put_participant(connection: Connection, item: RegisteredParticipant) -> bool:
+    values = {
+        "base_url": item.base_url,
+        "call_timeout_s": item.call_timeout_s,
+        "concurrency_max": item.concurrency_max,
+    }
+    found = connection.execute(update(participants).where(participants.c.name == item.name).values(**values))
+    if found.rowcount:
+        return False
+    connection.execute(insert(participants).values(name=item.name, **values))
+    return True
+
+
+def _delete_participant(connection: Connection, name: str) -> bool | None:
+    if connection.execute(select(participants.c.name).where(participants.c.name == name)).first() is None:
+        return None
+    member = transaction_participants.c
+    needed = select(member.transaction_id).where(
+        member.participant == name, member.transaction_id == transactions.c.id, transactions.c.wake_at.is_not(None)
+    )
+    if connection.execute(needed.limit(1)).first() is not None:
+        return False
+    return connection.execute(delete(participants).where(participants.c.name == name)).rowcount == 1
