@@ -1,0 +1,165 @@
+"""Style that no linter knows, kept by a test. Every rule is seen to fail on a planted violation.
+
+Files are those that git tracks or is about to. Words that a rule forbids are spelled in halves here.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import Final
+
+import pytest
+
+from tests.support.repository import ROOT, listed_by_git
+
+SHIPPED: Final = ("app/", "participants/")
+FUNCTION_LINES_MAX: Final = 70
+FILE_LINES_MAX: Final = 600
+LOCK_FILES: Final = {"uv.lock", "poetry.lock", "Pipfile.lock", "package-lock.json", "yarn.lock", "pnpm-lock.yaml"}
+SLEEPS_ALLOWED: Final[dict[str, str]] = {}  # path: why a clock or a signal can't do it
+
+Rule = Callable[[str, str, ast.Module], Iterator[str]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(function: Rule) -> Rule:
+    """Register a rule: (path, text, syntax tree; empty if not Python) -> what is wrong, in words."""
+    RULES[function.__name__] = function
+    return function
+
+
+@rule
+def short_functions(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    for node in functions(tree) if path.startswith(SHIPPED) else ():
+        lines = (node.end_lineno or 0) - node.lineno + 1
+        if lines > FUNCTION_LINES_MAX:
+            yield f"{node.name} has {lines} lines, more than {FUNCTION_LINES_MAX}"
+
+
+@rule
+def short_files(path: str, text: str, _tree: ast.Module) -> Iterator[str]:
+    lines = text.count("\n")
+    if path.startswith(SHIPPED) and path.endswith(".py") and lines > FILE_LINES_MAX:
+        yield f"{lines} lines, more than {FILE_LINES_MAX}"
+
+
+@rule
+def module_docstrings(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    if path.startswith(SHIPPED) and tree.body and not ast.get_docstring(tree):
+        yield "the module has no docstring saying what it is responsible for"
+
+
+@rule
+def telling_names(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    if PurePosixPath(path).stem in {"utils", "util", "helpers", "misc"}:
+        yield "the name says nothing about what is inside"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Manager"):
+            yield f"class {node.name}: say what it does"
+
+
+@rule
+def nothing_left_to_do(_path: str, text: str, _tree: ast.Module) -> Iterator[str]:
+    if found := re.search(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b", text):
+        yield f"{found[0]}: do it, or write an issue"
+
+
+@rule
+def no_sleeps_in_tests(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    if not path.startswith("tests/") or path in SLEEPS_ALLOWED:
+        return
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for call in calls:
+        sleeps = ast.unparse(call.func) in {"time.sleep", "asyncio.sleep", "anyio.sleep", "sleep"}
+        if sleeps and [ast.unparse(argument) for argument in call.args] != ["0"]:
+            yield f"line {call.lineno}: wait for a signal or move a fake clock, never sleep"
+
+
+@rule
+def checking_tests(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    """A helper called check_... or assert_... counts, as does an assertion of a mock."""
+    for node in functions(tree) if PurePosixPath(path).name.startswith("test_") else ():
+        if node.name.startswith("test_") and not any(checks(inner) for inner in ast.walk(node)):
+            yield f"{node.name} checks nothing"
+
+
+@rule
+def no_files_that_break_others(path: str, _text: str, _tree: ast.Module) -> Iterator[str]:
+    if path == "alembic/__init__.py":
+        yield "shadows the library alembic"
+    if PurePosixPath(path).name in LOCK_FILES:
+        yield "records where packages were downloaded; requirements/ pins them with hashes"
+
+
+@rule
+def no_addresses_of_registries(_path: str, text: str, _tree: ast.Module) -> Iterator[str]:
+    hosts = (
+        r"files\.python" r"hosted|py" r"pi\.org/simple|registry\.npm" r"js|^--(extra-)?index-" r"url|^--find-" r"links"
+    )
+    if found := re.search(hosts, text, re.MULTILINE):
+        yield f"{found[0]}: an address that belongs into the configuration of whoever installs"
+
+
+@rule
+def no_paths_of_a_machine(_path: str, text: str, _tree: ast.Module) -> Iterator[str]:
+    if found := re.search(r"(?<![\w.:/}])/(work|home|root|Users|private/var)/[\w.]+", text):
+        yield f"{found[0]}: a path of one machine"
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def checks(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        name = ast.unparse(node.func)
+        return name in {"pytest.raises", "pytest.fail"} or name.split(".")[-1].startswith(("assert", "check"))
+    return isinstance(node, ast.Assert)
+
+
+def violations(path: str, text: str) -> list[str]:
+    tree = ast.parse(text) if path.endswith(".py") else ast.Module([], [])
+    return [f"{path}: {name}: {what}" for name, check in RULES.items() for what in check(path, text, tree)]
+
+
+def test_every_file_keeps_every_rule() -> None:
+    paths = listed_by_git("--cached", "--others", "--exclude-standard")
+    present = [path for path in paths if (ROOT / path).is_file()]
+    texts = {path: (ROOT / path).read_text(encoding="utf-8", errors="ignore") for path in present}
+    assert [violation for path, text in texts.items() for violation in violations(path, text)] == []
+
+
+PLANTED: Final = [
+    ("short_functions", "app/a.py", '"""A."""\ndef f():\n' + "    f()\n" * 70),
+    ("short_files", "participants/holdfast/a.py", '"""A."""\n' + "# long\n" * 600),
+    ("module_docstrings", "app/a.py", "import ast\n"),
+    ("telling_names", "app/utils.py", ""),
+    ("telling_names", "tests/a.py", "class BranchManager: ..."),
+    ("nothing_left_to_do", "README.md", "TO" "DO: write this"),
+    ("nothing_left_to_do", "tests/a.py", "# XX" "X why"),
+    ("no_sleeps_in_tests", "tests/a.py", "await asyncio.sleep(0.1)"),
+    ("no_sleeps_in_tests", "tests/a.py", "from time import sleep\nsleep(delay)"),
+    ("checking_tests", "tests/test_a.py", "async def test_a():\n    def inner(): ...\n    inner()"),
+    ("no_files_that_break_others", "alembic/__init__.py", ""),
+    ("no_files_that_break_others", "docs/package-lock.json", "{}"),
+    ("no_addresses_of_registries", "requirements/run.txt", "a==1\n--index-" "url https://example.org/"),
+    ("no_addresses_of_registries", "docs/a.md", "see https://files.python" "hosted.org/packages/a"),
+    ("no_paths_of_a_machine", "docs/a.md", "run `/wor" "k/main/a.sh`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "path", "text"), PLANTED)
+def test_a_planted_violation_is_found_by_its_rule_alone(name: str, path: str, text: str) -> None:
+    found = violations(path, text)
+    assert [violation.split(": ")[1] for violation in found] == [name]
+
+
+def test_every_rule_was_seen_to_fail() -> None:
+    assert {name for name, _, _ in PLANTED} == RULES.keys()
+
+
+def test_what_only_looks_like_a_violation_is_let_through() -> None:
+    assert violations("tests/test_a.py", "def test_a():\n    check_all()\n    asyncio.sleep(0)") == []
+    assert violations("docs/a.md", "GET http://example.org/home/a, ./work/a, to do") == []
+    assert violations("app/api/__init__.py", "") == []
