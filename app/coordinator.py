@@ -115,6 +115,7 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._stopping = False
+        self._stopped = False
 
     # --- for initiators ------------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Coordinator:
                 changed.clear()
                 transaction = await self.find(transaction_id)
                 left_s = until - loop.time()
-                if awaited(transaction) or left_s <= 0 or self._stopping:
+                if awaited(transaction) or left_s <= 0 or self._stopped:
                     return transaction
                 is_here = transaction_id in self._runs
                 await _wait_for(changed, left_s if is_here else min(left_s, POLL_S))
@@ -214,8 +215,11 @@ class Coordinator:
         self._start(transaction, advance(transaction, (), self._clock(), self._policy))
 
     async def stop(self, limit_s: float) -> None:
-        """Begin nothing more, give what is under way `limit_s` seconds to end, and hand the rest over."""
-        self._stopping = True
+        """Begin nothing more, give what is under way `limit_s` seconds to end, and hand the rest over.
+
+        May be called again; there is nothing left to do then.
+        """
+        self._stopping = True  # waiting clients are still answered, with whatever comes of what is under way
         driving = [run.task for run in self._runs.values() if run.task]
         if driving:
             await asyncio.wait(driving, timeout=limit_s)
@@ -223,6 +227,7 @@ class Coordinator:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._stopped = True
         for watchers in self._watchers.values():
             for watcher in watchers:
                 watcher.set()

@@ -4,6 +4,7 @@ The migrations themselves are in alembic/. Runs before the journal is opened; no
 """
 
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
@@ -13,6 +14,7 @@ from sqlalchemy import Connection
 
 from app.journal import make_engine
 
+MIGRATE_COMMAND: Final = "python -m app migrate"
 _ROOT = Path(__file__).parent.parent
 
 

@@ -179,6 +179,12 @@ def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transacti
     return [_claim(connection, item) for item in items]
 
 
+def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
+    """Make everything unfinished due at once, at the time given in seconds since the epoch; answers how many."""
+    later = transactions.c.wake_at
+    return [connection.execute(update(transactions).where(later > now).values(wake_at=now)).rowcount for now in items]
+
+
 _SAVE = (
     update(transactions)
     .where(transactions.c.id == bindparam("expected_id"), transactions.c.version == bindparam("expected_version"))

@@ -1,0 +1,85 @@
+"""/v1/admin: what hangs, and what a person can do about it. Section 3 of docs/protocol.md."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from app import store
+from app.api.dependencies import PartsOf
+from app.api.problems import responses
+from app.api.rendering import Cursor, Limit, json_response, known_id, parse_or_problem
+from app.api.schemas import (
+    HungPage,
+    Label,
+    ResolveRequest,
+    TransactionBody,
+    cursor_of,
+    totals_json,
+    transaction_json,
+)
+from app.protocol import BranchResolved, RetryRequested
+from app.settings import ParticipantName
+from app.transaction import Settled
+
+router = APIRouter(prefix="/v1/admin", tags=["admin"])
+
+
+@router.get("/hung", response_model=HungPage, responses=responses("invalid", "unavailable"))
+async def list_hung(
+    parts: PartsOf,
+    participant: ParticipantName | None = None,
+    name: Label | None = None,
+    older_than_s: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """Hung transactions, oldest first, and how many branches hang by participant and reason."""
+    hung_before = None if older_than_s is None else parts.clock() - older_than_s
+    wanted = store.HungFilter(participant=participant, name=name, hung_before=hung_before)
+    since, after_id = parse_or_problem(cursor, float, str) if cursor is not None else (None, None)
+    after = None if since is None else (since, after_id)
+    found = await parts.journal.read(store.list_hung, wanted, limit + 1, after)
+    totals = await parts.journal.read(store.total_hung, wanted)
+    last = found[limit - 1] if len(found) > limit else None
+    next_cursor = cursor_of(last.hung_since, last.id) if last and last.hung_since is not None else None
+    items = [transaction_json(it) for it in found[:limit]]
+    return json_response({"items": items, "next_cursor": next_cursor, "totals": totals_json(totals)})
+
+
+@router.post(
+    "/transactions/{transaction_id}/retry",
+    status_code=202,
+    response_model=TransactionBody,
+    responses=responses("unknown-transaction", "already-finished", "invalid", "overloaded", "unavailable"),
+)
+async def retry(transaction_id: str, parts: PartsOf) -> Response:
+    """Make every call that waits now, and start the back-off over."""
+    transaction = await parts.coordinator.command(known_id(transaction_id), RetryRequested())
+    return json_response(transaction_json(transaction), 202)
+
+
+@router.post(
+    "/transactions/{transaction_id}/branches/{branch}/resolve",
+    response_model=TransactionBody,
+    responses=responses(
+        "unknown-transaction",
+        "unknown-branch",
+        "branch-finished",
+        "not-decided",
+        "malformed",
+        "invalid",
+        "payload-too-large",
+        "overloaded",
+        "unavailable",
+    ),
+)
+async def resolve(transaction_id: str, branch: str, body: ResolveRequest, request: Request, parts: PartsOf) -> Response:
+    """Record that a person settled this branch by hand, as what and why; it is called no more."""
+    command = BranchResolved(
+        branch=branch,
+        settled=Settled(body.settled),
+        by=f"operator at {request.client.host if request.client else 'unknown'}",
+        reason=body.reason,
+    )
+    return json_response(transaction_json(await parts.coordinator.command(known_id(transaction_id), command)))

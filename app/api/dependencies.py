@@ -1,0 +1,35 @@
+"""What routes need from the application, as FastAPI dependencies. Nothing is made here (main.py makes it all)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.coordinator import Coordinator
+from app.endpoints import AllowedEndpoints
+from app.journal import Journal
+from app.metrics import Metrics
+from app.registry import Registry
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The parts of the running application that routes talk to."""
+
+    settings: Settings
+    journal: Journal
+    registry: Registry
+    coordinator: Coordinator
+    metrics: Metrics
+    allowed: AllowedEndpoints
+    clock: Callable[[], float]
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsOf = Annotated[Parts, Depends(_parts)]

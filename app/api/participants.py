@@ -1,0 +1,66 @@
+"""/v1/participants: the registry. Section 3 of docs/protocol.md."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from fastapi.responses import Response
+
+from app.api.dependencies import PartsOf
+from app.api.problems import Problem, responses
+from app.api.rendering import json_response
+from app.api.schemas import ParticipantBody, ParticipantPage, participant_json
+from app.models import RegisteredParticipant
+from app.settings import ParticipantName, RegistryBody
+
+router = APIRouter(prefix="/v1/participants", tags=["participants"])
+
+Name = Annotated[ParticipantName, Path()]
+
+
+@router.get("", response_model=ParticipantPage, responses=responses("unavailable"))
+async def list_participants(parts: PartsOf) -> Response:
+    """Every registered participant, by name."""
+    return json_response({"items": [participant_json(it) for it in parts.registry.all()]})
+
+
+@router.get(
+    "/{name}", response_model=ParticipantBody, responses=responses("participant-not-found", "invalid", "unavailable")
+)
+async def get(name: Name, parts: PartsOf) -> Response:
+    """One registered participant."""
+    participant = parts.registry.get(name)
+    if participant is None:
+        raise Problem("participant-not-found")
+    return json_response(participant_json(participant))
+
+
+@router.put(
+    "/{name}",
+    response_model=ParticipantBody,
+    responses={
+        201: {"description": "Registered", "model": ParticipantBody},
+        **responses("malformed", "invalid", "endpoint-not-allowed", "payload-too-large", "unavailable"),
+    },
+)
+async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
+    """Register a participant, or say where it is now: transactions under way call it there from the next call on."""
+    if fault := parts.allowed.fault(body.base_url):
+        raise Problem("endpoint-not-allowed", fault)
+    participant = RegisteredParticipant(name=name, **body.model_dump())
+    is_new = await parts.registry.put(participant)
+    return json_response(participant_json(participant), 201 if is_new else 200)
+
+
+@router.delete(
+    "/{name}",
+    status_code=204,
+    responses=responses("participant-not-found", "participant-in-use", "invalid", "unavailable"),
+)
+async def delete(name: Name, parts: PartsOf) -> Response:
+    """Remove a participant that no unfinished transaction needs."""
+    deleted = await parts.registry.delete(name)
+    if deleted is None:
+        raise Problem("participant-not-found")
+    if not deleted:
+        raise Problem("participant-in-use")
+    return Response(status_code=204)

@@ -1,0 +1,194 @@
+"""Errors as RFC 9457 problem documents: every one that the API can answer is in the catalogue below.
+
+`type` is /problems/<slug>, and the coordinator serves a short page there. Turns exceptions into answers; raises none.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from app.api.schemas import transaction_json
+from app.coordinator import ObjectedError, OverloadedError, UnknownTransactionError
+from app.journal import JournalClosed
+from holdfast.wire import DETAIL_CHARS_MAX, printable
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+RETRY_AFTER_S: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of problem: its HTTP status, its title, and what whoever gets it should do."""
+
+    status: int
+    title: str
+    advice: str
+
+
+CATALOGUE: Final[Mapping[str, Kind]] = {
+    "malformed": Kind(400, "The request can't be read", "Send JSON, and headers in their documented form."),
+    "invalid": Kind(422, "The request says something that is not allowed", "Correct what `errors` names."),
+    "unknown-participant": Kind(422, "No such participant", "Register it with PUT /v1/participants/{name}."),
+    "endpoint-not-allowed": Kind(
+        422, "The coordinator may not call this URL", "Have HOLDFAST_ALLOWED_ENDPOINTS admit it."
+    ),
+    "payload-too-large": Kind(413, "The request body is too large", "Send less, or raise HOLDFAST_BODY_MAX_BYTES."),
+    "idempotency-key-conflict": Kind(
+        409,
+        "This idempotency key began another transaction",
+        "Repeat the very same body under the same key, or take a new key for a new request.",
+    ),
+    "transaction-cancelled": Kind(
+        409, "The transaction is cancelled, not confirmed", "See `transaction.reason`; nothing was carried out."
+    ),
+    "transaction-mixed": Kind(
+        409, "A person resolved a branch against the decision", "See the branches' `resolution`: who, when and why."
+    ),
+    "already-decided": Kind(
+        409, "The decision has been made and does not change", "A confirmed transaction needs a new one to undo it."
+    ),
+    "already-finished": Kind(409, "The transaction is finished", "There is nothing left to try again."),
+    "not-decided": Kind(409, "The transaction is undecided", "Cancel it first, with POST …/cancel."),
+    "branch-finished": Kind(409, "The branch is finished", "There is nothing left to resolve."),
+    "participant-in-use": Kind(
+        409, "Unfinished transactions need this participant", "Wait for them, or resolve them, and try again."
+    ),
+    "unknown-transaction": Kind(
+        404, "No such transaction", "Check the id. To a participant this means: presumed cancelled."
+    ),
+    "unknown-branch": Kind(404, "The transaction has no such branch", "Its branches are in the transaction."),
+    "participant-not-found": Kind(404, "No participant is registered under this name", "GET /v1/participants."),
+    "not-found": Kind(404, "There is nothing at this path", "The paths are in /docs."),
+    "method-not-allowed": Kind(405, "This path does not take this method", "See the header Allow, or /docs."),
+    "overloaded": Kind(503, "Too much is under way", "Nothing was recorded; repeat after `Retry-After` seconds."),
+    "schema-outdated": Kind(503, "The database needs a migration", "Run: python -m app migrate"),
+    "unavailable": Kind(
+        503, "The database is out of reach", "Repeat after `Retry-After` seconds, with the same idempotency key."
+    ),
+    "internal-error": Kind(500, "The coordinator has a defect", "Its log has the details; please report it."),
+}
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457. Further members depend on the type: `transaction`, `errors`, `transaction_id`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class Problem(Exception):
+    """An answer that is an error; `members` are added to the document."""
+
+    def __init__(
+        self, slug: str, detail: str | None = None, *, headers: Mapping[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(slug)
+        self.slug = slug
+        self.detail = detail or CATALOGUE[slug].advice
+        self.headers = dict(headers or {})
+        self.members = members
+
+    def response(self) -> Response:
+        kind = CATALOGUE[self.slug]
+        if kind.status in (429, 503):
+            self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+        document = {
+            "type": f"/problems/{self.slug}",
+            "title": kind.title,
+            "status": kind.status,
+            "detail": self.detail,
+            **self.members,
+        }
+        return JSONResponse(document, kind.status, self.headers, MEDIA_TYPE)
+
+
+def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the problems that a route can answer."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    schema = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
+    for slug in slugs:
+        kind = CATALOGUE[slug]
+        entry = documented.setdefault(kind.status, {"description": "", "content": {MEDIA_TYPE: schema}})
+        entry["description"] = "; ".join(filter(None, [entry["description"], f"`{slug}`: {kind.title}"]))
+    return documented
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception with a problem document, and serve a page for each kind."""
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(OverloadedError, _on(Problem("overloaded")))
+    app.add_exception_handler(UnknownTransactionError, _on(Problem("unknown-transaction")))
+    app.add_exception_handler(ObjectedError, _on_objection)
+    app.add_exception_handler(SQLAlchemyError, _on_database)
+    app.add_exception_handler(JournalClosed, _on_database)
+    app.add_exception_handler(Exception, _on_defect)
+    app.add_api_route("/problems/{slug}", _page, include_in_schema=False)
+
+
+async def _page(slug: str) -> Response:
+    kind = CATALOGUE.get(slug)
+    if kind is None:
+        raise Problem("not-found")
+    return PlainTextResponse(f"{kind.title}\n\nHTTP {kind.status}, /problems/{slug}\n\n{kind.advice}\n")
+
+
+def _on(problem: Problem) -> Any:
+    async def handler(_request: Request, _error: Exception) -> Response:
+        return problem.response()
+
+    return handler
+
+
+async def _on_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {"at": "/".join(str(part) for part in each["loc"]), "message": printable(str(each["msg"]))}
+        for each in error.errors()
+    ]
+    if any(each["type"] == "json_invalid" or isinstance(each.get("input"), bytes) for each in error.errors()):
+        return Problem("malformed", "Send JSON, with Content-Type: application/json.", errors=found).response()
+    first = found[0]
+    return Problem("invalid", f"{first['at']}: {first['message']}"[:DETAIL_CHARS_MAX], errors=found).response()
+
+
+async def _on_http(_request: Request, error: Exception) -> Response:
+    """What the framework itself raises: unknown paths, wrong methods, bodies that it can't read."""
+    assert isinstance(error, HTTPException)
+    slugs = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
+    slug = slugs.get(error.status_code, "malformed" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "")
+    return Problem(slug or "internal-error", headers=error.headers).response()
+
+
+async def _on_objection(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ObjectedError)
+    return Problem(error.reason.value, transaction=transaction_json(error.transaction)).response()
+
+
+async def _on_database(_request: Request, error: Exception) -> Response:
+    log.warning("event=database_unavailable error=%s", type(error).__name__)
+    return Problem("unavailable").response()
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    log.error("event=defect path=%s", request.url.path, exc_info=error)
+    return Problem("internal-error").response()

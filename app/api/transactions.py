@@ -1,0 +1,225 @@
+"""/v1/transactions: begin, look, wait, cancel. Section 3 of docs/protocol.md."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header
+from fastapi.responses import Response
+from pydantic_core import to_json
+
+from app import store
+from app.api.dependencies import Parts, PartsOf
+from app.api.preferences import Preferences, parse_idempotency_key, parse_prefer
+from app.api.problems import Problem, responses
+from app.api.rendering import Cursor, Limit, json_response, known_id, parse_or_problem
+from app.api.schemas import (
+    BeginRequest,
+    BranchRequest,
+    CallPage,
+    DecisionBody,
+    Label,
+    TransactionBody,
+    TransactionPage,
+    call_json,
+    cursor_of,
+    transaction_json,
+)
+from app.coordinator import IdempotencyKeyConflictError, UnknownTransactionError
+from app.protocol import CancelRequested
+from app.settings import ParticipantName
+from app.transaction import Outcome, Phase, Transaction
+from holdfast.wire import Decision
+
+router = APIRouter(prefix="/v1/transactions", tags=["transactions"])
+
+Prefer = Annotated[
+    list[str], Header(description="`wait=<s>`: how long to wait at the most; `respond-async`: not at all (RFC 7240)")
+]
+
+RECHECK_MIN_S: Final = 1.0
+"""A participant in doubt is told to come back no sooner than so many seconds from now."""
+
+_AWAITED: Final[dict[str, Callable[[Transaction], bool]]] = {
+    "end": lambda transaction: transaction.finished,
+    "decision": lambda transaction: transaction.decision is not Decision.UNDECIDED,
+    "record": lambda transaction: True,
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=TransactionBody,
+    responses={
+        201: {"description": "Confirmed"},
+        202: {"description": "Recorded and not finished yet: look at `phase` and `decision`", "model": TransactionBody},
+        **responses(
+            "malformed",
+            "invalid",
+            "unknown-participant",
+            "endpoint-not-allowed",
+            "payload-too-large",
+            "idempotency-key-conflict",
+            "transaction-cancelled",
+            "transaction-mixed",
+            "overloaded",
+            "unavailable",
+        ),
+    },
+)
+async def begin(
+    request: BeginRequest,
+    parts: PartsOf,
+    prefer: Prefer = [],  # noqa: B006 - FastAPI copies it
+    idempotency_key: Annotated[str | None, Header(description="the same key and body: the same transaction")] = None,
+) -> Response:
+    """Begin a transaction, and wait for what `answer_at` and `Prefer` say."""
+    preferences = parse_prefer(prefer)
+    key = _key(idempotency_key)
+    _admit(request, parts)
+    try:
+        transaction = await parts.coordinator.begin(request.begin(parts.settings, key))
+    except IdempotencyKeyConflictError as conflict:
+        raise Problem("idempotency-key-conflict", transaction_id=conflict.transaction_id) from conflict
+    answer_at, wait_s = _waiting(request.answer_at, preferences, parts.settings.wait_default_s)
+    transaction = await parts.coordinator.wait(transaction.id, _AWAITED[answer_at], wait_s)
+    return _begun(transaction, answer_at, preferences)
+
+
+@router.get("", response_model=TransactionPage, responses=responses("invalid", "unavailable"))
+async def list_newest(
+    parts: PartsOf,
+    phase: Phase | None = None,
+    name: Label | None = None,
+    reference: Label | None = None,
+    participant: ParticipantName | None = None,
+    hung: bool | None = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """Transactions, newest first."""
+    before_id = parse_or_problem(cursor, str)[0] if cursor is not None else None
+    wanted = store.Filter(phase=phase, name=name, reference=reference, participant=participant, hung=hung)
+    found = await parts.journal.read(store.list_newest, wanted, limit + 1, before_id)
+    next_cursor = cursor_of(found[limit - 1].id) if len(found) > limit else None
+    return json_response({"items": [transaction_json(it) for it in found[:limit]], "next_cursor": next_cursor})
+
+
+@router.get(
+    "/{transaction_id}",
+    response_model=TransactionBody,
+    responses={304: {"description": "Not modified"}, **responses("unknown-transaction", "invalid", "unavailable")},
+)
+async def get(
+    transaction_id: str,
+    parts: PartsOf,
+    prefer: Prefer = [],  # noqa: B006
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The transaction as it stands, or at its end when `Prefer: wait` gives it the time."""
+    preferences = parse_prefer(prefer)
+    wait_s = preferences.wait_s or 0.0
+    transaction = await parts.coordinator.wait(known_id(transaction_id), _AWAITED["end"], wait_s)
+    body = to_json(transaction_json(transaction))
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"ETag": etag} | Preferences(preferences.wait_s).applied
+    if if_none_match is not None and etag in [each.strip().removeprefix("W/") for each in if_none_match.split(",")]:
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+@router.get(
+    "/{transaction_id}/calls",
+    response_model=CallPage,
+    responses=responses("unknown-transaction", "invalid", "unavailable"),
+)
+async def list_calls(transaction_id: str, parts: PartsOf, limit: Limit = 500, cursor: Cursor = None) -> Response:
+    """Every call that was made for the transaction, oldest first."""
+    after_id = parse_or_problem(cursor, int)[0] if cursor is not None else 0
+    unsaved = parts.coordinator.unsaved_calls(known_id(transaction_id))
+    await parts.coordinator.find(transaction_id)
+    found = await parts.journal.read(store.list_calls, transaction_id, limit + 1, after_id)
+    next_cursor = cursor_of(found[limit - 1][0]) if len(found) > limit else None
+    made = [call for _, call in found[:limit]]
+    if next_cursor is None:
+        made += [call for call in unsaved if call not in made]
+    return json_response({"items": [call_json(call) for call in made], "next_cursor": next_cursor})
+
+
+@router.get(
+    "/{transaction_id}/decision",
+    response_model=DecisionBody,
+    responses=responses("unknown-transaction", "invalid", "unavailable"),
+)
+async def get_decision(transaction_id: str, parts: PartsOf) -> Response:
+    """For participants in doubt: what was durably decided, or when to ask again. Unknown means cancel."""
+    found = await parts.journal.read(store.find_decision, known_id(transaction_id))
+    if found is None:
+        raise UnknownTransactionError(transaction_id)
+    decision, deadline = found
+    return json_response({"decision": decision, "recheck_in_s": _recheck_in_s(decision, deadline - parts.clock())})
+
+
+@router.post(
+    "/{transaction_id}/cancel",
+    response_model=TransactionBody,
+    responses=responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
+)
+async def cancel(transaction_id: str, parts: PartsOf) -> Response:
+    """Abort what is undecided; answered once the decision is durable, before the Cancels are carried out."""
+    command = CancelRequested(detail="cancelled by request")
+    return json_response(transaction_json(await parts.coordinator.command(known_id(transaction_id), command)))
+
+
+def _key(header: str | None) -> str | None:
+    try:
+        return None if header is None else parse_idempotency_key(header)
+    except ValueError as error:
+        raise Problem("malformed", str(error)) from error
+
+
+def _admit(request: BeginRequest, parts: Parts) -> None:
+    """Refuse what this coordinator's limits, registry or allow-list forbid; nothing has been recorded yet."""
+    if fault := request.fault(parts.settings):
+        raise Problem("invalid", fault)
+    for branch in request.branches:
+        _admit_branch(branch, parts)
+
+
+def _admit_branch(branch: BranchRequest, parts: Parts) -> None:
+    if branch.participant is not None and parts.registry.get(branch.participant) is None:
+        raise Problem(
+            "unknown-participant",
+            f"No participant {branch.participant!r} is registered; PUT /v1/participants/{branch.participant} does it.",
+            participant=branch.participant,
+        )
+    if branch.endpoints is not None:
+        for url in (branch.endpoints.try_url, branch.endpoints.confirm_url, branch.endpoints.cancel_url):
+            if fault := parts.allowed.fault(url):
+                raise Problem("endpoint-not-allowed", fault, branch=branch.branch_name)
+
+
+def _waiting(answer_at: str, preferences: Preferences, wait_default_s: float) -> tuple[str, float]:
+    if preferences.wait_s is not None:
+        return answer_at, preferences.wait_s
+    return ("record", 0.0) if preferences.respond_async else (answer_at, wait_default_s)
+
+
+def _begun(transaction: Transaction, answer_at: str, preferences: Preferences) -> Response:
+    """201 confirmed, 202 not yet, 409 cancelled: a careless client must not take the last for a success."""
+    body = transaction_json(transaction)
+    headers = {"Location": f"/v1/transactions/{transaction.id}"} | preferences.applied
+    cancelled = transaction.decision is Decision.CANCEL
+    if cancelled and (transaction.finished or answer_at != "end"):
+        reason = transaction.reason
+        detail = f"{reason.code}: {reason.branch or 'transaction'}: {reason.detail}" if reason else None
+        raise Problem("transaction-cancelled", detail, headers=headers, transaction=body)
+    if transaction.outcome is Outcome.MIXED:
+        raise Problem("transaction-mixed", headers=headers, transaction=body)
+    return json_response(body, 201 if transaction.finished else 202, headers)
+
+
+def _recheck_in_s(decision: Decision, left_s: float) -> float:
+    """When asking again is worth it: after the deadline, by which it will have been decided."""
+    return max(RECHECK_MIN_S, left_s) if decision is Decision.UNDECIDED else 0.0

@@ -1,0 +1,137 @@
+"""The composition root: settings → database → store → caller → coordinator → routes. Everything is wired here once."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+
+from app import store
+from app.api import admin, health, participants, problems, transactions
+from app.api.dependencies import Parts
+from app.caller import Caller
+from app.coordinator import Coordinator
+from app.journal import Journal, is_embedded
+from app.metrics import Metrics
+from app.migrations import MIGRATE_COMMAND, migrate, schema_is_current
+from app.models import RegisteredParticipant
+from app.recovery import Recovery
+from app.registry import Registry
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+DESCRIPTION = "Makes several HTTP services do a thing together or not at all: try, then confirm or cancel."
+
+
+class SchemaOutdatedError(Exception):
+    """The database is not at the schema that this version needs; the message says what to run."""
+
+
+def create_app(
+    settings: Settings,
+    *,
+    transport: httpx.AsyncBaseTransport | None = None,
+    clock: Callable[[], float] | None = None,
+) -> FastAPI:
+    """The coordinator as an ASGI application; it works from its lifespan's start to its end.
+
+    `transport` carries the calls to participants, `clock` gives seconds since the epoch; both have a default.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running(settings, transport or make_transport(), clock or anchored_clock()) as parts:
+            app.state.parts = parts
+            yield
+
+    app = FastAPI(
+        title="Holdfast",
+        version=VERSION,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        max_body_size=settings.body_max_bytes,
+    )
+    for router in (transactions.router, participants.router, admin.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    return app
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, transport: httpx.AsyncBaseTransport, clock: Callable[[], float]
+) -> AsyncIterator[Parts]:
+    """The parts of a coordinator, at work; on the way out it stops, hands over what is left and closes."""
+    embedded = is_embedded(settings.database_url)
+    if embedded:
+        migrate(settings.database_url)
+    journal = Journal(settings.database_url)
+    caller = Caller(transport, response_max_bytes=settings.response_max_bytes, clock=clock)
+    try:
+        if not await journal.read(schema_is_current):
+            raise SchemaOutdatedError(f"The database needs a migration; run: {MIGRATE_COMMAND}")
+        parts = _assemble(settings, journal, caller, clock)
+        if embedded:  # the file is this process's own: whoever had leases is dead
+            await journal.write(store.release_leases, clock())
+        for name, body in settings.participants.items():
+            await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
+        await parts.registry.refresh()
+        recovery = Recovery(
+            journal=journal,
+            coordinator=parts.coordinator,
+            registry=parts.registry,
+            metrics=parts.metrics,
+            lease_s=settings.lease_s,
+            clock=clock,
+        )
+        recovery.start()
+        try:
+            yield parts
+        finally:
+            await recovery.stop()
+            await parts.coordinator.stop(settings.shutdown_timeout_s)
+    finally:
+        await caller.close()
+        await journal.close()
+
+
+def _assemble(settings: Settings, journal: Journal, caller: Caller, clock: Callable[[], float]) -> Parts:
+    metrics = Metrics()
+    registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
+    coordinator = Coordinator(
+        journal=journal,
+        caller=caller,
+        registry=registry,
+        policy=settings.policy,
+        metrics=metrics,
+        inflight_max=settings.inflight_max,
+        clock=clock,
+    )
+    return Parts(
+        settings=settings,
+        journal=journal,
+        registry=registry,
+        coordinator=coordinator,
+        metrics=metrics,
+        allowed=settings.allowed,
+        clock=clock,
+    )
+
+
+def make_transport() -> httpx.AsyncBaseTransport:
+    """Connections to participants, kept alive; how many there are is limited per participant by the caller."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0)
+    return httpx.AsyncHTTPTransport(limits=limits, retries=0, trust_env=False)
+
+
+def anchored_clock() -> Callable[[], float]:
+    """Seconds since the epoch as they were at the start, and from there on by the monotonic clock.
+
+    A deadline or a hold's TTL must not jump because somebody set the machine's time.
+    """
+    anchor = time.time() - time.monotonic()
+    return lambda: anchor + time.monotonic()
