@@ -1,0 +1,92 @@
+"""Asking the coordinator what was decided (docs/protocol.md, sections 3 and 5).
+
+Responsible for one question and for reading its answer strictly: only the coordinator's own "unknown
+transaction" counts as unknown; whatever can't be understood is "unreachable". Must not touch the database.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx
+
+from holdfast.wire import parse_json
+
+ANSWER_BYTES_MAX: Final = 65_536
+UNKNOWN_TRANSACTION: Final = "/problems/unknown-transaction"
+RECHECK_MIN_S: Final = 0.1
+RECHECK_MAX_S: Final = 3_600.0
+RECHECK_DEFAULT_S: Final = 5.0
+
+
+class Verdict(StrEnum):
+    """What the coordinator said, or that it didn't."""
+
+    CONFIRM = "confirm"
+    CANCEL = "cancel"
+    UNDECIDED = "undecided"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """`recheck_in_s` is set when undecided; `why` when unreachable, for the log."""
+
+    verdict: Verdict
+    recheck_in_s: float = 0.0
+    why: str = ""
+
+
+async def ask(
+    transport: httpx.AsyncBaseTransport, coordinator_url: str, transaction_id: str, *, timeout_s: float
+) -> Answered:
+    """What was decided about a transaction. Never raises: every failure is "unreachable"."""
+    url = f"{coordinator_url.rstrip('/')}/v1/transactions/{quote(transaction_id, safe='')}/decision"
+    request = httpx.Request(
+        "GET",
+        url,
+        headers={"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity"},
+        extensions={"timeout": httpx.Timeout(timeout_s).as_dict()},
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await transport.handle_async_request(request)
+            try:
+                body = await _body(response)
+            finally:
+                await response.aclose()
+    except Exception as error:  # whatever its class: no answer
+        return Answered(verdict=Verdict.UNREACHABLE, why=type(error).__name__)
+    return _read(response.status_code, parse_json(body))
+
+
+async def _body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > ANSWER_BYTES_MAX:
+            raise ValueError("answer too long")
+    return bytes(body)
+
+
+def _read(status: int, document: Any) -> Answered:
+    members = document if isinstance(document, dict) else {}
+    if status == 404 and str(members.get("type", "")).endswith(UNKNOWN_TRANSACTION):
+        return Answered(verdict=Verdict.CANCEL)
+    if status == 200:
+        match members.get("decision"):
+            case "confirm":
+                return Answered(verdict=Verdict.CONFIRM)
+            case "cancel":
+                return Answered(verdict=Verdict.CANCEL)
+            case "undecided":
+                return Answered(verdict=Verdict.UNDECIDED, recheck_in_s=_recheck_s(members.get("recheck_in_s")))
+    return Answered(verdict=Verdict.UNREACHABLE, why=f"HTTP {status} that is no decision")
+
+
+def _recheck_s(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return RECHECK_DEFAULT_S
+    return min(RECHECK_MAX_S, max(RECHECK_MIN_S, float(value)))

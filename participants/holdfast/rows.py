@@ -1,0 +1,247 @@
+"""The table `holdfast_branches` and every SQL statement of the SDK, as plain functions of a Session.
+
+Responsible for conditional writes: a write names the version that it expects, and `Superseded` says that
+somebody else was there first. Must not choose states (that is fence.py), commit, or call anybody. The SQL stays
+within what SQLite, PostgreSQL, MySQL and MariaDB share, but for the one statement that inserts if absent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple, cast
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    CursorResult,
+    Double,
+    Executable,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    delete,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
+
+from holdfast.fence import FINISHED, State
+
+TABLE_NAME: Final = "holdfast_branches"
+TRANSACTION_ID_CHARS_MAX: Final = 64
+BRANCH_CHARS_MAX: Final = 128
+PARTICIPANT_CHARS_MAX: Final = 128
+DIALECTS: Final = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
+
+
+class Superseded(Exception):
+    """The row is no longer as it was seen: another run has moved it."""
+
+
+class Key(NamedTuple):
+    """What a row is found by."""
+
+    participant: str
+    transaction_id: str
+    branch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row. Times are seconds since the epoch by the participant's own clock."""
+
+    participant: str
+    transaction_id: str
+    branch: str
+    state: State
+    version: int = 1  # rises with every transition; writes are conditional on it
+    payload: str | None = None  # JSON
+    payload_hash: str | None = None
+    result: str | None = None  # JSON
+    acquisition: int = 1  # rises when a late confirm acquires again: a new idempotency key
+    doubtful: bool = False  # a run lost its lease and may still be under way somewhere
+    busy_until: float | None = None  # the lease of the run under way
+    expires_at: float
+    created_at: float
+    held_at: float | None = None
+    finished_at: float | None = None
+    check_at: float | None = None  # when the reaper looks at this row
+    checks: int = 0  # how often it looked in vain: its back-off
+
+    @property
+    def key(self) -> Key:
+        return Key(self.participant, self.transaction_id, self.branch)
+
+
+def _exact(chars: int) -> String:
+    """A string that compares byte by byte in MySQL and MariaDB too."""
+    return String(chars).with_variant(
+        mysql.VARCHAR(chars, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
+
+
+def _json() -> Text:
+    return Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
+def branches_table(metadata: MetaData) -> Table:
+    """The table in `metadata`, defined there once however many participants share it."""
+    if TABLE_NAME in metadata.tables:
+        return metadata.tables[TABLE_NAME]
+    return Table(
+        TABLE_NAME,
+        metadata,
+        Column("participant", _exact(PARTICIPANT_CHARS_MAX), primary_key=True),
+        Column("transaction_id", _exact(TRANSACTION_ID_CHARS_MAX), primary_key=True),
+        Column("branch", _exact(BRANCH_CHARS_MAX), primary_key=True),
+        Column("state", String(16), nullable=False),
+        Column("version", Integer, nullable=False),
+        Column("payload", _json()),
+        Column("payload_hash", String(64)),
+        Column("result", _json()),
+        Column("acquisition", Integer, nullable=False),
+        Column("doubtful", Boolean, nullable=False),
+        Column("busy_until", Double),
+        Column("expires_at", Double, nullable=False),
+        Column("created_at", Double, nullable=False),
+        Column("held_at", Double),
+        Column("finished_at", Double),
+        Column("check_at", Double),
+        Column("checks", Integer, nullable=False),
+        Index("ix_holdfast_branches_check", "participant", "check_at"),
+        Index("ix_holdfast_branches_finished", "participant", "finished_at"),
+    )
+
+
+def insert_if_absent(session: Session, table: Table, row: Row) -> bool:
+    """Insert `row`; False when its key is there. Waits for a concurrent insert of the same key."""
+    values = {column.name: getattr(row, column.name) for column in table.columns} | {"state": row.state.value}
+    statement: Executable
+    match dialect := session.get_bind().dialect.name:
+        case "postgresql":
+            statement = postgresql.insert(table).values(values).on_conflict_do_nothing()
+        case "sqlite":
+            statement = sqlite.insert(table).values(values).on_conflict_do_nothing()
+        case "mysql" | "mariadb":
+            statement = insert(table).values(values).prefix_with("IGNORE")
+        case _:
+            raise ValueError(f"holdfast does not know how to insert if absent on {dialect}")
+    return _changed(session, statement) == 1
+
+
+def lock(session: Session, table: Table, key: Key) -> Row | None:
+    """The row, locked until the end of the database transaction; None when there is none.
+
+    Locks by an update that changes nothing: it is the first statement, so SQLite takes its write lock at once
+    instead of failing to upgrade a read lock, and the others queue on the row.
+    """
+    touch = update(table).where(_is(table, key)).values(version=table.c.version)
+    if _changed(session, touch) == 0:
+        return None
+    return read(session, table, key)
+
+
+def read(session: Session, table: Table, key: Key) -> Row | None:
+    """The row as it is, not locked."""
+    found = session.execute(select(table).where(_is(table, key))).mappings().one_or_none()
+    return None if found is None else _row(found)
+
+
+def write(session: Session, table: Table, row: Row, **changes: Any) -> Row:
+    """Write `changes` to a row that is still as it was seen; its version rises. Raises Superseded."""
+    after = replace(row, version=row.version + 1, **changes)
+    written = changes | {"version": after.version, "state": after.state.value}
+    statement = (
+        update(table)
+        .where(_is(table, row.key), table.c.version == row.version, table.c.state == row.state.value)
+        .values(written)
+    )
+    if _changed(session, statement) != 1:
+        raise Superseded
+    return after
+
+
+def remove(session: Session, table: Table, row: Row) -> None:
+    """Remove a row that is still as it was seen. Raises Superseded."""
+    if _changed(session, delete(table).where(_is(table, row.key), table.c.version == row.version)) != 1:
+        raise Superseded
+
+
+def due(session: Session, table: Table, participant: str, *, now: float, limit: int) -> Sequence[Row]:
+    """The rows to look at by now, the longest overdue first."""
+    statement = (
+        select(table)
+        .where(table.c.participant == participant, table.c.check_at <= now)
+        .order_by(table.c.check_at)
+        .limit(limit)
+    )
+    return [_row(found) for found in session.execute(statement).mappings()]
+
+
+def claim(session: Session, table: Table, row: Row, *, now: float, until: float) -> bool:
+    """Make a due row not due until `until`, so that no other replica looks at it; False when one was quicker.
+
+    Does not raise the version: a handler that is running keeps its place.
+    """
+    statement = (
+        update(table)
+        .where(_is(table, row.key), table.c.version == row.version, table.c.check_at <= now)
+        .values(check_at=until)
+    )
+    return _changed(session, statement) == 1
+
+
+def look_again(session: Session, table: Table, row: Row, *, at: float | None, checks: int) -> bool:
+    """Look at a row at another time, or never (None), unless it has moved. Does not raise the version."""
+    statement = (
+        update(table).where(_is(table, row.key), table.c.version == row.version).values(check_at=at, checks=checks)
+    )
+    return _changed(session, statement) == 1
+
+
+def finished(session: Session, table: Table, participant: str, *, finished_before: float, limit: int) -> Sequence[Key]:
+    """Up to `limit` rows that were finished before then and that nobody looks at any more."""
+    statement = (
+        select(table.c.participant, table.c.transaction_id, table.c.branch)
+        .where(table.c.participant == participant, _old(table, finished_before))
+        .order_by(table.c.finished_at)
+        .limit(limit)
+    )
+    return [Key(*found) for found in session.execute(statement)]
+
+
+def purge(session: Session, table: Table, keys: Sequence[Key], *, finished_before: float) -> int:
+    """Remove these rows, each by its own identity, if they are still finished; returns how many were."""
+    old = _old(table, finished_before)
+    return sum(_changed(session, delete(table).where(_is(table, key), old)) for key in keys)
+
+
+def _old(table: Table, finished_before: float) -> ColumnElement[bool]:
+    return and_(
+        table.c.finished_at < finished_before,
+        table.c.check_at.is_(None),
+        table.c.state.in_(sorted(state.value for state in FINISHED)),
+    )
+
+
+def _is(table: Table, key: Key) -> ColumnElement[bool]:
+    return and_(
+        table.c.participant == key.participant,
+        table.c.transaction_id == key.transaction_id,
+        table.c.branch == key.branch,
+    )
+
+
+def _row(found: Any) -> Row:
+    return Row(**{**found, "state": State(found["state"])})
+
+
+def _changed(session: Session, statement: Executable) -> int:
+    options = {"preserve_rowcount": True}  # or some drivers won't say it of an INSERT
+    return cast("CursorResult[Any]", session.execute(statement, execution_options=options)).rowcount

@@ -1,0 +1,201 @@
+"""For a service's own tests: drive a participant without a coordinator and without sleeping.
+
+Calls go over the participant's real router into its real database; only the clock, the coordinator's answers to
+questions and the moment of a crash are the test's. Guide: docs/sdk.md, "Testing your handlers".
+"""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, Self
+
+import httpx
+from fastapi import FastAPI
+from pydantic_core import to_jsonable_python
+from sqlalchemy.orm import Session
+
+from holdfast import inquiry, rows
+from holdfast.execution import CrashPoint
+from holdfast.handlers import Invoke
+from holdfast.participant import Participant
+from holdfast.rows import Key
+from holdfast.wire import Message, Operation, hold_ttl_s, parse_json, retry_after_s
+
+Decided = Literal["confirm", "cancel", "undecided", "unknown", "unreachable"]
+"""What a fake coordinator answers to a participant that asks."""
+
+
+class Crash(BaseException):
+    """The process dies here: nothing catches it, nothing is tidied up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the participant answered to one call."""
+
+    status: int
+    body: Any
+    problem: str | None
+    detail: str | None
+    hold_ttl_s: float | None
+    retry_after_s: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the coordinator would take it for done."""
+        return self.status == 200
+
+
+class FakeCoordinator:
+    """Stands in for the coordinator of one participant; use it with `async with`.
+
+    `decision` is what it answers to questions from now on; `asked` are the transaction ids that it was asked about.
+    """
+
+    def __init__(self, participant: Participant, *, decision: Decided = "undecided") -> None:
+        self.participant: Final = participant
+        self.decision: Decided = decision
+        self.asked: list[str] = []
+        self._rules = participant._rules
+        self._transport = participant._transport
+        self._passed_s = 0.0
+        self._app = FastAPI()
+        self._app.include_router(participant.router)
+
+    async def __aenter__(self) -> Self:
+        self.participant._rules = replace(self._rules, clock=self._now)
+        self.participant._transport = httpx.MockTransport(self._answer)
+        await self.participant._prepare()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.participant._rules = self._rules
+        self.participant._transport = self._transport
+
+    def branch(
+        self,
+        payload: Any = None,
+        *,
+        name: str | None = None,
+        transaction_id: str | None = None,
+        hold_ttl_s: float | None = 60.0,
+    ) -> "Branch":
+        """A branch of a new transaction, or of `transaction_id`; named after the participant unless `name` is given."""
+        return Branch(
+            coordinator=self,
+            transaction_id=transaction_id or str(uuid.uuid4()),
+            name=name or self.participant.name,
+            payload=to_jsonable_python(payload),
+            hold_ttl_s=hold_ttl_s,
+        )
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the participant's clock forward."""
+        self._passed_s += seconds
+
+    async def reap(self) -> int:
+        """One round of the participant's background task; how many rows need no more looking after."""
+        return await self.participant.reap()
+
+    def _now(self) -> float:
+        return self._rules.clock() + self._passed_s
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url.path.split("/")[-2])
+        match self.decision:
+            case "unreachable":
+                raise httpx.ConnectError("the coordinator is down", request=request)
+            case "unknown":
+                return httpx.Response(404, json={"type": inquiry.UNKNOWN_TRANSACTION, "status": 404})
+            case decision:
+                return httpx.Response(200, json={"decision": decision, "recheck_in_s": 10})
+
+
+@dataclass(slots=True, kw_only=True)
+class Branch:
+    """One branch that the fake coordinator drives. Attempts are counted per operation, as the real one does."""
+
+    coordinator: FakeCoordinator
+    transaction_id: str
+    name: str
+    payload: Any
+    hold_ttl_s: float | None
+    attempts: dict[Operation, int] = field(default_factory=dict)
+    result: Any = None
+
+    async def try_(self) -> Answer:
+        """Ask to hold."""
+        answer = await self._call(Operation.TRY)
+        if answer.ok:
+            self.result = answer.body
+        return answer
+
+    async def confirm(self) -> Answer:
+        """Ask to make it final."""
+        return await self._call(Operation.CONFIRM)
+
+    async def cancel(self) -> Answer:
+        """Ask to give it back."""
+        return await self._call(Operation.CANCEL)
+
+    async def crash(self, operation: Operation | str, *, at: CrashPoint | str) -> None:
+        """One call, with the process dying at a point of it; AssertionError when it never came there."""
+        participant = self.coordinator.participant
+        rules, point = participant._rules, CrashPoint(at)
+        participant._rules = replace(rules, probe=_dies_at(point))
+        try:
+            await self._call(Operation(operation))
+        except Crash:
+            return
+        finally:
+            participant._rules = rules
+        raise AssertionError(f"{operation} did not come to {point.value!r}")
+
+    async def phase(self) -> str | None:
+        """What the participant's row says, or None when there is none."""
+        participant = self.coordinator.participant
+        key = Key(participant.name, self.transaction_id, self.name)
+
+        def work(session: Session, _: Invoke) -> str | None:
+            row = rows.read(session, participant.table, key)
+            return None if row is None else row.state.value
+
+        return await participant._database.run(work)
+
+    async def _call(self, operation: Operation) -> Answer:
+        attempt = self.attempts[operation] = self.attempts.get(operation, 0) + 1
+        message = Message(
+            transaction_id=self.transaction_id,
+            branch=self.name,
+            operation=operation,
+            attempt=attempt,
+            payload=self.payload,
+            hold_ttl_s=self.hold_ttl_s if operation is Operation.TRY else None,
+            result=None if operation is Operation.TRY else self.result,
+        )
+        transport = httpx.ASGITransport(self.coordinator._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:
+            response = await client.post(f"/{operation.value}", content=message.body(), headers=message.headers())
+        return _answer(response)
+
+
+def _dies_at(point: CrashPoint) -> Callable[[CrashPoint], None]:
+    def probe(reached: CrashPoint) -> None:
+        if reached is point:
+            raise Crash(point.value)
+
+    return probe
+
+
+def _answer(response: httpx.Response) -> Answer:
+    body = parse_json(response.content)
+    is_problem = response.headers.get("content-type", "").startswith("application/problem+json")
+    members = body if is_problem and isinstance(body, dict) else {}
+    return Answer(
+        status=response.status_code,
+        body=body,
+        problem=str(members["type"]).removeprefix("/problems/") if "type" in members else None,
+        detail=members.get("detail"),
+        hold_ttl_s=hold_ttl_s(response.headers),
+        retry_after_s=retry_after_s(response.headers),
+    )

@@ -1,0 +1,118 @@
+"""The fence's table: all of it against the contract, and the conditions that it doesn't show. No database."""
+
+import itertools
+
+import pytest
+
+from holdfast.fence import (
+    FINISHED,
+    RUNNING,
+    TABLE,
+    Ask,
+    Event,
+    Mark,
+    Refusal,
+    Refuse,
+    Repeat,
+    Rest,
+    Run,
+    Seen,
+    State,
+    Wait,
+    decide,
+)
+from holdfast.wire import Operation
+
+CALLS = (Event.TRY, Event.CONFIRM, Event.CANCEL)
+
+# docs/protocol.md, section 5, as it reads: what the row says → try, confirm, cancel.
+CONTRACT = {
+    "nothing": ("run held", "nothing-held", "mark cancelled"),
+    "held": ("repeat", "run confirmed", "run cancelled"),
+    "confirmed": ("repeat", "repeat", "already-confirmed"),
+    "cancelled": ("already-cancelled", "already-cancelled", "repeat"),
+    "expired": ("hold-expired", "hold-expired", "repeat"),
+}
+
+
+def said(state: State, event: Event, **conditions: bool) -> str:
+    match decide(Seen(state=state), event, **conditions):
+        case Run(then=then):
+            return f"run {then.value}"
+        case Mark(state=marked):
+            return f"mark {marked.value}"
+        case Repeat():
+            return "repeat"
+        case Refuse(refusal=refusal):
+            return refusal.value
+        case other:
+            return type(other).__name__.lower()
+
+
+@pytest.mark.parametrize("state", CONTRACT)
+def test_the_table_of_the_contract(state: str) -> None:
+    assert tuple(said(State(state), event) for event in CALLS) == CONTRACT[state]
+
+
+def test_the_table_is_complete_and_cannot_be_changed() -> None:
+    assert set(TABLE) == set(itertools.product(State, Event))
+    with pytest.raises(TypeError):
+        TABLE[State.HELD, Event.CANCEL] = Rest()  # type: ignore[index]
+
+
+def test_when_time_is_up_only_what_is_not_final_is_asked_about() -> None:
+    assert {state for state in State if TABLE[state, Event.DUE] == Ask()} == {State.TRYING, State.HELD}
+    for state in (State.TRYING, State.HELD):
+        assert said(state, Event.TOLD_CANCEL) == "run cancelled"
+        assert said(state, Event.TOLD_CONFIRM) == "rest"
+        assert said(state, Event.ABANDONED) == "run expired"
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
+def test_no_step_leads_where_it_must_not(state: State, event: Event) -> None:
+    step = TABLE[state, event]
+    if isinstance(step, Run):
+        assert step.via in RUNNING or step.via is step.then is state
+        assert step.then in FINISHED or step.then is State.HELD
+        if state in (State.CONFIRMED, State.CONFIRMING, State.REACQUIRING):
+            assert step.then is State.CONFIRMED, "what may be confirmed is never released"
+        if state in (State.CANCELLED, State.CANCELLING):
+            assert step.operations == (Operation.CANCEL,), "what may be released is never held or confirmed"
+        if step.then is State.CONFIRMED:
+            assert event is Event.CONFIRM, "nobody but the coordinator confirms"
+        if state is State.NOTHING:
+            assert step.operations == (Operation.TRY,), "no handler runs on nothing but Try's"
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_end_can_always_be_reached(state: State) -> None:
+    """By repeating the call that was decided, and for what nobody calls about, by the reaper alone."""
+    ways = {event: TABLE[state, event] for event in Event}
+    ends = [step for step in ways.values() if isinstance(step, Run) and step.then in FINISHED]
+    assert ends or state in FINISHED | {State.NOTHING}
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(set(State) - {State.NOTHING}, CALLS)))
+def test_another_payload_is_refused_whatever_the_row_says(state: State, event: Event) -> None:
+    assert decide(Seen(state=state, payload_differs=True), event) == Refuse(Refusal.PAYLOAD_MISMATCH)
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(RUNNING, Event)))
+def test_while_a_run_has_its_lease_no_other_begins(state: State, event: Event) -> None:
+    step = decide(Seen(state=state, busy_s=7.0), event)
+    assert not isinstance(step, Run)
+    if isinstance(TABLE[state, event], Run):
+        assert step == Wait(7.0)
+
+
+def test_a_confirm_waits_for_a_try_that_may_still_come_to_hold() -> None:
+    assert decide(Seen(state=State.TRYING, busy_s=7.0), Event.CONFIRM) == Wait(7.0)
+    assert decide(Seen(state=State.TRYING), Event.CONFIRM) == Refuse(Refusal.NOTHING_HELD)
+
+
+def test_only_a_late_confirm_re_acquires_and_only_where_that_is_allowed() -> None:
+    for state, event in itertools.product(State, Event):
+        changed = decide(Seen(state=state), event, may_reacquire=True) != decide(Seen(state=state), event)
+        assert changed == ((state, event) == (State.EXPIRED, Event.CONFIRM))
+    step = decide(Seen(state=State.EXPIRED), Event.CONFIRM, may_reacquire=True)
+    assert step == Run((Operation.TRY, Operation.CONFIRM), State.REACQUIRING, State.CONFIRMED)
