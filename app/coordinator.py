@@ -83,7 +83,16 @@ class _Run:
     commands: list[tuple[Command, asyncio.Future[Transaction]]] = field(default_factory=list)
     history: list[CallRecord] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    adopted: bool = False
     task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Watcher:
+    """A client that waits; `seen` is what the transaction has become since it last looked."""
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    seen: Transaction | None = None
 
 
 class Coordinator:
@@ -112,8 +121,9 @@ class Coordinator:
         self._clock = clock
         self._runs: dict[str, _Run] = {}
         self._beginning = 0
+        self._adopted = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._watchers: dict[str, set[_Watcher]] = {}
         self._stopping = False
         self._stopped = False
 
@@ -150,20 +160,21 @@ class Coordinator:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
-        changed = asyncio.Event()
-        self._watchers.setdefault(transaction_id, set()).add(changed)
+        watcher = _Watcher()
+        self._watchers.setdefault(transaction_id, set()).add(watcher)
         try:
             while True:
-                changed.clear()
-                transaction = await self.find(transaction_id)
+                watcher.changed.clear()
+                transaction = watcher.seen or await self.find(transaction_id)
+                watcher.seen = None
                 left_s = until - loop.time()
                 if awaited(transaction) or left_s <= 0 or self._stopped:
                     return transaction
                 is_here = transaction_id in self._runs
-                await _wait_for(changed, left_s if is_here else min(left_s, POLL_S))
+                await _wait_for(watcher.changed, left_s if is_here else min(left_s, POLL_S))
         finally:
             watchers = self._watchers[transaction_id]
-            watchers.discard(changed)
+            watchers.discard(watcher)
             if not watchers:
                 del self._watchers[transaction_id]
 
@@ -201,9 +212,14 @@ class Coordinator:
     # --- for recovery --------------------------------------------------------------------------------------------
 
     @property
-    def capacity(self) -> int:
-        """How many more transactions may be worked on."""
-        return 0 if self._stopping else max(0, self._inflight_max - len(self._runs) - self._beginning)
+    def adopted(self) -> int:
+        """How many of the transactions worked on were adopted."""
+        return self._adopted
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is to be adopted."""
+        return self._stopping
 
     @property
     def running(self) -> int:
@@ -212,7 +228,9 @@ class Coordinator:
 
     def adopt(self, transaction: Transaction) -> None:
         """Work on a transaction whose lease this process has just taken."""
-        self._start(transaction, advance(transaction, (), self._clock(), self._policy))
+        step = advance(transaction, (), self._clock(), self._policy)
+        self._adopted += 1
+        self._start(transaction, step, adopted=True)
 
     async def stop(self, limit_s: float) -> None:
         """Begin nothing more, give what is under way `limit_s` seconds to end, and hand the rest over.
@@ -230,7 +248,7 @@ class Coordinator:
         self._stopped = True
         for watchers in self._watchers.values():
             for watcher in watchers:
-                watcher.set()
+                watcher.changed.set()
         await asyncio.gather(*(self._hand_over(run) for run in left))
 
     # --- the loop ------------------------------------------------------------------------------------------------
@@ -264,8 +282,8 @@ class Coordinator:
         self._start(step.transaction, replace(step, must_save=False))
         return step.transaction
 
-    def _start(self, saved: Transaction, step: Step) -> _Run:
-        run = _Run(saved=saved, latest=saved)
+    def _start(self, saved: Transaction, step: Step, *, adopted: bool = False) -> _Run:
+        run = _Run(saved=saved, latest=saved, adopted=adopted)
         self._runs[saved.id] = run
         run.task = self._spawn(self._drive(run, step))
         return run
@@ -317,11 +335,12 @@ class Coordinator:
         for future in taken:
             if not future.done():
                 future.set_result(transaction)
-        self._notify(transaction.id)
+        self._notify(transaction)
 
-    def _notify(self, transaction_id: str) -> None:
-        for watcher in self._watchers.get(transaction_id, ()):
-            watcher.set()
+    def _notify(self, transaction: Transaction) -> None:
+        for watcher in self._watchers.get(transaction.id, ()):
+            watcher.seen = transaction
+            watcher.changed.set()
 
     async def _something(self, run: _Run, step: Step) -> None:
         """Wait until an answer or a command is there, or until it is time to look again."""
@@ -349,12 +368,14 @@ class Coordinator:
         run.arrived.set()
 
     def _end(self, run: _Run) -> None:
+        self._adopted -= run.adopted
         if self._runs.get(run.saved.id) is run:
             del self._runs[run.saved.id]
         for _, future in run.commands:
             if not future.done():
                 future.set_exception(RunEndedError())
-        self._notify(run.saved.id)
+        for watcher in self._watchers.get(run.saved.id, ()):
+            watcher.changed.set()
 
     async def _set_aside(self, run: _Run) -> None:
         """A broken invariant stops this one transaction: it is listed as hung, and looked at again later."""

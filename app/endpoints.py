@@ -47,6 +47,12 @@ class AllowedEndpoints:
             patterns.append(_Pattern(scheme, host.lower().strip("[]"), port or str(_DEFAULT_PORTS[scheme])))
         return cls(text, tuple(patterns))
 
+    def base_fault(self, url: str) -> str | None:
+        """The same for a participant's base URL, to which /try, /confirm and /cancel are added."""
+        if "?" in url:
+            return f"{url!r} has a query, but /try, /confirm and /cancel are added to a base URL"
+        return self.fault(url)
+
     def fault(self, url: str) -> str | None:
         """What is wrong with calling `url`, in a sentence for whoever gave it; None when nothing is."""
         if len(url) > URL_CHARS_MAX or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:

@@ -60,6 +60,7 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         max_body_size=settings.body_max_bytes,
+        redirect_slashes=False,
     )
     for router in (transactions.router, participants.router, admin.router, health.router):
         app.include_router(router)

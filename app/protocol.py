@@ -397,7 +397,7 @@ def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Polic
         branch=branch,
         operation=branch.calling,
         attempt=branch.attempts(branch.calling),
-        hold_ttl_s=transaction.deadline - now + policy.hold_margin_s if is_try else None,
+        hold_ttl_s=round(transaction.deadline - now + policy.hold_margin_s, 3) if is_try else None,
         deadline=transaction.deadline if is_try else None,
     )
 

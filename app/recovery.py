@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 BATCH_MAX: Final = 100
 """Transactions claimed at once."""
 PARALLEL_MAX: Final = 1000
-"""Claiming pauses while so many are worked on: a backlog must not crowd out new transactions."""
+"""Claiming pauses while so many of the claimed are worked on: a backlog must not crowd out new transactions."""
 PAUSE_MAX_S: Final = 1.0
 """The longest pause between two looks, in seconds: another replica's work may become due at any time."""
 PAUSE_MIN_S: Final = 0.02
@@ -51,8 +51,8 @@ class Recovery:
 
     async def run_once(self) -> int:
         """Claim what is due and set it going; returns how many transactions that were."""
-        room = min(BATCH_MAX, self._coordinator.capacity, PARALLEL_MAX - self._coordinator.running)
-        if room <= 0:
+        room = min(BATCH_MAX, PARALLEL_MAX - self._coordinator.adopted)
+        if room <= 0 or self._coordinator.stopping:
             return 0
         now = self._clock()
         claim = store.Claim(due_by=now, lease_until=now + self._lease_s, limit=room)
@@ -71,11 +71,15 @@ class Recovery:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        refresh_at = loop.time()
         while True:
             try:
                 claimed = await self.run_once()
                 pause_s = PAUSE_MIN_S if claimed else await self._pause_s()
-                await self._registry.refresh()
+                if loop.time() >= refresh_at:
+                    await self._registry.refresh()
+                    refresh_at = loop.time() + PAUSE_MAX_S
             except SQLAlchemyError as error:
                 log.warning("event=recovery_failed error=%s", type(error).__name__)
                 pause_s = PAUSE_MAX_S

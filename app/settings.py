@@ -76,7 +76,7 @@ class Settings(BaseSettings):
             raise ValueError("HOLDFAST_RETRY_BASE_S must not exceed HOLDFAST_RETRY_CAP_S")
         allowed = self.allowed
         for name, body in self.participants.items():
-            if fault := allowed.fault(body.base_url):
+            if fault := allowed.base_fault(body.base_url):
                 raise ValueError(f"HOLDFAST_PARTICIPANTS: {name}: {fault}")
         return self
 

@@ -27,7 +27,8 @@ class Parts:
     clock: Callable[[], float]
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:
+    # async, because FastAPI runs a plain function in a thread
     parts: Parts = request.app.state.parts
     return parts
 

@@ -44,7 +44,7 @@ async def get(name: Name, parts: PartsOf) -> Response:
 )
 async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
     """Register a participant, or say where it is now: transactions under way call it there from the next call on."""
-    if fault := parts.allowed.fault(body.base_url):
+    if fault := parts.allowed.base_fault(body.base_url):
         raise Problem("endpoint-not-allowed", fault)
     participant = RegisteredParticipant(name=name, **body.model_dump())
     is_new = await parts.registry.put(participant)

@@ -13,6 +13,7 @@ WAIT_MAX_S: Final = 3600.0
 """A client may wait so long for one answer, in seconds."""
 
 _WAIT: Final = re.compile(r"^wait\s*=\s*\"?(\d{1,9}(?:\.\d{1,9})?)\"?$", re.IGNORECASE)
+_PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
 _QUOTED: Final = re.compile(r'^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$')
 
 
@@ -33,10 +34,13 @@ class Preferences:
 
 
 def parse_prefer(headers: list[str]) -> Preferences:
-    """Read all `Prefer` headers of a request; a repeated preference counts the first time it is given."""
+    """Read all `Prefer` headers of a request; a repeated preference counts the first time it is given.
+
+    A comma inside a quoted value separates nothing.
+    """
     wait_s: float | None = None
     respond_async = False
-    for preference in ",".join(headers).split(","):
+    for preference in _PREFERENCE.findall(",".join(headers)):
         token = preference.split(";", 1)[0].strip()
         match = _WAIT.match(token)
         if match and wait_s is None:

@@ -69,7 +69,7 @@ class BranchRequest(_Body):
     name: ParticipantName | None = Field(default=None, description="unique in the transaction; default: participant")
     participant: ParticipantName | None = None
     endpoints: EndpointsBody | None = None
-    payload: Json = None
+    payload: Json = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> Self:
