@@ -228,9 +228,8 @@ class Coordinator:
 
     def adopt(self, transaction: Transaction) -> None:
         """Work on a transaction whose lease this process has just taken."""
-        step = advance(transaction, (), self._clock(), self._policy)
         self._adopted += 1
-        self._start(transaction, step, adopted=True)
+        self._start(transaction, None, adopted=True)
 
     async def stop(self, limit_s: float) -> None:
         """Begin nothing more, give what is under way `limit_s` seconds to end, and hand the rest over.
@@ -282,7 +281,7 @@ class Coordinator:
         self._start(step.transaction, replace(step, must_save=False))
         return step.transaction
 
-    def _start(self, saved: Transaction, step: Step, *, adopted: bool = False) -> _Run:
+    def _start(self, saved: Transaction, step: Step | None, *, adopted: bool = False) -> _Run:
         run = _Run(saved=saved, latest=saved, adopted=adopted)
         self._runs[saved.id] = run
         run.task = self._spawn(self._drive(run, step))
@@ -294,7 +293,7 @@ class Coordinator:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _drive(self, run: _Run, step: Step) -> None:
+    async def _drive(self, run: _Run, step: Step | None) -> None:
         """Work on one transaction until it rests, or until somebody else has it."""
         try:
             await self._steps(run, step)
@@ -308,7 +307,9 @@ class Coordinator:
         finally:
             self._end(run)
 
-    async def _steps(self, run: _Run, step: Step) -> None:
+    async def _steps(self, run: _Run, first: Step | None) -> None:
+        """The loop itself. `first` is the step that was recorded already; a claimed transaction has none."""
+        step = first or advance(run.saved, (), self._clock(), self._policy)
         taken: list[asyncio.Future[Transaction]] = []
         while True:
             transaction = await self._save(run, step) if step.must_save else step.transaction
@@ -392,7 +393,7 @@ class Coordinator:
         claimed = await self._journal.write(store.claim, claim)
         if not claimed:
             return None
-        return self._start(claimed[0], advance(claimed[0], (), self._clock(), self._policy))
+        return self._start(claimed[0], None)
 
     async def _hand_over(self, run: _Run) -> None:
         """Give the lease back, so that whoever starts next need not wait for its end."""
