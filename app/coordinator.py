@@ -227,7 +227,13 @@ class Coordinator:
         return len(self._runs)
 
     def adopt(self, transaction: Transaction) -> None:
-        """Work on a transaction whose lease this process has just taken."""
+        """Work on a transaction whose lease this process has just taken.
+
+        One that is still worked on here was too slow to renew its lease: it ends at its next save, and only after
+        that, so that no Cancel overtakes a Try of this very process, is it taken up anew.
+        """
+        if transaction.id in self._runs:
+            return
         self._adopted += 1
         self._start(transaction, None, adopted=True)
 
