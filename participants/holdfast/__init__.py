@@ -1,6 +1,32 @@
 """Take part in TCC transactions from a FastAPI service. Guide: docs/sdk.md; contract: docs/protocol.md."""
 
+from holdfast.client import (
+    Branch,
+    BranchRecord,
+    Client,
+    CoordinatorUnreachable,
+    HoldfastError,
+    ProblemError,
+    Reason,
+    Transaction,
+    TransactionCancelled,
+    TransactionUndecided,
+)
 from holdfast.hold import Hold, Refused
 from holdfast.participant import Participant
 
-__all__ = ["Hold", "Participant", "Refused"]
+__all__ = [
+    "Branch",
+    "BranchRecord",
+    "Client",
+    "CoordinatorUnreachable",
+    "Hold",
+    "HoldfastError",
+    "Participant",
+    "ProblemError",
+    "Reason",
+    "Refused",
+    "Transaction",
+    "TransactionCancelled",
+    "TransactionUndecided",
+]

@@ -5,7 +5,7 @@ questions and the moment of a crash are the test's. Guide: docs/sdk.md, "Testing
 """
 
 import uuid
-from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
 
@@ -63,7 +63,7 @@ class FakeCoordinator:
         self._app.include_router(participant.router)
 
     async def __aenter__(self) -> Self:
-        self.participant._rules = replace(self._rules, clock=self._now)
+        self.participant._rules = replace(self._rules, clock=self._now, probe=_probe)
         self.participant._transport = httpx.MockTransport(self._answer)
         await self.participant._prepare()
         return self
@@ -140,15 +140,14 @@ class Branch:
 
     async def crash(self, operation: Operation | str, *, at: CrashPoint | str) -> None:
         """One call, with the process dying at a point of it; AssertionError when it never came there."""
-        participant = self.coordinator.participant
-        rules, point = participant._rules, CrashPoint(at)
-        participant._rules = replace(rules, probe=_dies_at(point))
+        point = CrashPoint(at)
+        token = _dies_at.set(point)
         try:
             await self._call(Operation(operation))
         except Crash:
             return
         finally:
-            participant._rules = rules
+            _dies_at.reset(token)
         raise AssertionError(f"{operation} did not come to {point.value!r}")
 
     async def phase(self) -> str | None:
@@ -179,12 +178,12 @@ class Branch:
         return _answer(response)
 
 
-def _dies_at(point: CrashPoint) -> Callable[[CrashPoint], None]:
-    def probe(reached: CrashPoint) -> None:
-        if reached is point:
-            raise Crash(point.value)
+_dies_at: ContextVar[CrashPoint | None] = ContextVar("_dies_at", default=None)  # of this call, not of others
 
-    return probe
+
+def _probe(reached: CrashPoint) -> None:
+    if _dies_at.get() is reached:
+        raise Crash(reached.value)
 
 
 def _answer(response: httpx.Response) -> Answer:

@@ -109,7 +109,8 @@ def service_on(engine: Engine | AsyncEngine, name: str = "seats", **options: Any
                 result = service.act(operation, hold)
                 if hasattr(result, "__await__"):
                     result = await result
-                await session.execute(written(operation, hold))
+                if operation != "cancel" or hold.held:
+                    await session.execute(written(operation, hold))
                 return result
 
             return handle
@@ -118,7 +119,8 @@ def service_on(engine: Engine | AsyncEngine, name: str = "seats", **options: Any
         def a_handler(operation: str) -> Any:
             def handle(hold: Hold[SeatRequest], session: Session) -> Any:
                 result = service.act(operation, hold)
-                session.execute(written(operation, hold))
+                if operation != "cancel" or hold.held:
+                    session.execute(written(operation, hold))
                 return result
 
             return handle
