@@ -8,10 +8,10 @@ from fastapi.responses import Response
 from app import store
 from app.api.dependencies import PartsOf
 from app.api.problems import responses
-from app.api.rendering import Cursor, Limit, json_response, known_id, parse_or_problem
+from app.api.rendering import json_response, known_id, parse_or_problem
 from app.api.schemas import (
     HungPage,
-    Label,
+    HungQuery,
     ResolveRequest,
     TransactionBody,
     cursor_of,
@@ -19,31 +19,23 @@ from app.api.schemas import (
     transaction_json,
 )
 from app.protocol import BranchResolved, RetryRequested
-from app.settings import ParticipantName
 from app.transaction import Settled
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
 
 @router.get("/hung", response_model=HungPage, responses=responses("invalid", "unavailable"))
-async def list_hung(
-    parts: PartsOf,
-    participant: ParticipantName | None = None,
-    name: Label | None = None,
-    older_than_s: Annotated[float | None, Query(ge=0, allow_inf_nan=False)] = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-) -> Response:
+async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Response:
     """Hung transactions, oldest first, and how many branches hang by participant and reason."""
-    hung_before = None if older_than_s is None else parts.clock() - older_than_s
-    wanted = store.HungFilter(participant=participant, name=name, hung_before=hung_before)
-    since, after_id = parse_or_problem(cursor, float, str) if cursor is not None else (None, None)
+    hung_before = None if query.older_than_s is None else parts.clock() - query.older_than_s
+    wanted = store.HungFilter(participant=query.participant, name=query.name, hung_before=hung_before)
+    since, after_id = parse_or_problem(query.cursor, float, str) if query.cursor is not None else (None, None)
     after = None if since is None else (since, after_id)
-    found = await parts.journal.read(store.list_hung, wanted, limit + 1, after)
+    found = await parts.journal.read(store.list_hung, wanted, query.limit + 1, after)
     totals = await parts.journal.read(store.total_hung, wanted)
-    last = found[limit - 1] if len(found) > limit else None
+    last = found[query.limit - 1] if len(found) > query.limit else None
     next_cursor = cursor_of(last.hung_since, last.id) if last and last.hung_since is not None else None
-    items = [transaction_json(it) for it in found[:limit]]
+    items = [transaction_json(it) for it in found[: query.limit]]
     return json_response({"items": items, "next_cursor": next_cursor, "totals": totals_json(totals)})
 
 

@@ -1,17 +1,13 @@
-"""What all routes share: ids, limits and cursors coming in, JSON going out."""
+"""What all routes share: ids and cursors coming in, JSON going out."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Query
 from fastapi.responses import Response
 from pydantic_core import to_json
 
 from app.api.problems import Problem
-from app.api.schemas import CURSOR_CHARS_MAX, is_id, parse_cursor
+from app.api.schemas import is_id, parse_cursor
 from app.coordinator import UnknownTransactionError
-
-Limit = Annotated[int, Query(ge=1, le=500)]
-Cursor = Annotated[str | None, Query(max_length=CURSOR_CHARS_MAX, description="`next_cursor` of the page before")]
 
 
 def known_id(transaction_id: str) -> str:

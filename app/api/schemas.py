@@ -137,6 +137,41 @@ class ResolveRequest(_Body):
     reason: Label = Field(description="why, for the record")
 
 
+class _Query(BaseModel):
+    """Query parameters; one that there is not is an error, because a misspelled filter would show everything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=500)
+    cursor: str | None = Field(
+        default=None, max_length=CURSOR_CHARS_MAX, description="`next_cursor` of the page before"
+    )
+
+
+class TransactionsQuery(_Query):
+    """Which transactions to list; every filter that is given must match."""
+
+    phase: Phase | None = None
+    name: Label | None = None
+    reference: Label | None = None
+    participant: ParticipantName | None = None
+    hung: bool | None = None
+
+
+class HungQuery(_Query):
+    """Which hung transactions to list."""
+
+    participant: ParticipantName | None = None
+    name: Label | None = None
+    older_than_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class CallsQuery(_Query):
+    """Which calls of a transaction to list."""
+
+    limit: int = Field(default=500, ge=1, le=500)
+
+
 class ReasonBody(BaseModel):
     code: ReasonCode
     branch: str | None

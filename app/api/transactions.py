@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from pydantic_core import to_json
 
@@ -12,23 +12,23 @@ from app import store
 from app.api.dependencies import Parts, PartsOf
 from app.api.preferences import Preferences, parse_idempotency_key, parse_prefer
 from app.api.problems import Problem, responses
-from app.api.rendering import Cursor, Limit, json_response, known_id, parse_or_problem
+from app.api.rendering import json_response, known_id, parse_or_problem
 from app.api.schemas import (
     BeginRequest,
     BranchRequest,
     CallPage,
+    CallsQuery,
     DecisionBody,
-    Label,
     TransactionBody,
     TransactionPage,
+    TransactionsQuery,
     call_json,
     cursor_of,
     transaction_json,
 )
 from app.coordinator import IdempotencyKeyConflictError, UnknownTransactionError
 from app.protocol import CancelRequested
-from app.settings import ParticipantName
-from app.transaction import Outcome, Phase, Transaction
+from app.transaction import Outcome, Transaction
 from holdfast.wire import Decision
 
 router = APIRouter(prefix="/v1/transactions", tags=["transactions"])
@@ -88,22 +88,13 @@ async def begin(
 
 
 @router.get("", response_model=TransactionPage, responses=responses("invalid", "unavailable"))
-async def list_newest(
-    parts: PartsOf,
-    phase: Phase | None = None,
-    name: Label | None = None,
-    reference: Label | None = None,
-    participant: ParticipantName | None = None,
-    hung: bool | None = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-) -> Response:
+async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query()]) -> Response:
     """Transactions, newest first."""
-    before_id = parse_or_problem(cursor, str)[0] if cursor is not None else None
-    wanted = store.Filter(phase=phase, name=name, reference=reference, participant=participant, hung=hung)
-    found = await parts.journal.read(store.list_newest, wanted, limit + 1, before_id)
-    next_cursor = cursor_of(found[limit - 1].id) if len(found) > limit else None
-    return json_response({"items": [transaction_json(it) for it in found[:limit]], "next_cursor": next_cursor})
+    before_id = parse_or_problem(query.cursor, str)[0] if query.cursor is not None else None
+    wanted = store.Filter(**query.model_dump(exclude={"limit", "cursor"}))
+    found = await parts.journal.read(store.list_newest, wanted, query.limit + 1, before_id)
+    next_cursor = cursor_of(found[query.limit - 1].id) if len(found) > query.limit else None
+    return json_response({"items": [transaction_json(it) for it in found[: query.limit]], "next_cursor": next_cursor})
 
 
 @router.get(
@@ -124,7 +115,8 @@ async def get(
     body = to_json(transaction_json(transaction))
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": etag} | Preferences(preferences.wait_s).applied
-    if if_none_match is not None and etag in [each.strip().removeprefix("W/") for each in if_none_match.split(",")]:
+    known = {each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")}
+    if known & {etag, "*"}:
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
 
@@ -134,14 +126,14 @@ async def get(
     response_model=CallPage,
     responses=responses("unknown-transaction", "invalid", "unavailable"),
 )
-async def list_calls(transaction_id: str, parts: PartsOf, limit: Limit = 500, cursor: Cursor = None) -> Response:
+async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[CallsQuery, Query()]) -> Response:
     """Every call that was made for the transaction, oldest first."""
-    after_id = parse_or_problem(cursor, int)[0] if cursor is not None else 0
+    after_id = parse_or_problem(query.cursor, int)[0] if query.cursor is not None else 0
     unsaved = parts.coordinator.unsaved_calls(known_id(transaction_id))
     await parts.coordinator.find(transaction_id)
-    found = await parts.journal.read(store.list_calls, transaction_id, limit + 1, after_id)
-    next_cursor = cursor_of(found[limit - 1][0]) if len(found) > limit else None
-    made = [call for _, call in found[:limit]]
+    found = await parts.journal.read(store.list_calls, transaction_id, query.limit + 1, after_id)
+    next_cursor = cursor_of(found[query.limit - 1][0]) if len(found) > query.limit else None
+    made = [call for _, call in found[: query.limit]]
     if next_cursor is None:
         made += [call for call in unsaved if call not in made]
     return json_response({"items": [call_json(call) for call in made], "next_cursor": next_cursor})
