@@ -27,7 +27,7 @@ RESPONSE_CHARS_KEPT: Final = 2000
 class Target:
     """Where a call goes: its URL, its time limit in seconds, and with whom it shares how many slots."""
 
-    url: str
+    url: httpx.URL
     timeout_s: float
     slots_of: str
     concurrency_max: int
@@ -100,7 +100,7 @@ class Caller:
             slots = self._slots[key] = asyncio.Semaphore(target.concurrency_max)
         return slots
 
-    async def _exchange(self, call: Call, url: str) -> _Response:
+    async def _exchange(self, call: Call, url: httpx.URL) -> _Response:
         branch = call.branch
         message = wire.Message(
             transaction_id=call.transaction_id,

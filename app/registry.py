@@ -4,8 +4,10 @@ The registry is read at each call, from memory; a change made here is seen at on
 `refresh` next runs. Decides nothing about transactions.
 """
 
+from functools import lru_cache
 from typing import Final
 
+import httpx
 from sqlalchemy.exc import IntegrityError
 
 from app import store
@@ -17,6 +19,8 @@ from app.protocol import Call
 from app.transaction import Endpoints
 from holdfast.wire import Operation
 
+URLS_MAX: Final = 4096
+"""Parsed URLs that are remembered."""
 INLINE_CONCURRENCY_MAX: Final = 64
 """Calls under way at once to one host and port that is given by URLs."""
 
@@ -29,6 +33,7 @@ class Registry:
         self._allowed = allowed
         self._call_timeout_s = call_timeout_s
         self._participants: dict[str, RegisteredParticipant] = {}
+        self._url = lru_cache(URLS_MAX)(self._checked_url)  # parsing a URL costs as much as sending to it
 
     async def refresh(self) -> None:
         """Read the registry as it is stored."""
@@ -59,23 +64,30 @@ class Registry:
         """Where this call goes now, or why it can't go anywhere."""
         branch = call.branch
         if branch.endpoints is not None:
-            url = _inline_url(branch.endpoints, call.operation)
-            fault = self._allowed.fault(url)
-            origin = "/".join(url.split("/", 3)[:3])
-            return fault or Target(
+            url = self._url(_inline_url(branch.endpoints, call.operation))
+            if isinstance(url, str):
+                return url
+            origin = f"{url.scheme}://{url.netloc.decode()}"
+            return Target(
                 url=url, timeout_s=self._call_timeout_s, slots_of=origin, concurrency_max=INLINE_CONCURRENCY_MAX
             )
         assert branch.participant is not None, "a branch has a participant or endpoints"
         registered = self._participants.get(branch.participant)
         if registered is None:
             return f"participant {branch.participant} is not registered; register it, and the call is repeated"
-        fault = self._allowed.fault(registered.base_url)
-        return fault or Target(
-            url=f"{registered.base_url.rstrip('/')}/{call.operation.value}",
+        url = self._url(f"{registered.base_url.rstrip('/')}/{call.operation.value}")
+        if isinstance(url, str):
+            return url
+        return Target(
+            url=url,
             timeout_s=registered.call_timeout_s or self._call_timeout_s,
             slots_of=registered.name,
             concurrency_max=registered.concurrency_max,
         )
+
+    def _checked_url(self, url: str) -> httpx.URL | str:
+        """The parsed URL, or in words why the allow-list (which never changes) does not admit it."""
+        return self._allowed.fault(url) or httpx.URL(url)
 
 
 def _inline_url(endpoints: Endpoints, operation: Operation) -> str:
