@@ -239,7 +239,11 @@ def _run(
     except Exception as error:
         session.rollback()
         if rules.two_step:
-            _give_up_lease(rules, session, row=row, step=step, error=error, is_first=is_new)
+            try:
+                _give_up_lease(rules, session, row=row, step=step, error=error, is_first=is_new)
+            except Superseded:
+                session.rollback()
+                _after_losing(rules, happening, session, invoke, step)
         raise
     rules.probe(CrashPoint.COMMITTED)
     return after
@@ -332,6 +336,7 @@ def _give_up_lease(rules: Rules, session: Session, *, row: Row, step: Run, error
     """A two-step handler failed: say that it no longer runs, so that nobody waits for its lease to end.
 
     Only a Try that refused in its very first run has surely left nothing outside: that row goes.
+    Raises Superseded when the lease was lost before.
     """
     now = rules.clock()
     try:
@@ -348,6 +353,8 @@ def _give_up_lease(rules: Rules, session: Session, *, row: Row, step: Run, error
                 changes["check_at"] = now + backoff_s(rules, row.checks)
             rows.write(session, rules.table, row, **changes)
         session.commit()
+    except Superseded:
+        raise
     except Exception as trouble:  # the handler's failure is the news; the lease ends by itself
         session.rollback()
         hide_values(trouble)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Double,
     Executable,
     Index,
+    Insert,
     Integer,
     MetaData,
     String,
@@ -122,17 +123,19 @@ def branches_table(metadata: MetaData) -> Table:
 def insert_if_absent(session: Session, table: Table, row: Row) -> bool:
     """Insert `row`; False when its key is there. Waits for a concurrent insert of the same key."""
     values = {column.name: getattr(row, column.name) for column in table.columns} | {"state": row.state.value}
-    statement: Executable
-    match dialect := session.get_bind().dialect.name:
+    return _changed(session, inserting_if_absent(session.get_bind().dialect.name, table).values(values)) == 1
+
+
+def inserting_if_absent(dialect: str, table: Table) -> Insert:
+    """The one statement that each database spells in its own way."""
+    match dialect:
         case "postgresql":
-            statement = postgresql.insert(table).values(values).on_conflict_do_nothing()
+            return postgresql.insert(table).on_conflict_do_nothing()
         case "sqlite":
-            statement = sqlite.insert(table).values(values).on_conflict_do_nothing()
+            return sqlite.insert(table).on_conflict_do_nothing()
         case "mysql" | "mariadb":
-            statement = insert(table).values(values).prefix_with("IGNORE")
-        case _:
-            raise ValueError(f"holdfast does not know how to insert if absent on {dialect}")
-    return _changed(session, statement) == 1
+            return insert(table).prefix_with("IGNORE")
+    raise ValueError(f"holdfast does not know how to insert if absent on {dialect}")
 
 
 def lock(session: Session, table: Table, key: Key) -> Row | None:

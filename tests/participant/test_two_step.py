@@ -139,6 +139,7 @@ async def settle(branch: Branch) -> None:
         await coordinator.reap()
 
 
+@pytest.mark.parametrize("kind", ["sqlite+aiosqlite", "postgresql+psycopg"])
 async def test_every_two_steps_and_every_death_end_well(payment: Payment) -> None:
     for steps in itertools.product(STEPS, repeat=2):
         branch = payment.branch()
@@ -159,6 +160,7 @@ async def test_every_two_more_steps_after_a_try_end_well(payment: Payment, first
         await payment.check_settled(branch)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql+asyncpg"])
 async def test_the_reaper_alone_ends_what_crashed(payment: Payment) -> None:
     """Nobody calls again: the time of the hold passes, and every crash of a release is ended too."""
     for steps in itertools.product(STEPS, repeat=2):
@@ -246,6 +248,22 @@ async def test_a_try_that_outlives_an_acknowledged_release_is_undone(payment: Pa
     assert (await trying).problem == ("already-cancelled" if end == "cancel" else "hold-expired")
     await payment.check_settled(branch)
     assert (await payment.service.effects(branch.transaction_id)).total() == 0, "the loser wrote nothing"
+
+
+@asynchronous
+async def test_a_try_that_outlives_its_cancel_and_then_fails_is_undone_too(payment: Payment) -> None:
+    branch, gate = payment.branch(), asyncio.Event()
+    payment.gateway.gate = gate
+    trying = asyncio.create_task(branch.try_())
+    await payment.gateway.arrived.wait()
+    payment.coordinator.pass_time(LEASE_S)
+    assert (await branch.cancel()).ok
+    payment.coordinator.pass_time(LEASE_S)
+    await payment.coordinator.reap()  # the sweep that was planned comes too early as well
+    payment.gateway.error = RuntimeError("answer lost; it was authorised")
+    gate.set()
+    assert (await trying).problem == "handler-failed"
+    await payment.check_settled(branch)
 
 
 @asynchronous
