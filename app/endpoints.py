@@ -11,6 +11,9 @@ from typing import Final, Self
 import httpx
 
 _PATTERN: Final = re.compile(r"^(https?)://(\[[0-9a-fA-F:.*]+\]|[A-Za-z0-9._*-]+)(?::(\*|\d{1,5}))?/?$")
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+\Z|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\Z")
+_IPV4_PATTERN: Final = re.compile(r"[\d*]+(?:\.[\d*]+)+\Z")
+_IPV4: Final = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}\Z")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 URL_CHARS_MAX: Final = 2000
 
@@ -59,10 +62,10 @@ class AllowedEndpoints:
             return f"a URL has at most {URL_CHARS_MAX} printable ASCII characters and no blanks"
         try:
             parsed = httpx.URL(url)
-            port = parsed.port or _DEFAULT_PORTS.get(parsed.scheme)
+            port = _DEFAULT_PORTS.get(parsed.scheme) if parsed.port is None else parsed.port
         except (httpx.InvalidURL, ValueError):
             return f"{url!r} is not a URL"
-        if parsed.scheme not in _DEFAULT_PORTS or not parsed.host:
+        if parsed.scheme not in _DEFAULT_PORTS or not _HOST.match(parsed.host):
             return f"{url!r} is not an absolute http or https URL"
         if port is None or not 0 < port <= 65535:
             return f"{url!r} has no port between 1 and 65535"
@@ -77,4 +80,7 @@ class AllowedEndpoints:
 
     @staticmethod
     def _matches(pattern: _Pattern, scheme: str, host: str, port: str) -> bool:
+        """A pattern of numbers, such as 10.0.0.*, is about addresses: 10.0.0.1.example.org is none of them."""
+        if _IPV4_PATTERN.match(pattern.host) and not _IPV4.match(host):
+            return False
         return pattern.scheme == scheme and pattern.port in ("*", port) and fnmatchcase(host, pattern.host)
