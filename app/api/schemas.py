@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.coordinator import Begin
 from app.models import NAME_CHARS_MAX, CallRecord, RegisteredParticipant
@@ -32,6 +32,7 @@ from app.transaction import (
 from holdfast.wire import Answer, Decision, Operation, is_portable
 
 CURSOR_CHARS_MAX: Final = 200
+REASON_CHARS_MAX: Final = 2000
 _ID: Final = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
 
 
@@ -45,6 +46,10 @@ def _one_line(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must have no control characters")
     return text
+
+
+def _on_one_line(text: Any) -> Any:
+    return " ".join(text.splitlines()).strip() if isinstance(text, str) else text
 
 
 Label = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX), AfterValidator(_one_line)]
@@ -134,7 +139,9 @@ class ResolveRequest(_Body):
     """A person settled a branch by hand."""
 
     settled: Literal["confirmed", "cancelled"] = Field(alias="as")
-    reason: Label = Field(description="why, for the record")
+    reason: Annotated[str, BeforeValidator(_on_one_line), AfterValidator(_one_line)] = Field(
+        min_length=1, max_length=REASON_CHARS_MAX, description="why, for the record"
+    )
 
 
 class _Query(BaseModel):
