@@ -14,6 +14,7 @@ from pyreqwest.compatibility.httpx import HttpxTransport
 
 from app import store
 from app.api import admin, health, participants, problems, transactions
+from app.api.body_limit import BodyLimit
 from app.api.dependencies import Parts
 from app.caller import Caller
 from app.coordinator import Coordinator
@@ -59,12 +60,12 @@ def create_app(
         version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=settings.body_max_bytes,
         redirect_slashes=False,
     )
     for router in (transactions.router, participants.router, admin.router, health.router):
         app.include_router(router)
     problems.install(app)
+    app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)
     return app
 
 

@@ -3,13 +3,16 @@
 The table in docs/operations.md is made from this; units are in the names. Nothing else reads the environment.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.endpoints import AllowedEndpoints
 from app.protocol import Policy
+
+BRANCHES_LIMIT: Final = 1000
+"""HOLDFAST_BRANCHES_MAX goes no higher: a whole transaction is one row, and one step of one loop."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 ParticipantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -54,7 +57,7 @@ class Settings(BaseSettings):
     hold_margin_s: float = Field(30.0, ge=0, description="added to the time left to the deadline for hold_ttl_s")
     hung_attempts: int = Field(5, ge=1, description="a decided branch counts as hung after so many attempts")
     hung_after_s: Seconds = Field(60.0, description="… or so long after the decision")
-    branches_max: int = Field(64, ge=1, le=1000, description="branches in one transaction")
+    branches_max: int = Field(64, ge=1, le=BRANCHES_LIMIT, description="branches in one transaction")
     body_max_bytes: int = Field(1_048_576, ge=1024, description="the longest request body")
     response_max_bytes: int = Field(65_536, ge=1024, description="the longest response of a participant")
     inflight_max: int = Field(10_000, ge=1, description="transactions worked on at once; more are answered 503")

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1
+ERRORS_MAX: Final = 20
+"""So many of a body's faults are named, at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = [
         {"at": "/".join(str(part) for part in each["loc"]), "message": printable(str(each["msg"]))}
-        for each in error.errors()
+        for each in error.errors()[:ERRORS_MAX]
     ]
     if any(each["type"] == "json_invalid" or isinstance(each.get("input"), bytes) for each in error.errors()):
         return Problem("malformed", "Send JSON, with Content-Type: application/json.", errors=found).response()

@@ -8,6 +8,7 @@ import binascii
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Self
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from app.coordinator import Begin
 from app.models import NAME_CHARS_MAX, CallRecord, RegisteredParticipant
-from app.settings import ParticipantName, Settings
+from app.settings import BRANCHES_LIMIT, ParticipantName, Settings
 from app.store import HungTotal
 from app.transaction import (
     Branch,
@@ -99,12 +100,12 @@ class BeginRequest(_Body):
     timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="time to a decision")
     try_order: Literal["parallel", "sequential"] = "parallel"
     answer_at: Literal["end", "decision", "record"] = "end"
-    branches: list[BranchRequest] = Field(min_length=1)
+    branches: list[BranchRequest] = Field(min_length=1, max_length=BRANCHES_LIMIT)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         names = [branch.branch_name for branch in self.branches]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
         if twice:
             raise ValueError(f"branch names must be unique in the transaction; given twice: {', '.join(twice)}")
         return self

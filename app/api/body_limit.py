@@ -1,0 +1,37 @@
+"""Requests whose body is too large are refused before anything is done about them.
+
+The framework's own limit answers a declared length with plain text, and only after a route that doesn't read its body
+has done its work. Knows nothing of what bodies mean.
+"""
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import Problem
+
+
+class BodyLimit:
+    """Lets requests with a body of at most `bytes_max` through; the others get the problem `payload-too-large`."""
+
+    def __init__(self, app: ASGIApp, bytes_max: int) -> None:
+        self._app = app
+        self._bytes_max = bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdecimal() or int(declared) > self._bytes_max:
+            return await Problem("payload-too-large").response()(scope, receive, send)
+        received = 0
+
+        async def receive_limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._bytes_max:
+                raise HTTPException(413)
+            return message
+
+        return await self._app(scope, receive_limited, send)

@@ -1,0 +1,227 @@
+"""Bad input, and what it gets: a problem document that says what to do, and nothing recorded."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from app.api.problems import CATALOGUE
+from tests.api.service import Json, Service, endpoints, problem, running
+
+PATH: Final = "/v1/transactions"
+BRANCH: Final[Json] = {"participant": "inventory"}
+INLINE: Final[Json] = {"name": "card", "endpoints": endpoints("card")}
+
+
+def branches(*items: Any) -> Json:
+    return {"branches": list(items)}
+
+
+BODIES: Final[dict[str, tuple[Any, str]]] = {
+    "no branches": ({}, "branches"),
+    "empty branches": (branches(), "branches"),
+    "branches null": ({"branches": None}, "branches"),
+    "branches no list": ({"branches": {"inventory": {}}}, "branches"),
+    "a branch is text": (branches("inventory"), "branches"),
+    "unknown field": (branches(BRANCH) | {"colour": "red"}, "colour"),
+    "unknown field of a branch": (branches(BRANCH | {"retries": 3}), "retries"),
+    "unknown field of endpoints": (branches({"name": "c", "endpoints": endpoints("c") | {"undo": "x"}}), "undo"),
+    "the resource's own fields": (branches(BRANCH) | {"phase": "confirmed"}, "phase"),
+    "body is a list": ([branches(BRANCH)], "body"),
+    "body is text": ("begin", "body"),
+    "body is null": (None, "body"),
+    "neither participant nor endpoints": (branches({"name": "a"}), "participant or endpoints"),
+    "both participant and endpoints": (branches(INLINE | BRANCH), "participant or endpoints"),
+    "endpoints without a name": (branches({"endpoints": endpoints("card")}), "name"),
+    "endpoints incomplete": (branches({"name": "c", "endpoints": {"try": "http://127.0.0.1/t"}}), "confirm"),
+    "duplicate branch names": (branches(BRANCH, BRANCH), "inventory"),
+    "duplicate by default": (branches(BRANCH, INLINE | {"name": "inventory"}), "inventory"),
+    "too many branches": (branches(*({"name": f"b{n}"} | BRANCH for n in range(65))), "64"),
+    "name of another type": (branches(BRANCH) | {"name": 1}, "name"),
+    "name empty": (branches(BRANCH) | {"name": ""}, "name"),
+    "name too long": (branches(BRANCH) | {"name": "x" * 201}, "name"),
+    "name with a line break": (branches(BRANCH) | {"name": "a\nb"}, "name"),
+    "reference with a null": (branches(BRANCH) | {"reference": "a\0"}, "reference"),
+    "reference of another type": (branches(BRANCH) | {"reference": {"a": 1}}, "reference"),
+    "branch name of another type": (branches(BRANCH | {"name": 7}), "name"),
+    "branch name with a slash": (branches(BRANCH | {"name": "a/b"}), "name"),
+    "branch name too long": (branches(BRANCH | {"name": "x" * 65}), "name"),
+    "participant of another type": (branches({"participant": ["inventory"]}), "participant"),
+    "timeout zero": (branches(BRANCH) | {"timeout_s": 0}, "timeout_s"),
+    "timeout negative": (branches(BRANCH) | {"timeout_s": -1}, "timeout_s"),
+    "timeout too long": (branches(BRANCH) | {"timeout_s": 86_401}, "86400"),
+    "timeout is text": (branches(BRANCH) | {"timeout_s": "30"}, "timeout_s"),
+    "timeout is a truth": (branches(BRANCH) | {"timeout_s": True}, "timeout_s"),
+    "timeout is infinite": (branches(BRANCH) | {"timeout_s": float("inf")}, "timeout_s"),
+    "timeout is not a number": (branches(BRANCH) | {"timeout_s": float("nan")}, "timeout_s"),
+    "try order unknown": (branches(BRANCH) | {"try_order": "random"}, "try_order"),
+    "answer_at unknown": (branches(BRANCH) | {"answer_at": "later"}, "answer_at"),
+    "payload not a number": (branches(BRANCH | {"payload": float("nan")}), "payload"),
+    "payload infinite": (branches(BRANCH | {"payload": [float("-inf")]}), "payload"),
+    "payload with half a character": (branches(BRANCH | {"payload": {"\ud800": 1}}), "payload"),
+}
+
+
+@pytest.mark.parametrize(("body", "named"), BODIES.values(), ids=BODIES.keys())
+async def test_what_is_not_allowed_is_422_and_not_recorded(service: Service, body: Any, named: str) -> None:
+    headers = {"Content-Type": "application/json", "Idempotency-Key": '"k"'}
+    answer = await service.client.post(PATH, content=json.dumps(body), headers=headers)
+    document = problem(answer, 422, "invalid")
+    assert named in json.dumps(document, ensure_ascii=False)
+    await nothing_happened(service)
+
+
+async def nothing_happened(service: Service) -> None:
+    assert set((await service.rows()).values()) == {0}
+    assert service.participants.received == []
+    accepted = await service.begin(branches(BRANCH), idempotency_key='"k"')
+    assert accepted.status_code == 201, "the key was not used up"
+
+
+DEEP: Final = '{"branches": [{"participant": "inventory", "payload": ' + "[" * 100_000 + "]" * 100_000 + "}]}"
+UNREADABLE: Final[dict[str, tuple[bytes, str]]] = {
+    "no JSON": (b"begin, please", "application/json"),
+    "half": (b'{"branches": [', "application/json"),
+    "two values": (b"{} {}", "application/json"),
+    "not UTF-8": (b'{"name": "\xff\xfe\xfa"}', "application/json"),
+    "a number that is too long": (b'{"branches": [{"payload": ' + b"9" * 5000 + b"}]}", "application/json"),
+    "too deep": (DEEP.encode(), "application/json"),
+    "a form": (b"name=place-order", "application/x-www-form-urlencoded"),
+    "text": (json.dumps(branches(BRANCH)).encode(), "text/plain"),
+    "XML": (b"<branches/>", "application/xml"),
+}
+
+
+@pytest.mark.parametrize(("content", "media_type"), UNREADABLE.values(), ids=UNREADABLE.keys())
+async def test_what_can_not_be_read_is_400_and_not_recorded(service: Service, content: bytes, media_type: str) -> None:
+    headers = {"Content-Type": media_type, "Idempotency-Key": '"k"'}
+    answer = await service.client.post(PATH, content=content, headers=headers)
+    assert "JSON" in problem(answer, 400, "malformed")["detail"]
+    await nothing_happened(service)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}])
+async def test_no_body_at_all(service: Service, headers: dict[str, str]) -> None:
+    answer = await service.client.post(PATH, headers=headers)
+    problem(answer, 422, "invalid")
+    await nothing_happened(service)
+
+
+@pytest.mark.parametrize("levels", [99, 100, 500])
+async def test_payloads_nest_a_hundred_levels_deep(service: Service, levels: int) -> None:
+    payload = "[" * levels + "]" * levels
+    content = f'{{"branches": [{{"participant": "inventory", "payload": {payload}}}]}}'
+    answer = await service.client.post(PATH, content=content, headers={"Content-Type": "application/json"})
+    if levels <= 100:
+        assert answer.status_code == 201
+        assert service.participants.received[0].body["payload"] == json.loads(payload)
+    else:
+        assert "100 levels" in problem(answer, 422, "invalid")["detail"]
+
+
+async def test_an_unknown_participant_is_422_and_named(service: Service) -> None:
+    answer = await service.begin(branches(BRANCH, {"participant": "shipping"}), idempotency_key='"k"')
+    document = problem(answer, 422, "unknown-participant")
+    assert document["participant"] == "shipping"
+    await nothing_happened(service)
+
+
+@pytest.mark.parametrize("operation", ["try", "confirm", "cancel"])
+@pytest.mark.parametrize("url", ["http://example.org/", "http://[fe80::1]/", "http://127.0.0.1\t/", "", "http://ä/"])
+async def test_an_endpoint_that_is_not_allowed_is_422(service: Service, operation: str, url: str) -> None:
+    inline = {"name": "card", "endpoints": endpoints("card") | {operation: url}}
+    document = problem(await service.begin(branches(inline), idempotency_key='"k"'), 422, "endpoint-not-allowed")
+    assert document["branch"] == "card"
+    if url.startswith("http://example"):
+        assert "HOLDFAST_ALLOWED_ENDPOINTS" in document["detail"]
+    await nothing_happened(service)
+
+
+async def chunks(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), 1000):
+        yield content[start : start + 1000]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("method", "path"), [("POST", PATH), ("PUT", "/v1/participants/inventory")])
+async def test_too_large_a_body_is_413(sqlite_url: str, method: str, path: str, *, chunked: bool) -> None:
+    async with running(sqlite_url, body_max_bytes=5000) as service:
+        await service.register("inventory")
+        large = json.dumps(branches(BRANCH | {"payload": "x" * 5000})).encode()
+        answer = await service.client.request(
+            method,
+            path,
+            content=chunks(large) if chunked else large,
+            headers={"Content-Type": "application/json", "Idempotency-Key": '"k"'},
+        )
+        assert "HOLDFAST_BODY_MAX_BYTES" in problem(answer, 413, "payload-too-large")["detail"]
+        fits = branches(BRANCH | {"payload": "x" * 4900})
+        assert (await service.begin(fits)).status_code == 201
+        assert (await service.rows())["transactions"] == 1
+
+
+async def test_what_is_refused_for_its_size_is_not_done_all_the_same(service: Service) -> None:
+    begun = (await service.begin(branches(BRANCH), prefer="wait=0")).json()
+    path = f"{PATH}/{begun['id']}/cancel"
+    problem(await service.client.post(path, content=b" " * 1_048_577), 413, "payload-too-large")
+    assert (await service.until_finished(begun["id"]))["outcome"] == "confirmed"
+
+
+async def test_a_body_full_of_mistakes_is_answered_in_little_time_and_few_words(service: Service) -> None:
+    same = json.dumps(branches(*[BRANCH] * 34_000))
+    different = json.dumps(branches(*({"name": f"b{n}"} | BRANCH for n in range(20_000))))
+    wrong = json.dumps(branches(*[{}] * 100_000))
+    for content in (same, different, wrong):
+        assert len(content) < 1_048_576
+        answer = await service.client.post(PATH, content=content, headers={"Content-Type": "application/json"})
+        problem(answer, 422, "invalid")
+        assert len(answer.content) < 10_000
+    assert (await service.rows())["transactions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/", 404, "not-found"),
+        ("GET", "/v1", 404, "not-found"),
+        ("GET", "/v1/nothing", 404, "not-found"),
+        ("GET", "/v2/transactions", 404, "not-found"),
+        ("POST", "/v1/transactions/", 404, "not-found"),
+        ("GET", "/problems/nothing", 404, "not-found"),
+        ("GET", "/%00", 404, "not-found"),
+        ("DELETE", "/v1/transactions", 405, "method-not-allowed"),
+        ("PUT", "/v1/transactions/x", 405, "method-not-allowed"),
+        ("GET", "/v1/transactions/x/cancel", 405, "method-not-allowed"),
+        ("POST", "/healthz", 405, "method-not-allowed"),
+        ("POST", "/v1/participants/inventory", 405, "method-not-allowed"),
+        ("BREW", "/v1/participants", 405, "method-not-allowed"),
+    ],
+)
+async def test_unknown_paths_and_methods(service: Service, method: str, path: str, status: int, slug: str) -> None:
+    answer = await service.client.request(method, path)
+    problem(answer, status, slug)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+async def test_every_problem_has_a_page(service: Service) -> None:
+    for slug, kind in CATALOGUE.items():
+        page = await service.client.get(f"/problems/{slug}")
+        assert page.status_code == 200
+        assert kind.title in page.text
+        assert kind.advice in page.text
+        assert str(kind.status) in page.text
+    assert {kind.status for kind in CATALOGUE.values()} == {400, 404, 405, 409, 413, 422, 500, 503}
+
+
+async def test_a_defect_is_a_problem_without_details(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the secret")
+
+    monkeypatch.setattr(service.parts.registry, "all", broken)
+    transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as client:
+        answer = await client.get("/v1/participants")
+    problem(answer, 500, "internal-error")
+    assert "secret" not in answer.text
