@@ -1,12 +1,14 @@
 """/v1/transactions: begin, look, wait, cancel. Section 3 of docs/protocol.md."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from pydantic_core import to_json
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import store
 from app.api.dependencies import Parts, PartsOf
@@ -27,9 +29,12 @@ from app.api.schemas import (
     transaction_json,
 )
 from app.coordinator import IdempotencyKeyConflictError, UnknownTransactionError
+from app.journal import JournalClosed
 from app.protocol import CancelRequested
 from app.transaction import Outcome, Transaction
 from holdfast.wire import Decision
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/transactions", tags=["transactions"])
 
@@ -79,11 +84,15 @@ async def begin(
     key = _key(idempotency_key)
     _admit(request, parts)
     try:
-        transaction = await parts.coordinator.begin(request.begin(parts.settings, key))
+        begun = await parts.coordinator.begin(request.begin(parts.settings, key))
     except IdempotencyKeyConflictError as conflict:
         raise Problem("idempotency-key-conflict", transaction_id=conflict.transaction_id) from conflict
     answer_at, wait_s = _waiting(request.answer_at, preferences, parts.settings.wait_default_s)
-    transaction = await parts.coordinator.wait(transaction.id, _AWAITED[answer_at], wait_s)
+    try:
+        transaction = await parts.coordinator.wait(begun.id, _AWAITED[answer_at], wait_s)
+    except (SQLAlchemyError, JournalClosed) as error:  # a 503 would say that nothing was recorded
+        log.warning("event=wait_failed transaction_id=%s error=%s", begun.id, type(error).__name__)
+        transaction = begun
     return _begun(transaction, answer_at, preferences)
 
 

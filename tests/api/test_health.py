@@ -1,0 +1,117 @@
+"""/healthz, /readyz, /metrics, and what the API answers when the database is not there."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import text
+
+from app.main import SchemaOutdatedError
+from app.migrations import migrate
+from tests.api.service import Gate, Service, lost, problem, reply, running, until
+from tests.support.postgres import PostgresServer
+
+
+async def test_alive_and_ready(service: Service) -> None:
+    assert await service.json("/healthz") == {"status": "alive"}
+    assert await service.json("/readyz") == {"status": "ready"}
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM alembic_version", "UPDATE alembic_version SET version_num = 'x'"])
+async def test_a_schema_that_is_not_at_head_is_not_ready(service: Service, statement: str) -> None:
+    with service.parts.journal.engine.begin() as connection:
+        connection.execute(text(statement))
+    answer = await service.client.get("/readyz")
+    assert "python -m app migrate" in problem(answer, 503, "schema-outdated")["detail"]
+    assert int(answer.headers["retry-after"]) >= 1
+    assert await service.json("/healthz") == {"status": "alive"}
+
+
+async def test_metrics_count(service: Service) -> None:
+    service.participants.script("/inventory/confirm", [lost(), reply(200)])
+    service.participants.script("/payment/confirm", [reply(410)])
+    await service.begin({"branches": [{"participant": "inventory"}]})
+    begun = await service.begin({"branches": [{"participant": "payment"}], "answer_at": "decision"})
+    await service.until(begun.json()["id"], lambda it: it["hung"])
+    answer = await service.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    assert float(samples["holdfast_transactions_begun_total"]) == 2
+    assert float(samples['holdfast_transactions_finished_total{outcome="confirmed"}']) == 1
+    assert float(samples["holdfast_transactions_unfinished"]) == 1
+    assert float(samples["holdfast_transactions_hung"]) == 1
+    labels = 'participant="inventory",operation="confirm",answer="unanswered"'
+    counts = {name: value for name, value in samples.items() if name.startswith("holdfast_call_duration_seconds_count")}
+    matching = [v for name, v in counts.items() if all(label in name for label in labels.split(","))]
+    assert [float(v) for v in matching] == [1]
+
+
+async def test_a_database_that_is_not_migrated_is_refused(postgres_url: str) -> None:
+    with pytest.raises(SchemaOutdatedError, match="python -m app migrate"):
+        async with running(postgres_url):
+            pass
+
+
+@pytest.fixture
+async def on_postgres(postgres_url: str) -> AsyncIterator[Service]:
+    migrate(postgres_url)
+    async with running(postgres_url, lease_s=1.0) as service:
+        await service.register("inventory", "payment")
+        yield service
+
+
+async def test_without_the_database_everything_is_503_and_heals(
+    on_postgres: Service, postgres_server: PostgresServer
+) -> None:
+    service = on_postgres
+    known = (await service.begin({"branches": [{"participant": "inventory"}]})).json()
+    postgres_server.stop("immediate")
+    request = {"branches": [{"participant": "inventory"}]}
+    path = f"/v1/transactions/{known['id']}"
+    calls = len(service.participants.received)
+    for method, url, body in (
+        ("POST", "/v1/transactions", request),
+        ("GET", "/v1/transactions", None),
+        ("GET", path, None),
+        ("GET", f"{path}/calls", None),
+        ("GET", f"{path}/decision", None),
+        ("POST", f"{path}/cancel", None),
+        ("GET", "/v1/admin/hung", None),
+        ("POST", f"/v1/admin/transactions/{known['id']}/retry", None),
+        ("PUT", "/v1/participants/shipping", {"base_url": "http://127.0.0.1:9"}),
+        ("DELETE", "/v1/participants/payment", None),
+        ("GET", "/readyz", None),
+        ("GET", "/metrics", None),
+    ):
+        answer = await service.client.request(method, url, json=body)
+        problem(answer, 503, "unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+    assert await service.json("/healthz") == {"status": "alive"}
+    assert len(service.participants.received) == calls, "nothing is sent that is not recorded"
+    postgres_server.start()
+    assert (await service.client.get("/readyz")).status_code == 200
+    assert (await service.begin(request)).status_code == 201
+    assert await service.get(known["id"]) == known
+
+
+async def test_a_database_that_goes_away_after_the_record_does_not_hide_the_record(
+    on_postgres: Service, postgres_server: PostgresServer
+) -> None:
+    service = on_postgres
+    gate = Gate()
+    service.participants.script("/inventory/try", [gate, reply(200)])
+    waiting = asyncio.create_task(service.begin({"branches": [{"participant": "inventory"}]}))
+    await gate.reached()
+    postgres_server.stop("immediate")
+    gate.open()
+    begun = await waiting
+    assert begun.status_code == 202, "503 would say that nothing was recorded"
+    assert service.participants.paths() == ["/inventory/try"], "no Confirm before the decision is durable"
+    postgres_server.start()
+
+    async def finished() -> bool:
+        answer = await service.client.get(begun.headers["location"])
+        return answer.status_code == 200 and answer.json()["outcome"] == "confirmed"
+
+    await until(finished)
