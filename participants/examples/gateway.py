@@ -1,0 +1,151 @@
+"""A card gateway: a stand-in for a company whose database is not yours.
+
+It knows nothing of TCC. It does what real ones do: authorise, capture and void, each safe to repeat because the
+caller sends an idempotency key, and it keeps its own ledger. Payment calls it; compare the two ledgers.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, HTTPException
+from pydantic import BaseModel, PositiveInt
+from sqlalchemy import CursorResult, create_engine, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+DATA_DIR = os.environ.get("DATA_DIR", ".run")
+DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR}/gateway.db")
+CARDS_AT_FIRST = {"ada": 1_000_00, "bob": 10_00}
+
+Key = Annotated[str, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+
+
+class Base(DeclarativeBase):
+    """The gateway's tables."""
+
+
+class Card(Base):
+    """A customer's card. What is authorised is no longer available and not yet captured."""
+
+    __tablename__ = "cards"
+
+    customer: Mapped[str] = mapped_column(primary_key=True)
+    available: Mapped[int]
+    authorised: Mapped[int] = mapped_column(default=0)
+    captured: Mapped[int] = mapped_column(default=0)
+
+
+class Authorisation(Base):
+    """What became of an idempotency key: authorised, captured, voided or declined."""
+
+    __tablename__ = "authorisations"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    customer: Mapped[str]
+    amount: Mapped[int]
+    state: Mapped[str]
+
+
+class Wanted(BaseModel):
+    """An amount to authorise on a customer's card."""
+
+    customer: str
+    amount_cents: PositiveInt
+
+
+engine = create_engine(DATABASE_URL)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Make the tables, and issue the cards of a new database."""
+    os.makedirs(DATA_DIR, exist_ok=True)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        for customer, available in CARDS_AT_FIRST.items():
+            if session.get(Card, customer) is None:
+                session.add(Card(customer=customer, available=available))
+    yield
+    engine.dispose()
+
+
+app = FastAPI(title="Card gateway", lifespan=lifespan)
+
+
+@app.post("/authorise", status_code=201)
+def authorise(wanted: Wanted, key: Key) -> dict[str, str]:
+    """Set the amount aside; 402 when the card does not cover it. The same key: the same answer."""
+    with Session(engine) as session, session.begin():
+        new = {"key": key, "customer": wanted.customer, "amount": wanted.amount_cents, "state": "declined"}
+        is_new = _changed(session, insert(Authorisation).values(new).on_conflict_do_nothing())
+        it = session.get_one(Authorisation, key)
+        if (it.customer, it.amount) != (wanted.customer, wanted.amount_cents):
+            raise HTTPException(422, "this key was used for something else")
+        if is_new and _move(session, it, available=-it.amount, authorised=it.amount):
+            it.state = "authorised"
+        state = it.state
+    if state == "declined":
+        raise HTTPException(402, "insufficient funds")
+    if state == "voided":
+        raise HTTPException(409, "this authorisation was voided")
+    return {"key": key, "state": state}
+
+
+@app.post("/capture")
+def capture(key: Key) -> dict[str, str]:
+    """Take what was authorised; 409 when there is nothing to take."""
+    with Session(engine) as session, session.begin():
+        if _turn(session, key, "captured"):
+            it = session.get_one(Authorisation, key)
+            assert _move(session, it, authorised=-it.amount, captured=it.amount)
+        found = session.get(Authorisation, key)
+        if found is None or found.state != "captured":
+            raise HTTPException(409, "nothing is authorised under this key")
+    return {"key": key, "state": "captured"}
+
+
+@app.post("/void")
+def void(key: Key) -> dict[str, str]:
+    """Give back what was authorised; harmless when there is nothing to give back, 409 when it was captured."""
+    with Session(engine) as session, session.begin():
+        if _turn(session, key, "voided"):
+            it = session.get_one(Authorisation, key)
+            assert _move(session, it, available=it.amount, authorised=-it.amount)
+        found = session.get(Authorisation, key)
+        state = "nothing" if found is None else found.state
+    if state == "captured":
+        raise HTTPException(409, "the amount has been captured")
+    return {"key": key, "state": state}
+
+
+@app.get("/healthz")
+def healthz() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "alive"}
+
+
+@app.get("/balances")
+def balances() -> dict[str, Any]:
+    """What is available, authorised and captured on every card, in cents."""
+    cards = select(Card.customer, Card.available, Card.authorised, Card.captured).order_by(Card.customer)
+    with Session(engine) as session:
+        return {"cards": [dict(card) for card in session.execute(cards).mappings()]}
+
+
+def _turn(session: Session, key: str, state: str) -> bool:
+    still = update(Authorisation).where(Authorisation.key == key, Authorisation.state == "authorised")
+    return _changed(session, still.values(state=state))
+
+
+def _move(session: Session, it: Authorisation, **amounts: int) -> bool:
+    """Move money between the columns of a card, unless there is too little of it."""
+    card = update(Card).where(Card.customer == it.customer, Card.available + amounts.get("available", 0) >= 0)
+    return _changed(session, card.values({name: getattr(Card, name) + cents for name, cents in amounts.items()}))
+
+
+def _changed(session: Session, statement: Any) -> bool:
+    result = session.execute(statement)
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1
