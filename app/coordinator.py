@@ -81,6 +81,8 @@ class _Run:
     latest: Transaction
     answers: list[Answered] = field(default_factory=list)
     commands: list[tuple[Command, asyncio.Future[Transaction]]] = field(default_factory=list)
+    taken: list[asyncio.Future[Transaction]] = field(default_factory=list)
+    """Who waits for the command that is being carried out."""
     history: list[CallRecord] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     adopted: bool = False
@@ -316,17 +318,15 @@ class Coordinator:
     async def _steps(self, run: _Run, first: Step | None) -> None:
         """The loop itself. `first` is the step that was recorded already; a claimed transaction has none."""
         step = first or advance(run.saved, (), self._clock(), self._policy)
-        taken: list[asyncio.Future[Transaction]] = []
         while True:
             transaction = await self._save(run, step) if step.must_save else step.transaction
-            self._publish(run, transaction, taken)
+            self._publish(run, transaction)
             if step.rests and not run.commands:
                 return
             for call in step.calls:
                 self._spawn(self._call(run, call))
             await self._something(run, step)
-            inputs, taken = self._inputs(run, transaction)
-            step = advance(transaction, inputs, self._clock(), self._policy)
+            step = advance(transaction, self._inputs(run, transaction), self._clock(), self._policy)
 
     async def _save(self, run: _Run, step: Step) -> Transaction:
         calls = tuple(run.history)
@@ -337,8 +337,9 @@ class Coordinator:
             self._metrics.finished.labels(outcome=run.saved.outcome).inc()
         return run.saved
 
-    def _publish(self, run: _Run, transaction: Transaction, taken: Sequence[asyncio.Future[Transaction]]) -> None:
+    def _publish(self, run: _Run, transaction: Transaction) -> None:
         run.latest = transaction
+        taken, run.taken = run.taken, []
         for future in taken:
             if not future.done():
                 future.set_result(transaction)
@@ -355,17 +356,18 @@ class Coordinator:
             run.arrived.clear()
             await _wait_for(run.arrived, step.wake_at - self._clock())
 
-    def _inputs(self, run: _Run, transaction: Transaction) -> tuple[Sequence[Input], list[asyncio.Future[Transaction]]]:
+    def _inputs(self, run: _Run, transaction: Transaction) -> Sequence[Input]:
         """One command by itself, or all the answers that are there: a command is checked against what is known."""
         while run.commands:
             command, future = run.commands.pop(0)
             reason = objection(transaction, command)
             if reason is None:
-                return [command], [future]
+                run.taken = [future]
+                return [command]
             if not future.done():
                 future.set_exception(ObjectedError(reason, transaction))
         answers, run.answers = run.answers, []
-        return answers, []
+        return answers
 
     async def _call(self, run: _Run, call: Call) -> None:
         answered, record = await self._caller.call(call, self._registry.target(call))
@@ -378,7 +380,7 @@ class Coordinator:
         self._adopted -= run.adopted
         if self._runs.get(run.saved.id) is run:
             del self._runs[run.saved.id]
-        for _, future in run.commands:
+        for future in (*run.taken, *(future for _, future in run.commands)):
             if not future.done():
                 future.set_exception(RunEndedError())
         for watcher in self._watchers.get(run.saved.id, ()):
