@@ -3,6 +3,7 @@
 import re
 
 from app.settings import Settings
+from examples.run import curls
 from tests.support.repository import ROOT
 
 
@@ -39,3 +40,9 @@ def test_every_setting_of_the_contract_exists() -> None:
     }
     assert named, "section 6 has a table"
     assert named <= set(Settings.model_fields)
+
+
+def test_the_readme_prints_the_commands_that_make_run_prints() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in curls("http://127.0.0.1:8000"):
+        assert command in readme
