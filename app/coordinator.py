@@ -8,6 +8,7 @@ being called: a save is one write that is over before the first call leaves.
 import asyncio
 import logging
 import os
+import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -27,8 +28,10 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.25
 """How often a waiting client's transaction is looked up when another process works on it."""
-COMMAND_ROUNDS_MAX: Final = 5
+COMMAND_ROUNDS_MAX: Final = 8
 """How often a command is tried when others take the transaction over at the same moment."""
+COMMAND_PAUSE_S: Final = 0.05
+"""The longest pause before a command is tried the second time; it grows with every further one."""
 
 
 class OverloadedError(Exception):
@@ -125,6 +128,7 @@ class Coordinator:
         self._beginning = 0
         self._adopted = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._taking: dict[str, asyncio.Task[_Run | None]] = {}
         self._watchers: dict[str, set[_Watcher]] = {}
         self._stopping = False
         self._stopped = False
@@ -192,7 +196,8 @@ class Coordinator:
 
         Raises UnknownTransactionError, and ObjectedError when the transaction does not allow it.
         """
-        for _ in range(COMMAND_ROUNDS_MAX):
+        for round_ in range(COMMAND_ROUNDS_MAX):
+            await asyncio.sleep(random.uniform(0, COMMAND_PAUSE_S * round_))  # so that two replicas don't stay in step
             run = self._runs.get(transaction_id)
             try:
                 if run is None:
@@ -395,13 +400,20 @@ class Coordinator:
             log.warning("event=set_aside_failed transaction_id=%s error=%s", run.saved.id, type(error).__name__)
 
     async def _take(self, transaction_id: str) -> _Run | None:
-        """Take one transaction over, whoever has it; None when it has meanwhile finished or run off."""
+        """Take one transaction over, whoever has it, once for all who ask; None when it has finished or run off."""
+        taking = self._taking.get(transaction_id)
+        if taking is None:
+            taking = self._taking[transaction_id] = asyncio.create_task(self._claim(transaction_id))
+            taking.add_done_callback(lambda _: self._taking.pop(transaction_id))
+        return await asyncio.shield(taking)
+
+    async def _claim(self, transaction_id: str) -> _Run | None:
         now = self._clock()
         claim = store.Claim(due_by=float("inf"), lease_until=now + self._policy.lease_s, transaction_id=transaction_id)
         claimed = await self._journal.write(store.claim, claim)
         if not claimed:
             return None
-        return self._start(claimed[0], None)
+        return self._runs.get(transaction_id) or self._start(claimed[0], None)  # a run that is here ends as stale
 
     async def _hand_over(self, run: _Run) -> None:
         """Give the lease back, so that whoever starts next need not wait for its end."""
