@@ -17,6 +17,8 @@ from enum import StrEnum
 from typing import Any, Final, assert_never
 
 from app.transaction import (
+    FINAL,
+    REFUSALS,
     Branch,
     BranchPhase,
     HungReason,
@@ -339,7 +341,8 @@ def _follow(decision: Decision, branch: Branch) -> Branch:
     to = FOLLOWS.get((decision, branch.phase))
     if to is None or branch.calling is not None:
         return branch
-    return replace(branch, phase=to, failures=0, next_attempt_at=None, last_answer=None)
+    hung_reason = None if to in FINAL else branch.hung_reason
+    return replace(branch, phase=to, failures=0, next_attempt_at=None, last_answer=None, hung_reason=hung_reason)
 
 
 # --- calls -------------------------------------------------------------------------------------------------------
@@ -422,7 +425,9 @@ def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) 
     in_phase_two = branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING)
     if in_phase_two and branch.last_answer is Answer.REFUSED:
         reason = HungReason.CONFIRM_REFUSED if confirming else HungReason.CANCEL_REFUSED
-    elif branch.hung_reason or _hung_at(transaction, policy) <= now or _many_failures(branch, policy):
+    elif branch.hung_reason in REFUSALS:
+        return branch
+    elif _hung_at(transaction, policy) <= now or _many_failures(branch, policy):
         reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
     else:
         return branch

@@ -75,6 +75,10 @@ class HungReason(StrEnum):
     INTERNAL_ERROR = "internal_error"  # an invariant of the coordinator itself broke: its log says which
 
 
+REFUSALS: Final = frozenset({HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED})
+"""A participant said no to what is decided; later silence does not take that back."""
+
+
 class Settled(StrEnum):
     """What a person found, or made, of a branch."""
 
@@ -206,8 +210,7 @@ class Transaction:
     def hung_reason(self) -> HungReason | None:
         """The reason of the first branch that hangs, refusals before silence."""
         reasons = [b.hung_reason for b in self.branches if b.hung_reason]
-        refusals = (HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED)
-        return next((r for r in reasons if r in refusals), reasons[0] if reasons else None)
+        return next((r for r in reasons if r in REFUSALS), reasons[0] if reasons else None)
 
     @property
     def next_attempt_at(self) -> float | None:

@@ -1,0 +1,43 @@
+"""Every step of a transaction of two branches keeps every rule, and from everywhere it comes to its end."""
+
+from dataclasses import replace
+
+import pytest
+
+from app.transaction import BranchPhase, HungReason, Outcome, Phase, TryOrder
+from tests.protocol.enumeration import DEADLINE, Enumerated, enumerate_all, set_aside, steps_to_the_end
+
+
+@pytest.fixture(scope="module")
+def run() -> Enumerated:
+    """One run for all tests here: it has checked every step that it took."""
+    return enumerate_all()
+
+
+def test_every_step_keeps_every_rule(run: Enumerated) -> None:
+    # Floors, so that the enumeration can't shrink unnoticed; 1,225 states and 31,789 steps when written.
+    assert len(run.states) >= 1_200
+    assert run.steps >= 31_000
+    assert run.crashes >= 22_000
+
+
+def test_everything_there_is_is_reached(run: Enumerated) -> None:
+    transactions = {state.transaction for state in run.states}
+    branches = [b for t in transactions for b in t.branches]
+    assert {t.phase for t in transactions} == set(Phase)
+    assert {t.outcome for t in transactions} == {None, *Outcome}
+    assert {t.try_order for t in transactions} == set(TryOrder)
+    assert {b.phase for b in branches} == set(BranchPhase) - {BranchPhase.REFUSED}, "refused lasts for no step"
+    assert {b.hung_reason for b in branches} == {None, *HungReason} - {HungReason.INTERNAL_ERROR}
+
+
+def test_from_everywhere_it_comes_to_its_end_when_all_goes_well(run: Enumerated) -> None:
+    assert max(steps_to_the_end(state) for state in run.states) >= 3
+
+
+def test_a_transaction_that_was_set_aside_comes_to_its_end_too(run: Enumerated) -> None:
+    for state in run.states:
+        if not state.transaction.finished:
+            aside = set_aside(state)
+            assert steps_to_the_end(aside) > 0
+            assert steps_to_the_end(replace(aside, now=max(aside.now, DEADLINE))) > 0

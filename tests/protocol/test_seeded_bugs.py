@@ -1,0 +1,301 @@
+"""The enumeration is worth something only if it finds bugs: each one seeded here is caught, by the rule it breaks.
+
+A bug is one function or one line of a table of app/protocol.py replaced at run time.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app import protocol
+from app.protocol import Answered, CancelRequested, Policy, RetryRequested, Step
+from app.transaction import Branch, BranchPhase, Outcome, Transaction, TryOrder
+from holdfast.wire import Answer, Decision, Operation
+from tests.protocol import invariants
+from tests.protocol.enumeration import enumerate_all
+
+Patch = pytest.MonkeyPatch
+BUGS: dict[str, tuple[Callable[[Patch], None], str]] = {}
+
+
+def bug(caught_by: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    def register(seed: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        BUGS[seed.__name__] = seed, caught_by
+        return seed
+
+    return register
+
+
+def wrap(patch: Patch, name: str, around: Callable[..., Any]) -> None:
+    """Replace a function of the machine; `around` is given the original and then its arguments."""
+    original = getattr(protocol, name)
+    patch.setattr(protocol, name, lambda *args: around(original, *args))
+
+
+def each_branch(transaction: Transaction, **changes: Any) -> Transaction:
+    return replace(transaction, branches=tuple(replace(b, **changes) for b in transaction.branches))
+
+
+# --- the decision ------------------------------------------------------------------------------------------------
+
+
+@bug("confirm_needs_every_hold")
+def confirms_with_a_missing_hold(patch: Patch) -> None:
+    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+        if transaction.decision is Decision.UNDECIDED and transaction.branches[0].phase is BranchPhase.HELD:
+            return protocol._decided(transaction, Decision.CONFIRM, None, now)
+        return original(transaction, now)
+
+    wrap(patch, "_decide", decide)
+
+
+@bug("the_decision_never_changes")
+def cancels_what_is_decided_to_be_confirmed(patch: Patch) -> None:
+    def take(original: Any, transaction: Transaction, it: Any, now: float, policy: Policy) -> Transaction:
+        if isinstance(it, CancelRequested) and transaction.decision is Decision.CONFIRM:
+            return replace(transaction, decision=Decision.CANCEL)
+        return original(transaction, it, now, policy)
+
+    wrap(patch, "_take", take)
+
+
+@bug("confirm_is_decided_before_the_deadline")
+def decides_after_the_deadline(patch: Patch) -> None:
+    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+        return original(transaction, min(now, transaction.deadline - 0.001))
+
+    wrap(patch, "_decide", decide)
+
+
+@bug("confirm_is_decided_while_every_hold_is_safe")
+def decides_after_a_hold_has_expired(patch: Patch) -> None:
+    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+        after = original(each_branch(transaction, hold_until=None), now)
+        return replace(transaction, decision=after.decision, reason=after.reason, decided_at=after.decided_at)
+
+    wrap(patch, "_decide", decide)
+
+
+@bug("confirm_is_decided_while_every_hold_is_safe")
+def counts_the_ttl_from_the_answer(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, it: Answered, now: float, policy: Policy) -> Transaction:
+        tried_at = {b.name: b.tried_at for b in transaction.branches}
+        after = original(each_branch(transaction, tried_at=now), it, now, policy)
+        return replace(after, branches=tuple(replace(b, tried_at=tried_at[b.name]) for b in after.branches))
+
+    wrap(patch, "_answered", answered)
+
+
+@bug("confirm_is_decided_while_every_hold_is_safe")
+def counts_the_ttl_from_the_last_try(patch: Patch) -> None:
+    def asking(original: Any, branch: Branch, operation: Operation, now: float) -> Branch:
+        return original(replace(branch, tried_at=None), operation, now)
+
+    wrap(patch, "_asking", asking)
+
+
+@bug("a_refusal_decides_at_once")
+def waits_for_everyone_before_it_decides(patch: Patch) -> None:
+    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+        return transaction if any(b.calling for b in transaction.branches) else original(transaction, now)
+
+    wrap(patch, "_decide", decide)
+
+
+@bug("a_decision_has_its_reason")
+def takes_silence_for_a_refusal(patch: Patch) -> None:
+    patch.setitem(protocol.ANSWERED, (Operation.TRY, Answer.UNANSWERED), BranchPhase.REFUSED)
+
+
+# --- what is durable ---------------------------------------------------------------------------------------------
+
+
+@bug("the_decision_is_durable_before_phase_two")
+def acts_before_the_decision_is_saved(patch: Patch) -> None:
+    patch.setattr(protocol, "_others_must_know", lambda a, b: protocol._known(a) != protocol._known(b))
+
+
+@bug("the_record_is_durable_before_the_first_try")
+def tries_before_the_record_is_saved(patch: Patch) -> None:
+    patch.setattr(protocol, "_known", lambda t: [(b.hung_reason, b.resolution) for b in t.branches])
+
+
+@bug("what_others_must_know_is_saved")
+def keeps_a_hang_to_itself(patch: Patch) -> None:
+    patch.setattr(protocol, "_known", lambda t: [(b.phase is BranchPhase.PENDING, b.resolution) for b in t.branches])
+
+
+@bug("the_lease_is_kept")
+def lets_the_lease_run_out(patch: Patch) -> None:
+    def step(original: Any, before: Transaction, after: Transaction, *rest: Any) -> Step:
+        it: Step = original(before, after, *rest)
+        known = protocol._others_must_know(before, after) or before.wake_at is None or it.rests
+        return it if known else replace(it, must_save=False)
+
+    wrap(patch, "_step", step)
+
+
+@bug("the_loop_wakes_in_time")
+def sleeps_past_the_deadline(patch: Patch) -> None:
+    def due_times(original: Any, transaction: Transaction, now: float, policy: Policy) -> Any:
+        return [t for t in original(transaction, now, policy) if t != transaction.deadline] or [now + policy.lease_s]
+
+    wrap(patch, "_due_times", due_times)
+
+
+# --- who is asked, and when --------------------------------------------------------------------------------------
+
+
+@bug("cancel_reaches_every_branch_ever_tried")
+def skips_the_cancel_of_an_unanswered_try(patch: Patch) -> None:
+    patch.setitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.TRYING), BranchPhase.CANCELLED)
+
+
+@bug("cancel_reaches_every_branch_ever_tried")
+def skips_the_cancel_of_a_branch_that_refused(patch: Patch) -> None:
+    patch.setitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.REFUSED), BranchPhase.CANCELLED)
+
+
+@bug("a_branch_never_tried_gets_no_cancel")
+def forgets_that_a_branch_was_never_tried(patch: Patch) -> None:
+    patch.setitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING), BranchPhase.CANCELLING)
+
+
+@bug("no_cancel_while_the_own_try_is_under_way")
+def cancels_while_its_own_try_is_under_way(patch: Patch) -> None:
+    def follow(original: Any, decision: Decision, branch: Branch) -> Branch:
+        return original(decision, replace(branch, calling=None))
+
+    wrap(patch, "_follow", follow)
+
+
+@bug("nothing_under_way_is_asked_twice")
+def asks_again_what_is_under_way(patch: Patch) -> None:
+    def call(original: Any, transaction: Transaction, now: float, policy: Policy) -> Any:
+        return original(each_branch(transaction, calling=None), now, policy)
+
+    wrap(patch, "_call", call)
+
+
+@bug("a_try_leaves_only_while_undecided_and_in_time")
+def goes_on_trying_after_the_decision(patch: Patch) -> None:
+    patch.delitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING))
+    patch.setattr(protocol, "_may_ask", lambda transaction, branch: branch.phase in protocol.ASKS)
+
+
+@bug("a_sequential_try_waits_for_the_holds_before_it")
+def tries_everyone_at_once(patch: Patch) -> None:
+    def may_ask(original: Any, transaction: Transaction, branch: Branch) -> bool:
+        return bool(original(replace(transaction, try_order=TryOrder.PARALLEL), branch))
+
+    wrap(patch, "_may_ask", may_ask)
+
+
+@bug("nothing_waits_for_another_branch")
+def asks_one_branch_after_the_other(patch: Patch) -> None:
+    def may_ask(original: Any, transaction: Transaction, branch: Branch) -> bool:
+        others = [b for b in transaction.branches if b is not branch and b.phase in protocol.ASKS]
+        return bool(original(transaction, branch)) and not any(b.calling for b in others)
+
+    wrap(patch, "_may_ask", may_ask)
+
+
+@bug("a_failure_backs_off")
+def repeats_without_a_pause(patch: Patch) -> None:
+    patch.setattr(protocol, "back_off_s", lambda *_: 0.0)
+
+
+@bug("a_failure_backs_off")
+def ignores_retry_after(patch: Patch) -> None:
+    patch.setattr(protocol, "RETRY_AFTER_MAX_S", 0.0)
+
+
+@bug("a_retry_asks_everyone_now")
+def does_not_start_the_back_off_over(patch: Patch) -> None:
+    def take(original: Any, transaction: Transaction, it: Any, now: float, policy: Policy) -> Transaction:
+        return transaction if isinstance(it, RetryRequested) else original(transaction, it, now, policy)
+
+    wrap(patch, "_take", take)
+
+
+# --- what an answer means ----------------------------------------------------------------------------------------
+
+
+@bug("confirmed_means_acknowledged")
+def takes_a_refused_confirm_for_done(patch: Patch) -> None:
+    patch.setitem(protocol.ANSWERED, (Operation.CONFIRM, Answer.REFUSED), BranchPhase.CONFIRMED)
+
+
+@bug("cancel_reaches_every_branch_ever_tried")
+def takes_a_refused_cancel_for_done(patch: Patch) -> None:
+    patch.setitem(protocol.ANSWERED, (Operation.CANCEL, Answer.REFUSED), BranchPhase.CANCELLED)
+
+
+@bug("stale_answers_change_nothing")
+def takes_stale_answers(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, it: Answered, now: float, policy: Policy) -> Transaction:
+        branch = transaction.branch(it.branch)
+        attempt = branch.attempts(it.operation) if branch else it.attempt
+        return original(transaction, replace(it, attempt=attempt), now, policy)
+
+    wrap(patch, "_answered", answered)
+
+
+@bug("stale_answers_change_nothing")
+def takes_answers_that_nobody_waits_for(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, it: Answered, now: float, policy: Policy) -> Transaction:
+        branch = transaction.branch(it.branch)
+        wanted = branch is not None and branch.tried_at is not None and not branch.calling
+        if not wanted or protocol.ASKS.get(branch.phase) is not it.operation:
+            return original(transaction, it, now, policy)
+        waiting = [replace(b, calling=it.operation) if b is branch else b for b in transaction.branches]
+        return original(replace(transaction, branches=tuple(waiting)), it, now, policy)
+
+    wrap(patch, "_answered", answered)
+
+
+# --- nothing vanishes --------------------------------------------------------------------------------------------
+
+
+@bug("hung_stays_until_the_branch_is_final")
+def a_retry_clears_the_hang(patch: Patch) -> None:
+    wrap(patch, "_due_at_once", lambda original, branch: replace(original(branch), hung_reason=None))
+    patch.setattr(protocol, "REFUSALS", frozenset())
+
+
+@bug("hung_is_noticed")
+def silence_never_hangs(patch: Patch) -> None:
+    patch.setattr(protocol, "_many_failures", lambda branch, policy: False)
+
+
+@bug("hung_is_noticed")
+def forgets_that_it_was_refused(patch: Patch) -> None:
+    patch.setattr(protocol, "REFUSALS", frozenset())
+
+
+@bug("finished_means_that_every_branch_is_final")
+def finishes_with_the_first_branch(patch: Patch) -> None:
+    def follow_decision(original: Any, transaction: Transaction, now: float) -> Transaction:
+        after = original(transaction, now)
+        done = any(b.final for b in after.branches) and not after.finished
+        return replace(after, finished_at=now, hung_since=None) if done else after
+
+    wrap(patch, "_follow_decision", follow_decision)
+
+
+@bug("mixed_means_resolved_against_the_decision")
+def calls_a_mixed_end_a_clean_one(patch: Patch) -> None:
+    patch.setattr(Transaction, "outcome", property(lambda t: Outcome(t.phase.value) if t.finished else None))
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_seeded_bug_is_caught(name: str, monkeypatch: Patch) -> None:
+    seed, caught_by = BUGS[name]
+    rule = next(each for each in invariants.INVARIANTS if each.__name__ == caught_by)
+    monkeypatch.setattr(invariants, "INVARIANTS", (rule,))  # alone: it must not be another one that finds it
+    seed(monkeypatch)
+    with pytest.raises(invariants.Violation) as caught:
+        enumerate_all()
+    assert caught.value.invariant == caught_by
