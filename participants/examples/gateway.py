@@ -122,7 +122,6 @@ def void(key: Key) -> dict[str, str]:
 
 @app.get("/healthz")
 def healthz() -> dict[str, str]:
-    """The process is alive."""
     return {"status": "alive"}
 
 

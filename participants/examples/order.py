@@ -2,9 +2,8 @@
 
 An order needs goods, money and a van, or none of them: one TCC transaction with three branches. The order is stored
 before the coordinator hears of it, and the idempotency key is made from its id: whoever crashes or repeats, there is
-one order and one transaction. The customer is answered at the decision, because a decided confirm never turns into
-a cancel; a participant that is down for the moment keeps nobody waiting. POST /orders answers 201 booked,
-409 refused, 202 open (not decided yet), or 503 when the coordinator can't be reached: post the same order_id again.
+one order and one transaction. The customer is answered at the decision, because a decided confirm never becomes a
+cancel: 201 booked, 409 refused, 202 open (not decided yet), 503 coordinator out of reach: post the same order_id again.
 """
 
 import os
@@ -124,8 +123,8 @@ async def settle(order: Order, transaction: Transaction) -> Order:
     async with sessions.begin() as session:
         order = await session.get_one(Order, order.id)
         order.transaction_id, order.status = transaction.id, STATUSES[transaction.decision][0]
-        if transaction.reason is not None:
-            order.reason = transaction.reason.detail or transaction.reason.code
+        if (reason := transaction.reason) is not None:
+            order.reason = reason.detail or reason.code
     return order
 
 
@@ -137,7 +136,6 @@ def shown(order: Order) -> dict[str, Any]:
 
 @app.get("/orders/{order_id}")
 async def get(order_id: str) -> dict[str, Any]:
-    """One order; while it is open, the coordinator is asked."""
     async with sessions() as session:
         order = await session.get(Order, order_id)
     if order is None:
@@ -149,5 +147,4 @@ async def get(order_id: str) -> dict[str, Any]:
 
 @app.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process is alive."""
     return {"status": "alive"}

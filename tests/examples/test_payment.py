@@ -21,7 +21,7 @@ LEASE_S = 36
 class Payment:
     """Payment with its gateway, and a coordinator that the test plays."""
 
-    def __init__(self, module: ModuleType, coordinator: FakeCoordinator, credit: Balances, cards: Balances) -> None:
+    def __init__(self, module: Any, coordinator: FakeCoordinator, credit: Balances, cards: Balances) -> None:
         self.module = module
         self.coordinator = coordinator
         self._credit = credit
