@@ -11,6 +11,7 @@ It must stay importable with the standard library alone (and the words of `holdf
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -194,10 +195,17 @@ def objection(transaction: Transaction, command: Command) -> Objection | None:
 
 
 def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
-    """The transaction set aside after a broken invariant: listed as hung, and tried again when the back-off ends."""
+    """The transaction set aside after a broken invariant: listed as hung, and tried again later.
+
+    Not before a lease has passed: a call of its own may still be under way, and no Cancel may overtake it.
+    """
     branches = [b if b.final else replace(b, hung_reason=HungReason.INTERNAL_ERROR) for b in transaction.branches]
     hung_since = now if transaction.hung_since is None else transaction.hung_since
-    return replace(_with_branches(transaction, branches), hung_since=hung_since, wake_at=now + policy.retry_cap_s)
+    return replace(
+        _with_branches(transaction, branches),
+        hung_since=hung_since,
+        wake_at=now + max(policy.retry_cap_s, policy.lease_s),
+    )
 
 
 def back_off_s(transaction_id: str, branch: Branch, policy: Policy) -> float:
@@ -392,6 +400,11 @@ def _asking(branch: Branch, operation: Operation, now: float) -> Branch:
             assert_never(operation)
 
 
+def _milliseconds_up(seconds: float) -> float:
+    """Rounded up, because a participant must not hold for less than is counted on."""
+    return math.ceil(seconds * 1000) / 1000
+
+
 def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Policy) -> Call:
     assert branch.calling is not None
     is_try = branch.calling is Operation.TRY
@@ -400,7 +413,7 @@ def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Polic
         branch=branch,
         operation=branch.calling,
         attempt=branch.attempts(branch.calling),
-        hold_ttl_s=round(transaction.deadline - now + policy.hold_margin_s, 3) if is_try else None,
+        hold_ttl_s=_milliseconds_up(transaction.deadline - now + policy.hold_margin_s) if is_try else None,
         deadline=transaction.deadline if is_try else None,
     )
 
