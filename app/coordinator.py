@@ -9,9 +9,9 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -26,6 +26,8 @@ from app.transaction import Branch, Transaction, TryOrder
 
 log = logging.getLogger(__name__)
 
+SAVE_LIMIT_S: Final = 2.0
+"""How long a save that is under way may take when the process stops."""
 POLL_S: Final = 0.25
 """How often a waiting client's transaction is looked up when another process works on it."""
 COMMAND_ROUNDS_MAX: Final = 8
@@ -201,6 +203,8 @@ class Coordinator:
             run = self._runs.get(transaction_id)
             try:
                 if run is None:
+                    if self._stopping:
+                        raise OverloadedError
                     transaction = await self.find(transaction_id)
                     _check(transaction, command)
                     if transaction.finished:
@@ -250,14 +254,15 @@ class Coordinator:
         May be called again; there is nothing left to do then.
         """
         self._stopping = True  # waiting clients are still answered, with whatever comes of what is under way
-        driving = [run.task for run in self._runs.values() if run.task]
-        if driving:
-            await asyncio.wait(driving, timeout=limit_s)
+        await _ended((run.task for run in self._runs.values()), limit_s)
         left = list(self._runs.values())
+        self._stopped = True
+        for run in left:
+            run.arrived.set()  # each leaves before it calls or waits again; a save is let through, or it would be stale
+        await _ended((*(run.task for run in left), *self._taking.values()), SAVE_LIMIT_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._stopped = True
         for watchers in self._watchers.values():
             for watcher in watchers:
                 watcher.changed.set()
@@ -291,6 +296,9 @@ class Coordinator:
                 raise IdempotencyKeyConflictError(recorded.transaction_id)
             return await self.find(recorded.transaction_id)
         self._metrics.begun.inc()
+        if self._stopped:
+            await self._hand_over(_Run(saved=step.transaction, latest=step.transaction))
+            return step.transaction
         self._start(step.transaction, replace(step, must_save=False))
         return step.transaction
 
@@ -326,7 +334,7 @@ class Coordinator:
         while True:
             transaction = await self._save(run, step) if step.must_save else step.transaction
             self._publish(run, transaction)
-            if step.rests and not run.commands:
+            if self._stopped or (step.rests and not run.commands):
                 return
             for call in step.calls:
                 self._spawn(self._call(run, call))
@@ -413,10 +421,15 @@ class Coordinator:
         claimed = await self._journal.write(store.claim, claim)
         if not claimed:
             return None
+        if self._stopped:
+            await self._hand_over(_Run(saved=claimed[0], latest=claimed[0]))
+            return None
         return self._runs.get(transaction_id) or self._start(claimed[0], None)  # a run that is here ends as stale
 
     async def _hand_over(self, run: _Run) -> None:
         """Give the lease back, so that whoever starts next need not wait for its end."""
+        if run.saved.finished:
+            return
         after = replace(run.saved, wake_at=self._clock())
         try:
             await self._journal.write(store.save, store.Save(before=run.saved, after=after, calls=tuple(run.history)))
@@ -428,6 +441,13 @@ def _check(transaction: Transaction, command: Command) -> None:
     reason = objection(transaction, command)
     if reason is not None:
         raise ObjectedError(reason, transaction)
+
+
+async def _ended(tasks: Iterable[asyncio.Task[Any] | None], limit_s: float) -> None:
+    """Wait for the end of all tasks, for so many seconds at the most."""
+    under_way = [task for task in tasks if task is not None]
+    if under_way:
+        await asyncio.wait(under_way, timeout=limit_s)
 
 
 async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:

@@ -87,6 +87,8 @@ class GatedJournal(Journal):
         super().__init__(database_url)
         self._gate = gate
         self.writing = 0
+        self.started = asyncio.Event()
+        """Set when a write begins."""
 
     async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         name = function.__name__
@@ -95,6 +97,7 @@ class GatedJournal(Journal):
         self.writing += 1
         try:
             await self._gate.usable()
+            self.started.set()
             result = await in_thread(super().write(function, item))
         finally:
             self.writing -= 1
