@@ -273,6 +273,24 @@ async def test_payload_types_and_results(url: str) -> None:
 
 
 @sqlite_only
+async def test_a_stored_payload_that_no_longer_validates_is_no_refusal(url: str) -> None:
+    engine = create_engine(url)
+    participant = Participant("orders", engine, coordinator_url="http://coordinator")
+    participant.on_try(lambda hold, session: None)
+
+    @participant.on_confirm
+    def stricter(hold: Hold[Order], session: Session) -> None: ...
+
+    async with FakeCoordinator(participant) as coordinator:
+        branch = coordinator.branch({"price": "9.90"})
+        assert (await branch.try_()).ok
+        answer = await branch.confirm()
+        assert (answer.status, answer.problem) == (500, "handler-failed")
+        assert await branch.phase() == "held"
+    engine.dispose()
+
+
+@sqlite_only
 async def test_what_is_no_json_is_the_handlers_mistake(service: Service, coordinator: FakeCoordinator) -> None:
     service.behave.append(lambda operation, hold: {"amount": float("nan")})
     branch = coordinator.branch({"quantity": 1})

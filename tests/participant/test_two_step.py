@@ -321,6 +321,21 @@ async def test_an_exception_frees_the_lease_and_cancel_undoes_what_was_done(paym
     await payment.check_settled(branch)
 
 
+async def test_what_a_failed_try_sent_may_arrive_after_the_cancel_and_is_swept(payment: Payment) -> None:
+    """The gateway was slow: the handler gave up, Cancel found nothing to void, then the money was taken."""
+    branch = payment.branch()
+    payment.gateway.error_before = RuntimeError("timeout")
+    assert (await branch.try_()).problem == "handler-failed"
+    payment.gateway.error_before = None
+    assert (await branch.cancel()).ok
+    payment.gateway.state[f"{branch.transaction_id}:{branch.name}"] = "authorised"
+    payment.coordinator.pass_time(LEASE_S)
+    assert await payment.coordinator.reap() == 1
+    await payment.check_settled(branch)
+    payment.coordinator.pass_time(LEASE_S)
+    assert await payment.coordinator.reap() == 0, "once"
+
+
 async def test_after_an_exception_a_repeat_runs_the_handler_again(payment: Payment) -> None:
     branch = payment.branch()
     payment.gateway.error = RuntimeError("timeout")
