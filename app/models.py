@@ -154,6 +154,10 @@ class RegisteredParticipant:
     concurrency_max: int
 
 
+class UnreadableRowError(Exception):
+    """A row of `transactions` does not say what this version understands; the message begins with its id."""
+
+
 def definition_of(transaction: Transaction) -> str:
     """The JSON of what never changes about the branches."""
     return to_json([_definition(branch) for branch in transaction.branches]).decode()
@@ -173,7 +177,14 @@ def changing_columns(transaction: Transaction) -> dict[str, Any]:
 
 
 def transaction_of(row: Mapping[Any, Any]) -> Transaction:
-    """The value that a row of `transactions` stands for. Nothing is under way in it."""
+    """The value that a row of `transactions` stands for. Nothing is under way in it. Raises UnreadableRowError."""
+    try:
+        return _transaction(row)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UnreadableRowError(f"{row['id']}: {type(error).__name__}: {error}") from error
+
+
+def _transaction(row: Mapping[Any, Any]) -> Transaction:
     state = from_json(row["state"])
     reason = state.get("reason")
     return Transaction(
@@ -192,7 +203,10 @@ def transaction_of(row: Mapping[Any, Any]) -> Transaction:
         finished_at=row["finished_at"],
         hung_since=row["hung_since"],
         wake_at=row["wake_at"],
-        branches=tuple(map(_branch, from_json(row["definition"]), state["branches"])),
+        branches=tuple(
+            _branch(definition, branch)
+            for definition, branch in zip(from_json(row["definition"]), state["branches"], strict=True)
+        ),
     )
 
 

@@ -4,7 +4,8 @@ The writing ones take all the items that wait (journal.py) and answer each; ever
 expects. No commit, no clock and no transition of the protocol here. Runs as it is on SQLite and PostgreSQL.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    RowMapping,
     Select,
     Table,
     and_,
@@ -33,12 +35,15 @@ from app.models import (
     RegisteredParticipant,
     TransactionParticipantRow,
     TransactionRow,
+    UnreadableRowError,
     changing_columns,
     definition_of,
     transaction_of,
 )
 from app.transaction import Transaction
 from holdfast.wire import Answer, Decision, Operation
+
+log = logging.getLogger(__name__)
 
 
 def _table(model: type) -> Table:
@@ -175,7 +180,10 @@ def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
 
 
 def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transaction]]:
-    """Take over unfinished transactions: bump the version, which stops whoever had them, and take the lease."""
+    """Take over unfinished transactions: bump the version, which stops whoever had them, and take the lease.
+
+    A row that can't be read is leased like the others, but not answered: it stays, and is logged at each try.
+    """
     return [_claim(connection, item) for item in items]
 
 
@@ -267,15 +275,25 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
         [{"claimed_id": row["id"], "claimed_version": row["version"], "lease_until": item.lease_until} for row in rows],
     )
     assert claimed.rowcount == len(rows), "the rows were locked"
-    leased = [dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows]
-    return [transaction_of(row) for row in leased]
+    return _readable(dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows)
+
+
+def _readable(rows: Iterable[Mapping[Any, Any]]) -> list[Transaction]:
+    """The transactions of these rows, but for those that can't be read: one odd row must not keep the others."""
+    read: list[Transaction] = []
+    for row in rows:
+        try:
+            read.append(transaction_of(row))
+        except UnreadableRowError as error:
+            log.error("event=row_unreadable error=%s", error)
+    return read
 
 
 # --- reads -------------------------------------------------------------------------------------------------------
 
 
 def find(connection: Connection, transaction_id: str) -> Transaction | None:
-    """The transaction of this id, as it is stored."""
+    """The transaction of this id, as it is stored. Raises UnreadableRowError."""
     row = connection.execute(select(transactions).where(transactions.c.id == transaction_id)).mappings().first()
     return None if row is None else transaction_of(row)
 
@@ -289,10 +307,9 @@ def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision
 
 def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> list[Transaction]:
     """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
-    query = select(transactions).where(*_conditions(wanted)).order_by(transactions.c.id.desc()).limit(limit)
-    if before_id is not None:
-        query = query.where(transactions.c.id < before_id)
-    return [transaction_of(row) for row in connection.execute(query).mappings()]
+    query = select(transactions).where(*_conditions(wanted)).order_by(transactions.c.id.desc())
+    beyond = None if before_id is None else transactions.c.id < before_id
+    return _page(connection, query, limit, beyond, lambda last: transactions.c.id < last["id"])
 
 
 def list_hung(
@@ -300,10 +317,32 @@ def list_hung(
 ) -> list[Transaction]:
     """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
     since, id_ = transactions.c.hung_since, transactions.c.id
-    query = select(transactions).where(since.is_not(None), *_hung_conditions(wanted)).order_by(since, id_).limit(limit)
-    if after is not None:
-        query = query.where(or_(since > after[0], and_(since == after[0], id_ > after[1])))
-    return [transaction_of(row) for row in connection.execute(query).mappings()]
+
+    def later(hung_since: float, id_before: str) -> ColumnElement[bool]:
+        return or_(since > hung_since, and_(since == hung_since, id_ > id_before))
+
+    query = select(transactions).where(since.is_not(None), *_hung_conditions(wanted)).order_by(since, id_)
+    beyond = None if after is None else later(*after)
+    return _page(connection, query, limit, beyond, lambda last: later(last["hung_since"], last["id"]))
+
+
+def _page(
+    connection: Connection,
+    query: Select[Any],
+    limit: int,
+    beyond: ColumnElement[bool] | None,
+    beyond_row: Callable[[RowMapping], ColumnElement[bool]],
+) -> list[Transaction]:
+    """Up to `limit` transactions from `beyond` on; fewer only at the end of the list, whatever rows are unreadable."""
+    read: list[Transaction] = []
+    while True:
+        wanted = limit - len(read)
+        page = query.limit(wanted) if beyond is None else query.where(beyond).limit(wanted)
+        rows = connection.execute(page).mappings().all()
+        read += _readable(rows)
+        if len(read) == limit or len(rows) < wanted:
+            return read
+        beyond = beyond_row(rows[-1])
 
 
 def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:

@@ -1,0 +1,124 @@
+"""Recovery claims what is due, and one odd row keeps nobody from anything."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app import recovery, store
+from app.models import UnreadableRowError
+from holdfast.wire import Operation
+from tests.coordinator.network import SILENT, Network, Reply
+from tests.coordinator.node import Node, begin_of, make_schema, stored
+from tests.coordinator.virtual_time import in_virtual_time, now, pass_time, until
+
+TRY, CONFIRM = Operation.TRY, Operation.CONFIRM
+ODD = [
+    "UPDATE transactions SET state = '{' WHERE id = :id",
+    "UPDATE transactions SET state = '[]' WHERE id = :id",
+    """UPDATE transactions SET state = '{"reason": null, "branches": []}' WHERE id = :id""",
+    """UPDATE transactions SET state = '{"reason": null, "branches": [{"phase": "napping"}, {}, {}]}' WHERE id = :id""",
+    """UPDATE transactions SET state = '{"reason": null, "branches": [{"mood": 1}, {}, {}]}' WHERE id = :id""",
+    "UPDATE transactions SET decision = 'perhaps' WHERE id = :id",
+    "UPDATE transactions SET definition = 'null' WHERE id = :id",
+]
+
+
+async def left_behind(database_url: str, network: Network, count: int) -> list[str]:
+    """Transactions of a process that was killed while it waited for the car's Try."""
+    script, network.script = network.script, {("car", TRY): [SILENT]}
+    async with Node(database_url, network, recovers=False) as node:
+        begun = [await node.coordinator.begin(begin_of()) for _ in range(count)]
+        await until(lambda: len(network.asked) == 3 * count)
+    network.script = script
+    return [it.id for it in begun]
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(recovery, "BATCH_MAX", 4)
+    monkeypatch.setattr(recovery, "PARALLEL_MAX", 6)
+    return
+
+
+@in_virtual_time
+async def test_it_claims_what_is_due_and_nothing_before(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now)
+    ids = await left_behind(database_url, network, 2)
+    async with Node(database_url, network, recovers=False) as node:
+        assert await node.recovery.run_once() == 0  # somebody has the lease
+        await pass_time(2.0)
+        assert await node.recovery.run_once() == 2
+        assert await node.recovery.run_once() == 0
+        for id_ in ids:
+            await node.end_of(id_)
+            network.check(id_)
+
+
+@in_virtual_time
+async def test_it_claims_batch_by_batch_and_never_too_many(
+    database_url: str, engine: Engine, small_limits: None
+) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT, Reply(delay_s=0.5)]})
+    ids = await left_behind(database_url, network, 15)
+    async with Node(database_url, network, recovers=False) as node:
+        await pass_time(2.0)
+        assert [await node.recovery.run_once() for _ in range(3)] == [4, 2, 0]
+        most = 0
+        node.recovery.start()
+        while any(not stored(engine, id_).finished for id_ in ids):
+            most = max(most, node.coordinator.running)
+            await pass_time(0.1)
+    assert 4 <= most <= 6
+    for id_ in ids:
+        network.check(id_)
+
+
+@in_virtual_time
+async def test_two_replicas_share_what_is_due(database_url: str, engine: Engine, small_limits: None) -> None:
+    network = Network(engine, now)
+    ids = await left_behind(database_url, network, 12)
+    async with Node(database_url, network) as one, Node(database_url, network) as two:
+        for id_ in ids:
+            await one.end_of(id_)
+        shares = [int(node.metrics.claimed._value.get()) for node in (one, two)]
+    assert sum(shares) == 12
+    assert min(shares) > 0
+    for id_ in ids:
+        network.check(id_)
+
+
+@pytest.mark.parametrize("damage", ODD)
+@in_virtual_time
+async def test_an_odd_row_keeps_nobody_from_anything(
+    damage: str, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_odd_row(damage, sqlite_url, caplog)
+
+
+@in_virtual_time
+async def test_an_odd_row_keeps_nobody_from_anything_on_postgresql(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_odd_row(ODD[0], postgres_url, caplog)
+
+
+async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = make_schema(database_url)
+    network = Network(engine, now)
+    first, odd, *others = await left_behind(database_url, network, 4)
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        assert connection.execute(text(damage), {"id": odd}).rowcount == 1
+    with caplog.at_level(logging.ERROR):
+        async with Node(database_url, network) as node:
+            for id_ in (first, *others):
+                assert (await node.end_of(id_)).phase == "confirmed"
+    assert any(odd in message and "row_unreadable" in message for message in caplog.messages)
+    with engine.connect() as connection:
+        listed = store.list_newest(connection, store.Filter(), 10, None)
+        assert {it.id for it in listed} == {first, *others}
+        assert store.count_unfinished(connection) == 1  # it is still there, and still counts
+        with pytest.raises(UnreadableRowError, match=odd):
+            store.find(connection, odd)
+    engine.dispose()
