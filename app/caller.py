@@ -72,9 +72,11 @@ class Caller:
         try:
             started_at = self._clock()
             timeout_s = self._timeout_s(call, target)
+            if timeout_s <= 0:
+                return self._unanswered(call, started_at, "the deadline has passed, nothing was sent")
             async with asyncio.timeout(timeout_s):
-                response = await self._exchange(call, target.url)
-        except TimeoutError:
+                response = await self._exchange(call, target.url, timeout_s)
+        except (TimeoutError, httpx.TimeoutException):
             return self._unanswered(call, started_at, f"no answer within {timeout_s:.3g} s")
         except _UnreadableError as error:
             return self._unanswered(call, started_at, str(error))
@@ -100,7 +102,7 @@ class Caller:
             slots = self._slots[key] = asyncio.Semaphore(target.concurrency_max)
         return slots
 
-    async def _exchange(self, call: Call, url: httpx.URL) -> _Response:
+    async def _exchange(self, call: Call, url: httpx.URL, timeout_s: float) -> _Response:
         branch = call.branch
         message = wire.Message(
             transaction_id=call.transaction_id,
@@ -116,7 +118,9 @@ class Caller:
             "User-Agent": "holdfast",
             "traceparent": f"00-{call.transaction_id.replace('-', '')}-{os.urandom(8).hex()}-01",
         }
-        request = httpx.Request("POST", url, headers=headers, content=message.body())
+        # A transport that works in threads of its own goes on when its caller is cancelled: it must know the limit too.
+        limit = {"timeout": {"read": timeout_s}}
+        request = httpx.Request("POST", url, headers=headers, content=message.body(), extensions=limit)
         response = await self._transport.handle_async_request(request)
         try:
             return _Response(response.status_code, response.headers, await self._body(response))
