@@ -21,6 +21,7 @@ from holdfast.wire import (
     OPERATION_HEADER,
     TRANSACTION_ID_HEADER,
     Operation,
+    header_text,
     parse_json,
     printable,
 )
@@ -177,7 +178,7 @@ def _message(operation: Operation, request: Request, body: bytes) -> Message:
         ("operation in the body", message.operation, operation),
         (OPERATION_HEADER, request.headers.get(OPERATION_HEADER), operation),
         (TRANSACTION_ID_HEADER, request.headers.get(TRANSACTION_ID_HEADER), message.transaction_id),
-        (BRANCH_HEADER, request.headers.get(BRANCH_HEADER), message.branch),
+        (BRANCH_HEADER, request.headers.get(BRANCH_HEADER), header_text(message.branch)),
     ):
         if here is not None and here != there:
             raise Problem(422, "invalid-message", printable(f"{what} says {here}, the rest says {there}."))

@@ -36,8 +36,8 @@ from holdfast.fence import FINISHED, State
 
 TABLE_NAME: Final = "holdfast_branches"
 TRANSACTION_ID_CHARS_MAX: Final = 64
-BRANCH_CHARS_MAX: Final = 128
-PARTICIPANT_CHARS_MAX: Final = 128
+BRANCH_CHARS_MAX: Final = 200
+PARTICIPANT_CHARS_MAX: Final = 200
 DIALECTS: Final = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, Final
+from urllib.parse import quote
 
 TRANSACTION_ID_HEADER: Final = "Tcc-Transaction-Id"
 BRANCH_HEADER: Final = "Tcc-Branch"
@@ -24,6 +25,8 @@ DETAIL_CHARS_MAX: Final = 500
 
 JSON_DEPTH_MAX: Final = 100
 """Payloads and results nest at most so deep."""
+
+_HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
 _UNANSWERED_4XX: Final = frozenset({408, 425, 429})
 
@@ -74,10 +77,10 @@ class Message:
             "Content-Type": "application/json",
             "Accept": "application/json, application/problem+json",
             TRANSACTION_ID_HEADER: self.transaction_id,
-            BRANCH_HEADER: self.branch,
+            BRANCH_HEADER: header_text(self.branch),
             OPERATION_HEADER: self.operation.value,
             ATTEMPT_HEADER: str(self.attempt),
-            IDEMPOTENCY_KEY_HEADER: f'"{self.transaction_id}:{self.branch}:{self.operation.value}"',
+            IDEMPOTENCY_KEY_HEADER: f'"{self.transaction_id}:{header_text(self.branch)}:{self.operation.value}"',
         }
 
     def body(self) -> bytes:
@@ -95,6 +98,11 @@ class Message:
             separators=(",", ":"),
             allow_nan=False,
         ).encode()
+
+
+def header_text(text: str) -> str:
+    """`text` as a header can carry it: what is not plain ASCII, and quotes and backslashes, percent-encoded (UTF-8)."""
+    return quote(text, safe=_HEADER_SAFE, errors="replace")
 
 
 def answer_of(status: int) -> Answer:

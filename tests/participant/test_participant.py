@@ -172,7 +172,7 @@ async def test_confirm_and_cancel_get_what_was_stored(service: Service, coordina
         (message(branch=""), 422, "invalid-message"),
         (message(branch=" seats"), 422, "invalid-message"),
         (message(branch="se\x00ats"), 422, "invalid-message"),
-        (message(branch="s" * 129), 422, "invalid-message"),
+        (message(branch="s" * 201), 422, "invalid-message"),
         (message(transaction_id=7), 422, "invalid-message"),
         (message(hold_ttl_s=-1), 422, "invalid-message"),
         (message(attempt=0), 422, "invalid-message"),
@@ -203,6 +203,15 @@ async def test_headers_must_agree_with_the_body_and_unknown_members_are_passed_o
         assert answer.status_code == 422
     newer = json.dumps(message(from_the_future=1)).encode()
     assert (await post(service, "try", content=newer, headers=right.headers())).status_code == 200
+
+
+@sqlite_only
+@pytest.mark.parametrize("branch", ["größe", "座席 1", 'say "a\\b"', "100%", "a%20b", "s" * 200])
+async def test_any_name_can_be_carried(service: Service, coordinator: FakeCoordinator, branch: str) -> None:
+    named = coordinator.branch({"quantity": 1}, name=branch)
+    assert (await named.try_()).ok
+    assert (await named.confirm()).ok
+    assert service.holds[-1][1].branch == branch
 
 
 @sqlite_only
