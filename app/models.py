@@ -228,13 +228,10 @@ def _state(transaction: Transaction) -> dict[str, Any]:
     }
 
 
+_COUNTERS = ("try_attempts", "confirm_attempts", "cancel_attempts", "failures")
 _STATE_FIELDS = (
     "phase",
     "result",
-    "try_attempts",
-    "confirm_attempts",
-    "cancel_attempts",
-    "failures",
     "next_attempt_at",
     "tried_at",
     "hold_until",
@@ -247,9 +244,8 @@ _STATE_TYPES: dict[str, Callable[[Any], Any]] = {"phase": BranchPhase, "last_ans
 
 def _branch_state(branch: Branch) -> dict[str, Any]:
     """The fields that have a value; `calling` is left out, because after a crash nothing is under way."""
-    state = {field: value for field in _STATE_FIELDS if (value := getattr(branch, field)) not in (None, 0)}
-    if branch.result is not None:
-        state["result"] = branch.result  # 0 and false are results too
+    state = {field: value for field in _STATE_FIELDS if (value := getattr(branch, field)) is not None}
+    state |= {field: value for field in _COUNTERS if (value := getattr(branch, field))}
     if branch.resolution is not None:
         it = branch.resolution
         state["resolution"] = {"settled": it.settled, "by": it.by, "at": it.at, "reason": it.reason}
