@@ -142,6 +142,7 @@ class Journal:
             try:
                 transaction.commit()
             except Exception as error:
+                connection.invalidate()  # on SQLite it would still be in the transaction, and hold the lock
                 raise _CommitFailed(error) from error
         return results
 

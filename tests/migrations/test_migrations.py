@@ -1,0 +1,105 @@
+"""The migrations lead to the tables that the code works with, and back; and the code knows when they have not run."""
+
+from collections.abc import Iterator
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect
+
+from app import store
+from app.journal import make_engine
+from app.migrations import migrate, schema_is_current
+from app.models import metadata
+from tests.store.values import found, recorded, transaction
+from tests.support.repository import ROOT
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = make_engine(database_url)
+    yield made
+    made.dispose()
+
+
+def config() -> Config:
+    made = Config()
+    made.set_main_option("script_location", str(ROOT / "alembic"))
+    return made
+
+
+def revisions() -> list[str]:
+    """All revisions, the oldest first."""
+    return [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()][::-1]
+
+
+def moved(engine: Engine, to: str) -> None:
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        made = config()
+        made.attributes["connection"] = connection
+        (command.downgrade if to == "base" else command.upgrade)(made, to)
+
+
+def tables(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names()) - {"alembic_version"}
+
+
+def test_from_nothing_to_the_newest_schema_and_again(database_url: str, engine: Engine) -> None:
+    assert not found(engine, schema_is_current)
+    migrate(database_url)
+    assert found(engine, schema_is_current)
+    recorded(engine, transaction(1))
+    migrate(database_url)
+    assert found(engine, store.find, transaction(1).id) == transaction(1)
+
+
+def test_the_newest_schema_is_what_the_models_say(database_url: str, engine: Engine) -> None:
+    migrate(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+    assert tables(engine) == set(metadata.tables)
+
+
+def test_indexes_and_constraints_have_the_names_that_the_models_give(database_url: str, engine: Engine) -> None:
+    migrate(database_url)
+    look = inspect(engine)
+    for name, table in metadata.tables.items():
+        assert {it["name"] for it in look.get_indexes(name)} >= {index.name for index in table.indexes}
+        assert look.get_pk_constraint(name)["name"] == table.primary_key.name
+    assert [it["name"] for it in look.get_unique_constraints("transactions")] == ["uq_transactions_idempotency_key"]
+
+
+def test_down_and_up_again(database_url: str, engine: Engine) -> None:
+    migrate(database_url)
+    moved(engine, "base")
+    assert tables(engine) == set()
+    assert not found(engine, schema_is_current)
+    migrate(database_url)
+    assert tables(engine) == set(metadata.tables)
+    assert found(engine, schema_is_current)
+
+
+def test_an_older_and_an_unknown_schema_are_not_current(database_url: str, engine: Engine) -> None:
+    for revision in revisions()[:-1]:
+        moved(engine, revision)
+        assert not found(engine, schema_is_current), revision
+    migrate(database_url)
+    for other in ("0000", "9999"):
+        with engine.execution_options(holdfast_writes=True).begin() as connection:
+            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{other}'")
+        assert not found(engine, schema_is_current)
+
+
+def test_a_migration_that_fails_leaves_nothing_half_done(database_url: str, engine: Engine) -> None:
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE transactions (id INTEGER)"
+        )  # in the way of the first schema's last table
+    with pytest.raises(Exception, match="already exists"):
+        migrate(database_url)
+    assert tables(engine) == {"transactions"}
+    assert not found(engine, schema_is_current)

@@ -1,0 +1,258 @@
+"""The journal: one commit for many, each caller its own outcome, and no success that is not durable."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+from app import store
+from app.journal import Journal, JournalClosed, make_engine
+from app.models import metadata
+from tests.store.values import call, found, recorded, transaction
+from tests.support.postgres import PostgresServer
+
+
+class Held:
+    """A write that holds up the writer until it is let go, so that a batch gathers behind it."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self._go = threading.Event()
+
+    def write(self, _connection: Connection, items: Sequence[Any]) -> Sequence[Any]:
+        self.begun.set()
+        assert self._go.wait(timeout=30)
+        return items
+
+    def let_go(self) -> None:
+        self._go.set()
+
+
+async def outcomes_of_one_batch(journal: Journal, *writes: tuple[Any, Any]) -> list[Any]:
+    """The outcomes of writes that all wait at the same moment."""
+    held = Held()
+    first = asyncio.create_task(journal.write(held.write, None))
+    await asyncio.to_thread(held.begun.wait, 30)
+    tasks = [asyncio.create_task(journal.write(function, item)) for function, item in writes]
+    await asyncio.sleep(0)
+    held.let_go()
+    await first
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def commits_of(journal: Journal) -> Iterator[list[int]]:
+    counted: list[int] = []
+
+    def count(_connection: Connection) -> None:
+        counted.append(1)
+
+    event.listen(journal.engine, "commit", count)
+    yield counted
+    event.remove(journal.engine, "commit", count)
+
+
+def new(number: int) -> tuple[Any, store.NewRecord]:
+    return store.record, store.NewRecord(transaction=transaction(number), idempotency_key=f"key-{number}")
+
+
+def refuse_odd(_connection: Connection, items: Sequence[int]) -> Sequence[int]:
+    if any(item % 2 for item in items):
+        raise ValueError("odd")
+    return [item * 10 for item in items]
+
+
+async def test_a_hundred_writers_share_one_commit(journal: Journal, engine: Engine) -> None:
+    with commits_of(journal) as commits:
+        outcomes = await outcomes_of_one_batch(journal, *map(new, range(100)))
+    assert [it.transaction_id for it in outcomes] == [transaction(n).id for n in range(100)]
+    assert len(commits) == 2  # the one that held the others up, and all of them together
+    assert found(engine, store.count_unfinished) == 100
+
+
+async def test_a_hundred_writers_that_come_as_they_like_share_few(journal: Journal, engine: Engine) -> None:
+    with commits_of(journal) as commits:
+        await asyncio.gather(*(journal.write(*new(n)) for n in range(100)))
+    assert len(commits) <= 20
+    assert found(engine, store.count_unfinished) == 100
+
+
+async def test_more_than_a_batch_is_written_in_several(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.journal.BATCH_MAX", 10)
+    with commits_of(journal) as commits:
+        outcomes = await outcomes_of_one_batch(journal, *map(new, range(25)))
+    assert (len(outcomes), len(commits)) == (25, 4)
+
+
+async def test_what_returned_is_durable(journal: Journal, engine: Engine) -> None:
+    for number in range(20):
+        await journal.write(*new(number))
+        assert found(engine, store.find, transaction(number).id) == transaction(number)
+        assert await journal.read(store.find, transaction(number).id) == transaction(number)
+
+
+async def test_a_write_that_fails_fails_its_own_caller_only(journal: Journal, engine: Engine) -> None:
+    writes = [(refuse_odd, 2), new(1), (refuse_odd, 3), (refuse_odd, 4), new(2)]
+    good, one, bad, other, two = await outcomes_of_one_batch(journal, *writes)
+    assert (good, str(bad), other) == (20, "odd", 40)
+    assert (one.created, two.created) == (True, True)
+    assert found(engine, store.count_unfinished) == 2
+
+
+async def test_a_stale_save_fails_its_own_caller_only(journal: Journal, engine: Engine) -> None:
+    recorded(engine, *map(transaction, range(5)))
+    await journal.write(store.claim, store.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(2).id))
+    saves = [(store.save, store.Save(before=it, after=it, calls=(call(it, 1),))) for it in map(transaction, range(5))]
+    outcomes = await outcomes_of_one_batch(journal, *saves)
+    assert isinstance(outcomes.pop(2), store.StaleError)
+    assert [it.version for it in outcomes] == [2, 2, 2, 2]
+    assert [len(found(engine, store.list_calls, transaction(n).id, 9, 0)) for n in range(5)] == [1, 1, 0, 1, 1]
+
+
+async def test_an_answer_too_few_is_an_error_and_writes_nothing(journal: Journal, engine: Engine) -> None:
+    def forgetful(connection: Connection, items: Sequence[store.NewRecord]) -> Sequence[store.Recorded]:
+        return store.record(connection, items)[1:]
+
+    with pytest.raises(AssertionError, match="answer each item"):
+        await journal.write(forgetful, new(1)[1])
+    assert found(engine, store.count_unfinished) == 0
+
+
+async def test_a_commit_that_fails_is_told_to_all_and_never_a_success(journal: Journal, engine: Engine) -> None:
+    def fail(_connection: Connection) -> None:
+        raise OperationalError("COMMIT", None, Exception("the disk is full"))
+
+    held = Held()
+    first = asyncio.create_task(journal.write(held.write, None))
+    await asyncio.to_thread(held.begun.wait, 30)
+    writes = asyncio.gather(*(journal.write(*new(n)) for n in range(3)), return_exceptions=True)
+    await asyncio.sleep(0)
+    event.listen(journal.engine, "commit", fail)
+    held.let_go()
+    outcomes = await asyncio.gather(first, writes, return_exceptions=True)
+    event.remove(journal.engine, "commit", fail)
+    assert isinstance(outcomes[0], OperationalError)
+    assert not isinstance(outcomes[1], BaseException)
+    assert [type(it) for it in outcomes[1]] == [OperationalError] * 3
+    assert found(engine, store.count_unfinished) == 0
+    assert (await journal.write(*new(1))).created
+
+
+async def test_what_only_the_commit_finds_out_is_told_to_all(journal: Journal, engine: Engine) -> None:
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
+        references = "REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED"
+        connection.execute(text(f"CREATE TABLE late (id INTEGER {references})"))
+
+    def orphan(connection: Connection, items: Sequence[int]) -> Sequence[int]:
+        connection.execute(text("INSERT INTO late VALUES (1)"))
+        return items
+
+    for number in range(3):
+        outcomes = await outcomes_of_one_batch(journal, new(number), (orphan, 1), new(number + 10))
+        assert [type(it) for it in outcomes] == [IntegrityError] * 3
+    assert found(engine, store.count_unfinished) == 0
+    assert (await journal.write(*new(1))).created
+
+
+async def test_close_finishes_what_waits_and_takes_no_more(engine: Engine, database_url: str) -> None:
+    journal = Journal(database_url)
+    held = Held()
+    tasks = [asyncio.create_task(journal.write(held.write, None))]
+    await asyncio.to_thread(held.begun.wait, 30)
+    tasks += [asyncio.create_task(journal.write(*new(n))) for n in range(5)]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(journal.close())
+    await asyncio.sleep(0)
+    held.let_go()
+    await closing
+    assert [it.created for it in (await asyncio.gather(*tasks))[1:]] == [True] * 5
+    assert found(engine, store.count_unfinished) == 5
+    with pytest.raises(JournalClosed):
+        await journal.write(*new(9))
+    with pytest.raises(JournalClosed):
+        await journal.read(store.count_hung)
+    await journal.close()
+
+
+async def test_a_caller_that_went_away_disturbs_nobody(journal: Journal, engine: Engine) -> None:
+    held = Held()
+    first = asyncio.create_task(journal.write(held.write, None))
+    await asyncio.to_thread(held.begun.wait, 30)
+    gone, stays = (asyncio.create_task(journal.write(*new(n))) for n in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    held.let_go()
+    await first
+    assert (await stays).created
+    assert gone.cancelled()
+    assert found(engine, store.count_unfinished) == 2
+
+
+def test_sqlite_is_durable_and_has_one_writer(sqlite_url: str) -> None:
+    engine = make_engine(sqlite_url)
+    with engine.connect() as connection:
+        pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
+    with engine.execution_options(holdfast_writes=True).begin(), engine.connect() as other:
+        assert other.exec_driver_sql("PRAGMA busy_timeout = 1").scalar() == 1
+        with pytest.raises(OperationalError, match="locked"):
+            other.exec_driver_sql("CREATE TABLE late (id INTEGER)")
+    engine.dispose()
+    assert pragmas == ["wal", 2]
+
+
+# --- PostgreSQL goes away ----------------------------------------------------------------------------------------
+
+
+def with_tables(url: str) -> Engine:
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+    return engine
+
+
+async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(
+    postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    engine = with_tables(postgres_url)
+    journal = Journal(postgres_url)
+    try:
+        await journal.write(*new(0))
+        await asyncio.to_thread(postgres_server.stop, "immediate")
+        outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)), return_exceptions=True)
+        assert {type(it) for it in outcomes} == {OperationalError}
+        with pytest.raises(OperationalError):
+            await journal.read(store.count_unfinished)
+        postgres_server.start()  # not in a thread: the server ends with the thread that started it
+        outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)))
+        assert all(it.created for it in outcomes)
+        assert await journal.read(store.count_unfinished) == 30
+    finally:
+        await journal.close()
+        engine.dispose()
+
+
+async def test_a_crash_of_the_database_between_write_and_commit_is_told_to_all(
+    postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    engine = with_tables(postgres_url)
+    journal = Journal(postgres_url)
+
+    def crash(_connection: Connection, items: Sequence[Any]) -> Sequence[Any]:
+        postgres_server.stop("immediate")
+        return items
+
+    try:
+        outcomes = await outcomes_of_one_batch(journal, new(1), new(2), (crash, None))
+        assert all(isinstance(it, DBAPIError) for it in outcomes)
+        postgres_server.start()  # not in a thread: the server ends with the thread that started it
+        assert await journal.read(store.count_unfinished) == 0
+        assert (await journal.write(*new(1))).created
+    finally:
+        await journal.close()
+        engine.dispose()
