@@ -134,6 +134,7 @@ class Coordinator:
         self._watchers: dict[str, set[_Watcher]] = {}
         self._stopping = False
         self._stopped = False
+        self._stop: asyncio.Task[None] | None = None
 
     # --- for initiators ------------------------------------------------------------------------------------------
 
@@ -251,8 +252,13 @@ class Coordinator:
     async def stop(self, limit_s: float) -> None:
         """Begin nothing more, give what is under way `limit_s` seconds to end, and hand the rest over.
 
-        May be called again; there is nothing left to do then.
+        Called again, it waits for the first call to be done.
         """
+        if self._stop is None:
+            self._stop = asyncio.create_task(self._stop_once(limit_s), name="stop")
+        await asyncio.shield(self._stop)
+
+    async def _stop_once(self, limit_s: float) -> None:
         self._stopping = True  # waiting clients are still answered, with whatever comes of what is under way
         await _ended((run.task for run in self._runs.values()), limit_s)
         left = list(self._runs.values())
