@@ -130,7 +130,7 @@ class Coordinator:
         self._beginning = 0
         self._adopted = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taking: dict[str, asyncio.Task[_Run | None]] = {}
+        self._taking: dict[str, asyncio.Task[None]] = {}
         self._watchers: dict[str, set[_Watcher]] = {}
         self._stopping = False
         self._stopped = False
@@ -210,7 +210,8 @@ class Coordinator:
                     _check(transaction, command)
                     if transaction.finished:
                         return transaction  # nothing left to do, and no objection: it is as was asked
-                    run = await self._take(transaction_id)
+                    await self._take(transaction_id)
+                    run = self._runs.get(transaction_id)
                     if run is None:
                         continue
                 future: asyncio.Future[Transaction] = asyncio.get_running_loop().create_future()
@@ -413,24 +414,24 @@ class Coordinator:
         except (store.StaleError, SQLAlchemyError, JournalClosed) as error:
             log.warning("event=set_aside_failed transaction_id=%s error=%s", run.saved.id, type(error).__name__)
 
-    async def _take(self, transaction_id: str) -> _Run | None:
-        """Take one transaction over, whoever has it, once for all who ask; None when it has finished or run off."""
+    async def _take(self, transaction_id: str) -> None:
+        """Try to take one transaction over, whoever has it, once for all who ask; it may end before they look."""
         taking = self._taking.get(transaction_id)
         if taking is None:
             taking = self._taking[transaction_id] = asyncio.create_task(self._claim(transaction_id))
             taking.add_done_callback(lambda _: self._taking.pop(transaction_id))
-        return await asyncio.shield(taking)
+        await asyncio.shield(taking)
 
-    async def _claim(self, transaction_id: str) -> _Run | None:
+    async def _claim(self, transaction_id: str) -> None:
         now = self._clock()
         claim = store.Claim(due_by=float("inf"), lease_until=now + self._policy.lease_s, transaction_id=transaction_id)
         claimed = await self._journal.write(store.claim, claim)
         if not claimed:
-            return None
+            return
         if self._stopped:
             await self._hand_over(_Run(saved=claimed[0], latest=claimed[0]))
-            return None
-        return self._runs.get(transaction_id) or self._start(claimed[0], None)  # a run that is here ends as stale
+        elif transaction_id not in self._runs:  # one that is here ends as stale
+            self._start(claimed[0], None)
 
     async def _hand_over(self, run: _Run) -> None:
         """Give the lease back, so that whoever starts next need not wait for its end."""
