@@ -15,6 +15,8 @@ EPOCH: Final = 1_000_000.0
 """What the coordinators' clock says when a test begins."""
 THREAD_LIMIT_S: Final = 20.0
 """A thread that takes longer, in real seconds, has died or is stuck."""
+TURNS_MAX: Final = 100_000
+"""So often may the loop turn at one moment of virtual time."""
 TEST_LIMIT_S: Final = 7200.0
 """A test that takes longer, in virtual seconds, waits for what will never come."""
 
@@ -27,6 +29,8 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is not None and timeout <= 0:
+            self.loop.turns += 1
+            assert self.loop.turns < TURNS_MAX, "something is busy for ever without time passing"
             return super().select(0)
         if self.loop.in_threads:
             events = super().select(THREAD_LIMIT_S)
@@ -46,6 +50,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.in_threads = 0
+        self.turns = 0
         self.before_jump: list[Callable[[], None]] = []
         """Called whenever everything has been done that could be done at this moment."""
         self._now = 0.0
@@ -60,6 +65,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         for look in self.before_jump:
             look()
         self._now += seconds
+        self.turns = 0
 
     def run_in_executor(self, executor: Executor | None, func: Any, *args: Any) -> Any:
         self.in_threads += 1
