@@ -6,10 +6,13 @@ import ipaddress
 import logging
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.journal import Journal, is_embedded
@@ -36,11 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
         settings = Settings()
         return _migrate(settings) if command == "migrate" else _serve(settings)
     except ValidationError as error:
-        return _fail("the settings are not valid:\n" + "\n".join(_fault(each) for each in error.errors()))
+        return _fail("; ".join(_fault(each) for each in error.errors()))
     except ValueError as error:
         return _fail(str(error))
     except SQLAlchemyError as error:
-        return _fail(f"the database can't be used ({type(error).__name__}: {error.__cause__ or error})")
+        cause = f"{type(error).__name__}: {error.__cause__ or error}"
+        return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({cause})")
 
 
 def _migrate(settings: Settings) -> int:
@@ -50,7 +54,19 @@ def _migrate(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    if not is_embedded(settings.database_url) and not asyncio.run(_is_current(settings)):
+    try:
+        listener = _bind(settings.host, settings.port)  # before the database is touched: another may be serving it
+    except OSError as error:
+        where = f"{settings.host} port {settings.port}"
+        return _fail(f"HOLDFAST_HOST, HOLDFAST_PORT: can't listen on {where} ({error.strerror or error})")
+    with listener:
+        return _serve_on(listener, settings)
+
+
+def _serve_on(listener: socket.socket, settings: Settings) -> int:
+    if is_embedded(settings.database_url):
+        migrate(settings.database_url)
+    elif not asyncio.run(_is_current(settings)):
         return _fail(f"the database needs a migration; run: {MIGRATE_COMMAND}")
     if not _is_loopback(settings.host):
         log.warning(
@@ -69,7 +85,7 @@ def _serve(settings: Settings) -> int:
         timeout_graceful_shutdown=int(settings.shutdown_timeout_s + GRACE_S),
     )
     server = _Server(config, app, settings.shutdown_timeout_s)
-    server.run()
+    server.run(sockets=[listener])
     return 0 if server.started else 1
 
 
@@ -81,10 +97,35 @@ class _Server(uvicorn.Server):
         self._app = app
         self._limit_s = limit_s
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn does, but a stop that was asked for and went well ends with exit code 0, not by the signal."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or () if self.started else ():
+            host, port = each.getsockname()[:2]
+            log.info("event=serving Holdfast is running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         stopping = asyncio.create_task(self._app.state.parts.coordinator.stop(self._limit_s))
         await super().shutdown(sockets)
         await stopping
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 async def _is_current(settings: Settings) -> bool:
@@ -102,14 +143,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _fault(error: object) -> str:
-    assert isinstance(error, dict)
-    name = "HOLDFAST_" + "_".join(str(part) for part in error["loc"]).upper() if error["loc"] else ""
-    return f"  {name} {error['msg']}".rstrip()
+def _fault(error: ErrorDetails) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    setting, *inside = (str(part) for part in error["loc"])
+    return ": ".join([f"HOLDFAST_{setting.upper()}", *inside, message])
 
 
 def _fail(message: str) -> int:
-    print(f"holdfast: {message}", file=sys.stderr)
+    print("holdfast:", " ".join(message.split()), file=sys.stderr)
     return 1
 
 

@@ -3,10 +3,11 @@
 The table in docs/operations.md is made from this; units are in the names. Nothing else reads the environment.
 """
 
+import json
 from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.endpoints import AllowedEndpoints
 from app.protocol import Policy
@@ -38,7 +39,7 @@ class Settings(BaseSettings):
     database_url: str = Field("sqlite:///holdfast.db", description="SQLAlchemy URL, without or with a driver")
     host: str = Field("127.0.0.1", description="where `python -m app serve` listens")
     port: int = Field(8000, ge=0, le=65535, description="where `python -m app serve` listens; 0 takes a free port")
-    participants: dict[ParticipantName, RegistryBody] = Field(
+    participants: Annotated[dict[ParticipantName, RegistryBody], NoDecode] = Field(
         default_factory=dict,
         description="JSON: name → base URL, or name → registry body; added to the registry at start",
     )
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
     @field_validator("participants", mode="before")
     @classmethod
     def _base_url_alone_is_a_body(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"not JSON ({error}); an object is wanted: name → base URL") from error
         if not isinstance(value, dict):
             return value
         return {name: {"base_url": body} if isinstance(body, str) else body for name, body in value.items()}

@@ -1,0 +1,306 @@
+"""Real processes: `python -m app serve` and `migrate`, killed and terminated, on real sockets."""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.support.coordinator_process import CoordinatorProcess
+from tests.support.faults import FaultServer, Peer, Reply
+
+WAIT_TIMEOUT_S: Final = 40.0
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Gate:
+    """Answers once it is opened: what the coordinator does is observed while its request waits here."""
+
+    then: Reply = field(default_factory=lambda: Reply(200, {"hold_id": "h-1"}))
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def play(self, peer: Peer) -> bool:
+        waiting = asyncio.create_task(self.opened.wait())
+        leaving = asyncio.create_task(peer.left_within(None))
+        await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
+        for task in (waiting, leaving):
+            task.cancel()
+        return await self.then.play(peer) if self.opened.is_set() else False
+
+
+@pytest.fixture
+async def participants() -> AsyncIterator[FaultServer]:
+    """inventory and payment, which do whatever they are asked."""
+    async with FaultServer() as server:
+        for name in ("inventory", "payment"):
+            for operation in ("try", "confirm", "cancel"):
+                server.script(f"/{name}/{operation}", [Reply(200, {"hold_id": name})])
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path: Path, participants: FaultServer) -> dict[str, str]:
+    registry: Json = {
+        "inventory": participants.url("/inventory"),
+        "payment": {"base_url": participants.url("/payment/"), "call_timeout_s": 20, "concurrency_max": 3},
+    }
+    return {
+        "HOLDFAST_DATABASE_URL": f"sqlite:///{tmp_path / 'holdfast.db'}",
+        "HOLDFAST_PARTICIPANTS": json.dumps(registry),
+        "HOLDFAST_CALL_TIMEOUT_S": "20",
+        "HOLDFAST_RETRY_BASE_S": "0.01",
+        "HOLDFAST_RETRY_CAP_S": "0.05",
+        "HOLDFAST_SHUTDOWN_TIMEOUT_S": "1",
+    }
+
+
+ORDER: Final[Json] = {"branches": [{"participant": "inventory"}, {"participant": "payment"}], "timeout_s": 60}
+
+
+async def begin(url: str, **changes: Any) -> httpx.Response:
+    async with httpx.AsyncClient(timeout=WAIT_TIMEOUT_S) as client:
+        return await client.post(f"{url}/v1/transactions", json=ORDER | changes, headers={"Idempotency-Key": "k"})
+
+
+async def get(url: str, path: str, **headers: str) -> Json:
+    async with httpx.AsyncClient(timeout=WAIT_TIMEOUT_S) as client:
+        answer = await client.get(f"{url}{path}", headers=headers)
+        assert answer.status_code == 200, answer.text
+        body: Json = answer.json()
+        return body
+
+
+async def finished(url: str, transaction_id: str) -> Json:
+    return await get(url, f"/v1/transactions/{transaction_id}", Prefer=f"wait={WAIT_TIMEOUT_S - 5:g}")
+
+
+async def started(settings: dict[str, str]) -> CoordinatorProcess:
+    process = CoordinatorProcess(settings)
+    await asyncio.to_thread(process.start)
+    return process
+
+
+@pytest.fixture
+async def coordinator(settings: dict[str, str]) -> AsyncIterator[CoordinatorProcess]:
+    process = CoordinatorProcess(settings)
+    try:
+        await asyncio.to_thread(process.start)
+        yield process
+    finally:
+        await asyncio.to_thread(process.__exit__)
+
+
+@pytest.mark.parametrize(
+    ("held_at", "refusing", "outcome", "answer_at"),
+    [
+        ("/payment/try", False, "confirmed", "record"),
+        ("/payment/confirm", False, "confirmed", "decision"),
+        ("/inventory/cancel", True, "cancelled", "decision"),
+    ],
+)
+async def test_killed_at_any_moment_and_finished_by_the_next_start(
+    coordinator: CoordinatorProcess,
+    participants: FaultServer,
+    held_at: str,
+    outcome: str,
+    answer_at: str,
+    *,
+    refusing: bool,
+) -> None:
+    gate = Gate()
+    if refusing:
+        participants.script("/payment/try", [Reply(409, {"detail": "insufficient funds"})])
+    participants.script(held_at, [gate, Reply(200, {"hold_id": "again"})])
+    begun = (await begin(coordinator.url, answer_at=answer_at)).json()
+    transaction = begun.get("transaction", begun)
+    await participants.wait_for_requests(1, held_at)
+    await asyncio.to_thread(coordinator.kill)
+    assert not gate.opened.is_set()
+    await asyncio.to_thread(coordinator.start)
+    after = await finished(coordinator.url, transaction["id"])
+    assert (after["outcome"], after["id"]) == (outcome, transaction["id"])
+    repeated = participants.received(held_at)
+    assert len(repeated) == 2
+    assert len({request.headers["idempotency-key"] for request in repeated}) == 1
+    paths = {request.path for request in participants.requests}
+    unwanted = "cancel" if outcome == "confirmed" else "confirm"
+    assert not any(path.endswith(unwanted) for path in paths)
+    calls = await get(coordinator.url, f"/v1/transactions/{transaction['id']}/calls")
+    assert calls["items"][-1]["answer"] == "succeeded"
+
+
+async def test_killed_while_clients_wait_and_the_key_finds_the_transaction(
+    coordinator: CoordinatorProcess, participants: FaultServer
+) -> None:
+    participants.script("/inventory/try", [Gate(), Reply(200, {})])
+    waiting = asyncio.create_task(begin(coordinator.url))
+    await participants.wait_for_requests(1, "/inventory/try")
+    await asyncio.to_thread(coordinator.kill)
+    with pytest.raises(httpx.TransportError):
+        await waiting
+    await asyncio.to_thread(coordinator.start)
+    again = await begin(coordinator.url)
+    assert again.status_code == 201
+    listed = await get(coordinator.url, "/v1/transactions")
+    assert [each["id"] for each in listed["items"]] == [again.json()["id"]]
+    assert len(participants.received("/inventory/confirm")) == 1
+
+
+async def test_sigterm_answers_who_waits_exits_0_and_the_restart_completes_the_rest(
+    coordinator: CoordinatorProcess, participants: FaultServer
+) -> None:
+    soon, never = Gate(), Gate()
+    participants.script("/inventory/try", [soon, Reply(200, {})])
+    participants.script("/payment/confirm", [never, Reply(200, {})])
+    ends = asyncio.create_task(begin(coordinator.url))
+    await participants.wait_for_requests(1, "/inventory/try")
+    coordinator.terminate()
+    await until(lambda: refused(coordinator.url))
+    soon.opened.set()
+    answer = await ends
+    assert answer.status_code == 202, "what was accepted is answered"
+    assert answer.json()["decision"] == "confirm"
+    assert await asyncio.to_thread(coordinator.wait_end) == 0, coordinator.log
+    assert "Traceback" not in coordinator.log
+    await asyncio.to_thread(coordinator.start)
+    assert (await finished(coordinator.url, answer.json()["id"]))["outcome"] == "confirmed"
+
+
+async def test_sigterm_lets_what_can_end_end(coordinator: CoordinatorProcess, participants: FaultServer) -> None:
+    gate = Gate()
+    participants.script("/inventory/try", [gate])
+    ends = asyncio.create_task(begin(coordinator.url))
+    await participants.wait_for_requests(1, "/inventory/try")
+    coordinator.terminate()
+    await until(lambda: refused(coordinator.url))
+    gate.opened.set()
+    assert (await ends).status_code == 201
+    assert await asyncio.to_thread(coordinator.wait_end) == 0, coordinator.log
+
+
+async def test_sigterm_without_anything_under_way_exits_0_at_once(coordinator: CoordinatorProcess) -> None:
+    assert (await get(coordinator.url, "/readyz")) == {"status": "ready"}
+    coordinator.terminate()
+    assert await asyncio.to_thread(coordinator.wait_end) == 0, coordinator.log
+
+
+async def refused(url: str) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+    except ConnectionError:
+        return True
+    writer.close()
+    await writer.wait_closed()
+    return False
+
+
+async def until(holds: Callable[[], Awaitable[object]]) -> None:
+    async with asyncio.timeout(WAIT_TIMEOUT_S):
+        while not await holds():  # noqa: ASYNC110 - another process has no event for us
+            await asyncio.sleep(0)
+
+
+async def test_what_users_see_first(
+    coordinator: CoordinatorProcess, participants: FaultServer, settings: dict[str, str]
+) -> None:
+    assert coordinator.url.startswith("http://127.0.0.1:")
+    assert not coordinator.url.endswith(":0"), "port 0 takes a free port and says which"
+    assert "event=exposed" not in coordinator.log
+    listed = await get(coordinator.url, "/v1/participants")
+    assert listed["items"] == [
+        {
+            "name": "inventory",
+            "base_url": participants.url("/inventory"),
+            "call_timeout_s": None,
+            "concurrency_max": 64,
+        },
+        {"name": "payment", **json.loads(settings["HOLDFAST_PARTICIPANTS"])["payment"]},
+    ]
+    assert (await begin(coordinator.url)).status_code == 201
+    assert {request.path for request in participants.requests} == (
+        {"/inventory/try", "/payment/try", "/inventory/confirm", "/payment/confirm"}
+    )
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(f"{coordinator.url}/v1/transactions", content=b" " * 1_048_577)
+        assert (answer.status_code, answer.json()["type"]) == (413, "/problems/payload-too-large")
+        page = await client.get(f"{coordinator.url}{answer.json()['type']}")
+        assert page.status_code == 200
+        assert (await client.get(f"{coordinator.url}/openapi.json")).status_code == 200
+
+
+async def test_another_host_than_loopback_is_warned_of_once(settings: dict[str, str]) -> None:
+    process = await started(settings | {"HOLDFAST_HOST": "0.0.0.0"})
+    process.terminate()
+    await asyncio.to_thread(process.wait_end)
+    warnings = [line for line in process.lines if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "event=exposed host=0.0.0.0" in warnings[0]
+    assert "authentication" in warnings[0]
+
+
+def failed(settings: dict[str, str], command: str = "serve") -> str:
+    """What `python -m app` says when it must not start; it says it in one line, without a traceback."""
+    process = CoordinatorProcess(settings, command=command)
+    process.launch()
+    assert process.wait_end() == 1, process.log
+    said = [line for line in process.lines if line.startswith("holdfast: ")]
+    assert len(said) == 1, process.log
+    assert "Traceback" not in process.log
+    return said[0]
+
+
+async def test_postgresql_is_served_once_it_is_migrated(settings: dict[str, str], postgres_url: str) -> None:
+    on_postgres = settings | {"HOLDFAST_DATABASE_URL": postgres_url.replace("+psycopg", "")}
+    assert "python -m app migrate" in await asyncio.to_thread(failed, on_postgres)
+    for _ in range(2):
+        migrating = CoordinatorProcess(on_postgres, command="migrate")
+        migrating.launch()
+        assert await asyncio.to_thread(migrating.wait_end) == 0, migrating.log
+    process = await started(on_postgres)
+    try:
+        assert (await begin(process.url)).status_code == 201
+        assert (await get(process.url, "/readyz")) == {"status": "ready"}
+    finally:
+        await asyncio.to_thread(process.kill)
+
+
+INVALID: Final[dict[str, str]] = {
+    "HOLDFAST_PORT": "eighty",
+    "HOLDFAST_CALL_TIMEOUT_S": "-1",
+    "HOLDFAST_PARTICIPANTS": "{inventory: http://127.0.0.1}",
+    "HOLDFAST_ALLOWED_ENDPOINTS": "everything",
+    "HOLDFAST_TIMEOUT_DEFAULT_S": "100000",
+    "HOLDFAST_DATABASE_URL": "mongodb://127.0.0.1/holdfast",
+}
+
+
+def test_settings_that_are_not_valid_are_named_in_one_line(tmp_path: Path) -> None:
+    valid = {"HOLDFAST_DATABASE_URL": f"sqlite:///{tmp_path / 'holdfast.db'}"}
+    for name, value in INVALID.items():
+        assert name in failed(valid | {name: value})
+    assert not os.listdir(tmp_path), "nothing was made"
+
+
+def test_a_database_that_can_not_be_used_is_named_in_one_line(tmp_path: Path) -> None:
+    for command in ("serve", "migrate"):
+        for url in (f"sqlite:///{tmp_path / 'none' / 'holdfast.db'}", "postgresql://nobody:secret@127.0.0.1:1/none"):
+            said = failed({"HOLDFAST_DATABASE_URL": url}, command)
+            assert "HOLDFAST_DATABASE_URL" in said
+            assert "secret" not in said
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = failed({"HOLDFAST_DATABASE_URL": f"sqlite:///{tmp_path / 'holdfast.db'}", "HOLDFAST_PORT": port})
+        assert "HOLDFAST_PORT" in said
+        assert port in said
