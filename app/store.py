@@ -298,6 +298,11 @@ def find(connection: Connection, transaction_id: str) -> Transaction | None:
     return None if row is None else transaction_of(row)
 
 
+def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
+    """Whether a transaction has this idempotency key."""
+    return bool(_recorded_under(connection, [idempotency_key]))
+
+
 def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision, float] | None:
     """The durable decision of a transaction, and its deadline in seconds since the epoch."""
     columns = (transactions.c.decision, transactions.c.deadline)

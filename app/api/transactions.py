@@ -82,7 +82,11 @@ async def begin(
     """Begin a transaction, and wait for what `answer_at` and `Prefer` say."""
     preferences = parse_prefer(prefer)
     key = _key(idempotency_key)
-    _admit(request, parts)
+    try:
+        _admit(request, parts)
+    except Problem:
+        if key is None or not await parts.journal.read(store.is_key_taken, key):
+            raise  # else it has begun, under what was registered and allowed then
     try:
         begun = await parts.coordinator.begin(request.begin(parts.settings, key))
     except IdempotencyKeyConflictError as conflict:

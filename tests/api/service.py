@@ -203,7 +203,7 @@ async def running(
             yield Service(app=app, client=client, participants=participants)
 
 
-def problem(answer: httpx.Response, status: int, slug: str) -> Json:
+def check_problem(answer: httpx.Response, status: int, slug: str) -> Json:
     """The problem document in `answer`, which must be one of this kind and say what to do."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, endpoints, lost, problem, reply
+from tests.api.service import Gate, Json, Service, check_problem, endpoints, lost, reply
 from tests.api.test_lists import cursor, pages
 
 HUNG: Final = "/v1/admin/hung"
@@ -119,7 +119,7 @@ async def test_filters_totals_and_pages(service: Service) -> None:
     ],
 )
 async def test_a_bad_filter_is_422(service: Service, query: dict[str, str]) -> None:
-    problem(await service.client.get(HUNG, params=query), 422, "invalid")
+    check_problem(await service.client.get(HUNG, params=query), 422, "invalid")
 
 
 async def test_older_than_anything_is_empty(service: Service) -> None:
@@ -140,7 +140,7 @@ async def test_retry_calls_at_once(service: Service) -> None:
     finished = await service.until_finished(transaction_id)
     assert finished["branches"][0]["attempts"]["confirm"] == 2
     answer = await service.client.post(f"/v1/admin/transactions/{transaction_id}/retry")
-    assert problem(answer, 409, "already-finished")["transaction"] == finished
+    assert check_problem(answer, 409, "already-finished")["transaction"] == finished
 
 
 async def test_retry_of_an_undecided_transaction(service: Service) -> None:
@@ -176,7 +176,7 @@ async def test_resolve_says_who_when_and_why(service: Service, settled: str, out
     assert resolution["at"] == transaction["finished_at"]
     assert await service.get(transaction_id) == transaction
     answer = await service.client.post(resolving(transaction_id), json=body)
-    assert problem(answer, 409, "branch-finished")["transaction"] == transaction
+    assert check_problem(answer, 409, "branch-finished")["transaction"] == transaction
     assert (await service.json(HUNG))["totals"] == []
 
 
@@ -189,7 +189,7 @@ async def test_a_client_that_waits_is_not_told_success_when_a_person_went_agains
     resolved = await service.client.post(resolving(transaction_id), json={"as": "cancelled", "reason": "refunded"})
     assert resolved.json()["outcome"] == "mixed"
     again = await service.begin(request | {"answer_at": "decision"}, idempotency_key='"k"')
-    assert problem(again, 409, "transaction-mixed")["transaction"]["outcome"] == "mixed"
+    assert check_problem(again, 409, "transaction-mixed")["transaction"]["outcome"] == "mixed"
     assert (await service.json("/v1/transactions", phase="confirmed"))["items"][0]["outcome"] == "mixed"
 
 
@@ -214,14 +214,14 @@ async def test_resolve_is_for_what_is_decided_and_known(service: Service) -> Non
     begun = await service.begin({"branches": [{"participant": "payment"}], "answer_at": "record"})
     transaction_id = begun.json()["id"]
     body = {"as": "confirmed", "reason": "seen"}
-    document = problem(await service.client.post(resolving(transaction_id), json=body), 409, "not-decided")
+    document = check_problem(await service.client.post(resolving(transaction_id), json=body), 409, "not-decided")
     assert document["transaction"]["decision"] == "undecided"
     for branch in ("shipping", "Payment", "%00", "x" * 100):
         answer = await service.client.post(resolving(transaction_id, branch), json=body)
-        problem(answer, 404, "unknown-branch")
+        check_problem(answer, 404, "unknown-branch")
     gate.open()
     await service.until_finished(transaction_id)
-    problem(await service.client.post(resolving(transaction_id), json=body), 409, "branch-finished")
+    check_problem(await service.client.post(resolving(transaction_id), json=body), 409, "branch-finished")
     assert (await service.get(transaction_id))["branches"][0]["resolution"] is None
 
 
@@ -248,7 +248,7 @@ async def test_resolve_without_a_reason_or_a_form_is_422_and_changes_nothing(ser
     begun = await service.begin({"branches": [{"participant": "payment"}], "answer_at": "decision"})
     before = await service.until(begun.json()["id"], lambda it: it["next_attempt_at"])
     for body in BAD_RESOLUTIONS:
-        problem(await service.client.post(resolving(before["id"]), json=body), 422, "invalid")
+        check_problem(await service.client.post(resolving(before["id"]), json=body), 422, "invalid")
     assert await service.get(before["id"]) == before
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.api.problems import CATALOGUE
-from tests.api.service import Json, Service, endpoints, problem, running
+from tests.api.service import Json, Service, check_problem, endpoints, running
 
 PATH: Final = "/v1/transactions"
 BRANCH: Final[Json] = {"participant": "inventory"}
@@ -68,7 +68,7 @@ BODIES: Final[dict[str, tuple[Any, str]]] = {
 async def test_what_is_not_allowed_is_422_and_not_recorded(service: Service, body: Any, named: str) -> None:
     headers = {"Content-Type": "application/json", "Idempotency-Key": '"k"'}
     answer = await service.client.post(PATH, content=json.dumps(body), headers=headers)
-    document = problem(answer, 422, "invalid")
+    document = check_problem(answer, 422, "invalid")
     assert named in json.dumps(document, ensure_ascii=False)
     await nothing_happened(service)
 
@@ -98,14 +98,14 @@ UNREADABLE: Final[dict[str, tuple[bytes, str]]] = {
 async def test_what_can_not_be_read_is_400_and_not_recorded(service: Service, content: bytes, media_type: str) -> None:
     headers = {"Content-Type": media_type, "Idempotency-Key": '"k"'}
     answer = await service.client.post(PATH, content=content, headers=headers)
-    assert "JSON" in problem(answer, 400, "malformed")["detail"]
+    assert "JSON" in check_problem(answer, 400, "malformed")["detail"]
     await nothing_happened(service)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json"}])
 async def test_no_body_at_all(service: Service, headers: dict[str, str]) -> None:
     answer = await service.client.post(PATH, headers=headers)
-    problem(answer, 422, "invalid")
+    check_problem(answer, 422, "invalid")
     await nothing_happened(service)
 
 
@@ -118,12 +118,12 @@ async def test_payloads_nest_a_hundred_levels_deep(service: Service, levels: int
         assert answer.status_code == 201
         assert service.participants.received[0].body["payload"] == json.loads(payload)
     else:
-        assert "100 levels" in problem(answer, 422, "invalid")["detail"]
+        assert "100 levels" in check_problem(answer, 422, "invalid")["detail"]
 
 
 async def test_an_unknown_participant_is_422_and_named(service: Service) -> None:
     answer = await service.begin(branches(BRANCH, {"participant": "shipping"}), idempotency_key='"k"')
-    document = problem(answer, 422, "unknown-participant")
+    document = check_problem(answer, 422, "unknown-participant")
     assert document["participant"] == "shipping"
     await nothing_happened(service)
 
@@ -132,7 +132,7 @@ async def test_an_unknown_participant_is_422_and_named(service: Service) -> None
 @pytest.mark.parametrize("url", ["http://example.org/", "http://[fe80::1]/", "http://127.0.0.1\t/", "", "http://ä/"])
 async def test_an_endpoint_that_is_not_allowed_is_422(service: Service, operation: str, url: str) -> None:
     inline = {"name": "card", "endpoints": endpoints("card") | {operation: url}}
-    document = problem(await service.begin(branches(inline), idempotency_key='"k"'), 422, "endpoint-not-allowed")
+    document = check_problem(await service.begin(branches(inline), idempotency_key='"k"'), 422, "endpoint-not-allowed")
     assert document["branch"] == "card"
     if url.startswith("http://example"):
         assert "HOLDFAST_ALLOWED_ENDPOINTS" in document["detail"]
@@ -156,7 +156,7 @@ async def test_too_large_a_body_is_413(sqlite_url: str, method: str, path: str, 
             content=chunks(large) if chunked else large,
             headers={"Content-Type": "application/json", "Idempotency-Key": '"k"'},
         )
-        assert "HOLDFAST_BODY_MAX_BYTES" in problem(answer, 413, "payload-too-large")["detail"]
+        assert "HOLDFAST_BODY_MAX_BYTES" in check_problem(answer, 413, "payload-too-large")["detail"]
         fits = branches(BRANCH | {"payload": "x" * 4900})
         assert (await service.begin(fits)).status_code == 201
         assert (await service.rows())["transactions"] == 1
@@ -165,7 +165,7 @@ async def test_too_large_a_body_is_413(sqlite_url: str, method: str, path: str, 
 async def test_what_is_refused_for_its_size_is_not_done_all_the_same(service: Service) -> None:
     begun = (await service.begin(branches(BRANCH), prefer="wait=0")).json()
     path = f"{PATH}/{begun['id']}/cancel"
-    problem(await service.client.post(path, content=b" " * 1_048_577), 413, "payload-too-large")
+    check_problem(await service.client.post(path, content=b" " * 1_048_577), 413, "payload-too-large")
     assert (await service.until_finished(begun["id"]))["outcome"] == "confirmed"
 
 
@@ -176,7 +176,7 @@ async def test_a_body_full_of_mistakes_is_answered_in_little_time_and_few_words(
     for content in (same, different, wrong):
         assert len(content) < 1_048_576
         answer = await service.client.post(PATH, content=content, headers={"Content-Type": "application/json"})
-        problem(answer, 422, "invalid")
+        check_problem(answer, 422, "invalid")
         assert len(answer.content) < 10_000
     assert (await service.rows())["transactions"] == 0
 
@@ -201,7 +201,7 @@ async def test_a_body_full_of_mistakes_is_answered_in_little_time_and_few_words(
 )
 async def test_unknown_paths_and_methods(service: Service, method: str, path: str, status: int, slug: str) -> None:
     answer = await service.client.request(method, path)
-    problem(answer, status, slug)
+    check_problem(answer, status, slug)
     assert ("allow" in answer.headers) == (status == 405)
 
 
@@ -223,5 +223,5 @@ async def test_a_defect_is_a_problem_without_details(service: Service, monkeypat
     transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as client:
         answer = await client.get("/v1/participants")
-    problem(answer, 500, "internal-error")
+    check_problem(answer, 500, "internal-error")
     assert "secret" not in answer.text

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, endpoints, lost, problem, reply, running, until
+from tests.api.service import Gate, Json, Service, check_problem, endpoints, lost, reply, running, until
 
 ORDER: Final[Json] = {
     "name": "place-order",
@@ -55,7 +55,7 @@ async def test_confirmed_is_201_with_the_whole_resource(service: Service) -> Non
 async def test_a_refusal_is_409_and_what_was_held_is_cancelled(service: Service) -> None:
     service.participants.script("/payment/try", [reply(409, {"detail": "insufficient funds"})])
     answer = await service.begin(ORDER)
-    document = problem(answer, 409, "transaction-cancelled")
+    document = check_problem(answer, 409, "transaction-cancelled")
     transaction = document["transaction"]
     assert answer.headers["location"] == f"/v1/transactions/{transaction['id']}"
     assert (transaction["phase"], transaction["decision"], transaction["outcome"]) == (
@@ -109,7 +109,7 @@ async def test_answer_at_decision_never_lets_a_cancel_pass_for_a_success(service
     gate = Gate()
     service.participants.script("/inventory/cancel", [gate])
     service.participants.script("/payment/try", [reply(422, "no")])
-    transaction = problem(await service.begin(ORDER | {"answer_at": "decision"}), 409, "transaction-cancelled")[
+    transaction = check_problem(await service.begin(ORDER | {"answer_at": "decision"}), 409, "transaction-cancelled")[
         "transaction"
     ]
     assert (transaction["phase"], transaction["outcome"]) == ("cancelling", None)
@@ -130,10 +130,10 @@ async def test_answer_at_end_is_not_409_before_the_cancel_is_carried_out(service
     gate.open()
     answer = await answering
     assert answer.headers["preference-applied"] == "wait=60"
-    transaction = problem(answer, 409, "transaction-cancelled")["transaction"]
+    transaction = check_problem(answer, 409, "transaction-cancelled")["transaction"]
     assert transaction["outcome"] == "cancelled"
     again = await service.begin(ORDER, prefer="respond-async", idempotency_key='"k"')
-    assert problem(again, 409, "transaction-cancelled")["transaction"] == transaction
+    assert check_problem(again, 409, "transaction-cancelled")["transaction"] == transaction
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ async def test_sequential_sends_a_try_when_the_one_before_holds(service: Service
 
 async def test_sequential_calls_nobody_behind_a_refusal(service: Service) -> None:
     service.participants.script("/inventory/try", [reply(409, {"detail": "out of stock"})])
-    document = problem(await service.begin(ORDER | {"try_order": "sequential"}), 409, "transaction-cancelled")
+    document = check_problem(await service.begin(ORDER | {"try_order": "sequential"}), 409, "transaction-cancelled")
     inventory, card = document["transaction"]["branches"]
     assert (inventory["phase"], card["phase"]) == ("cancelled", "cancelled")
     assert card["attempts"] == {"try": 0, "confirm": 0, "cancel": 0}
@@ -210,7 +210,7 @@ async def test_sequential_calls_nobody_behind_a_refusal(service: Service) -> Non
 async def test_the_deadline_cancels_what_is_not_held(service: Service) -> None:
     service.participants.script("/payment/try", [lost()])
     answer = await service.begin(ORDER | {"timeout_s": 0.15})
-    transaction = problem(answer, 409, "transaction-cancelled")["transaction"]
+    transaction = check_problem(answer, 409, "transaction-cancelled")["transaction"]
     assert (transaction["reason"]["code"], transaction["reason"]["branch"]) == ("timed_out", "card")
     assert {"/inventory/cancel", "/payment/cancel"} <= set(service.participants.paths())
     assert not {"/inventory/confirm", "/payment/confirm"} & set(service.participants.paths())
@@ -277,7 +277,7 @@ async def test_too_much_under_way_is_503_and_nothing_recorded(sqlite_url: str) -
         first = await service.begin(request)
         rows = await service.rows()
         answer = await service.begin(request)
-        problem(answer, 503, "overloaded")
+        check_problem(answer, 503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
         assert await service.rows() == rows
         gate.open()

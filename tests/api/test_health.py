@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from app.main import SchemaOutdatedError
 from app.migrations import migrate
-from tests.api.service import Gate, Service, lost, problem, reply, running, until
+from tests.api.service import Gate, Service, check_problem, lost, reply, running, until
 from tests.support.postgres import PostgresServer
 
 
@@ -22,7 +22,7 @@ async def test_a_schema_that_is_not_at_head_is_not_ready(service: Service, state
     with service.parts.journal.engine.begin() as connection:
         connection.execute(text(statement))
     answer = await service.client.get("/readyz")
-    assert "python -m app migrate" in problem(answer, 503, "schema-outdated")["detail"]
+    assert "python -m app migrate" in check_problem(answer, 503, "schema-outdated")["detail"]
     assert int(answer.headers["retry-after"]) >= 1
     assert await service.json("/healthz") == {"status": "alive"}
 
@@ -85,7 +85,7 @@ async def test_without_the_database_everything_is_503_and_heals(
         ("GET", "/metrics", None),
     ):
         answer = await service.client.request(method, url, json=body)
-        problem(answer, 503, "unavailable")
+        check_problem(answer, 503, "unavailable")
         assert int(answer.headers["retry-after"]) >= 1
     assert await service.json("/healthz") == {"status": "alive"}
     assert len(service.participants.received) == calls, "nothing is sent that is not recorded"

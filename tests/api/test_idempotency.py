@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, problem, reply
+from tests.api.service import Gate, Json, Service, check_problem, reply
 
 REQUEST: Final[Json] = {
     "name": "place-order",
@@ -49,7 +49,7 @@ async def test_quoted_and_bare_are_the_same_key(service: Service, other: str) ->
     first = await service.begin(REQUEST, idempotency_key='"order-4711"')
     second = await service.begin(REQUEST, idempotency_key=other)
     if "\\-" in other:
-        problem(second, 400, "malformed")  # RFC 9651: a backslash escapes a quote or a backslash, nothing else
+        check_problem(second, 400, "malformed")  # RFC 9651: a backslash escapes a quote or a backslash, nothing else
     else:
         assert second.json() == first.json()
 
@@ -85,7 +85,9 @@ async def test_the_same_body_in_another_spelling_is_the_same(service: Service, b
 async def test_another_body_under_the_key_conflicts_and_changes_nothing(service: Service, change: Json) -> None:
     first = (await service.begin(REQUEST, idempotency_key='"k"')).json()
     rows, calls = await service.rows(), len(service.participants.received)
-    document = problem(await service.begin(REQUEST | change, idempotency_key='"k"'), 409, "idempotency-key-conflict")
+    document = check_problem(
+        await service.begin(REQUEST | change, idempotency_key='"k"'), 409, "idempotency-key-conflict"
+    )
     assert document["transaction_id"] == first["id"]
     assert await service.rows() == rows
     assert len(service.participants.received) == calls
@@ -101,7 +103,7 @@ async def test_other_keys_and_none_are_other_transactions(service: Service) -> N
 async def test_a_cancelled_transaction_answers_its_key_as_it_did(service: Service) -> None:
     service.participants.script("/inventory/try", [reply(409, {"detail": "out of stock"}), reply(200)])
     first, second = [await service.begin(REQUEST, idempotency_key='"k"') for _ in range(2)]
-    assert problem(first, 409, "transaction-cancelled") == problem(second, 409, "transaction-cancelled")
+    assert check_problem(first, 409, "transaction-cancelled") == check_problem(second, 409, "transaction-cancelled")
     assert service.participants.paths() == ["/inventory/try", "/inventory/cancel"]
 
 
@@ -111,7 +113,7 @@ async def test_a_cancelled_transaction_answers_its_key_as_it_did(service: Servic
 async def test_a_key_that_is_none_is_400_and_nothing_recorded(service: Service, key: str) -> None:
     headers = {"Idempotency-Key": key.encode("latin-1")}
     answer = await service.client.post(PATH, json=REQUEST, headers=headers)  # type: ignore[arg-type]
-    assert "Idempotency-Key" in problem(answer, 400, "malformed")["detail"]
+    assert "Idempotency-Key" in check_problem(answer, 400, "malformed")["detail"]
     assert (await service.rows())["transactions"] == 0
     assert service.participants.received == []
 

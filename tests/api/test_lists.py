@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, endpoints, problem, reply
+from tests.api.service import Gate, Json, Service, check_problem, endpoints, reply
 
 PATH: Final = "/v1/transactions"
 
@@ -151,10 +151,10 @@ def cursor(*parts: Any) -> str:
     ],
 )
 async def test_a_bad_filter_or_cursor_is_422(service: Service, query: dict[str, str]) -> None:
-    document = problem(await service.client.get(PATH, params=query), 422, "invalid")
+    document = check_problem(await service.client.get(PATH, params=query), 422, "invalid")
     assert next(iter(query)) in document["detail"]
 
 
 @pytest.mark.parametrize("query", [{"phse": "trying"}, {"offset": "10"}, {"limit": "1", "Hung": "true"}])
 async def test_a_filter_that_there_is_not_is_422_and_not_passed_over(service: Service, query: dict[str, str]) -> None:
-    problem(await service.client.get(PATH, params=query), 422, "invalid")
+    check_problem(await service.client.get(PATH, params=query), 422, "invalid")

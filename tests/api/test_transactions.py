@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, lost, problem, reply, running
+from tests.api.service import Gate, Json, Service, check_problem, lost, reply, running
 
 ORDER: Json = {"branches": [{"participant": "inventory", "payload": 1}, {"participant": "payment", "payload": 2}]}
 UNKNOWN = [
@@ -44,7 +44,7 @@ async def undecided(service: Service, gate: Gate) -> str:
 async def test_unknown_is_404(service: Service, unknown: str, method: str, path: str, body: Json | None) -> None:
     root = "/v1/admin/transactions" if path.startswith("admin:") else "/v1/transactions"
     answer = await service.client.request(method, f"{root}/{unknown}{path.removeprefix('admin:')}", json=body)
-    problem(answer, 404, "unknown-transaction")
+    check_problem(answer, 404, "unknown-transaction")
 
 
 async def test_an_id_is_a_uuid_and_ids_are_ordered_by_time(service: Service) -> None:
@@ -104,7 +104,7 @@ async def test_calls_are_listed_oldest_first(service: Service) -> None:
     service.participants.script("/inventory/try", [lost(), reply(503, "busy"), reply(200, {"hold_id": "h-1"})])
     service.participants.script("/payment/try", [reply(402, {"detail": "no funds"})])
     request = {"branches": [{"participant": "inventory"}, {"participant": "payment"}], "try_order": "sequential"}
-    transaction = problem(await service.begin(request), 409, "transaction-cancelled")["transaction"]
+    transaction = check_problem(await service.begin(request), 409, "transaction-cancelled")["transaction"]
     page = await service.json(f"/v1/transactions/{transaction['id']}/calls")
     assert page["next_cursor"] is None
     seen = [(c["branch"], c["operation"], c["attempt"], c["answer"], c["http_status"]) for c in page["items"]]
@@ -152,7 +152,7 @@ async def test_calls_are_listed_while_they_are_made_and_page_by_page(service: Se
 
 async def test_long_responses_are_cut_in_the_history(service: Service) -> None:
     service.participants.script("/inventory/try", [reply(409, "é" * 5000)])
-    transaction = problem(await service.begin(ORDER), 409, "transaction-cancelled")["transaction"]
+    transaction = check_problem(await service.begin(ORDER), 409, "transaction-cancelled")["transaction"]
     page = await service.json(f"/v1/transactions/{transaction['id']}/calls")
     refusal = next(c for c in page["items"] if c["branch"] == "inventory" and c["operation"] == "try")
     assert refusal["response"] == "é" * 2000
@@ -180,7 +180,7 @@ async def test_a_decision_is_told_while_it_is_carried_out(service: Service) -> N
     gate.open()
     await service.until_finished(confirming)
     service.participants.script("/payment/try", [reply(409)])
-    cancelled = problem(await service.begin(ORDER), 409, "transaction-cancelled")["transaction"]["id"]
+    cancelled = check_problem(await service.begin(ORDER), 409, "transaction-cancelled")["transaction"]["id"]
     assert (await service.json(f"/v1/transactions/{cancelled}/decision"))["decision"] == "cancel"
 
 
@@ -211,7 +211,7 @@ async def test_the_initiator_that_waits_learns_of_a_cancel(service: Service) -> 
     (transaction,) = (await service.json("/v1/transactions"))["items"]
     await service.client.post(f"/v1/transactions/{transaction['id']}/cancel")
     gate.open()
-    document = problem(await waiting, 409, "transaction-cancelled")
+    document = check_problem(await waiting, 409, "transaction-cancelled")
     assert document["transaction"]["reason"]["code"] == "requested"
 
 
@@ -220,11 +220,11 @@ async def test_cancel_after_the_decision_is_409(service: Service) -> None:
     service.participants.script("/inventory/confirm", [gate])
     transaction_id = (await service.begin(ORDER | {"answer_at": "decision"})).json()["id"]
     path = f"/v1/transactions/{transaction_id}/cancel"
-    document = problem(await service.client.post(path), 409, "already-decided")
+    document = check_problem(await service.client.post(path), 409, "already-decided")
     assert (document["transaction"]["id"], document["transaction"]["phase"]) == (transaction_id, "confirming")
     gate.open()
     await service.until_finished(transaction_id)
-    document = problem(await service.client.post(path), 409, "already-decided")
+    document = check_problem(await service.client.post(path), 409, "already-decided")
     assert document["transaction"]["phase"] == "confirmed"
     assert not any(path.endswith("/cancel") for path in service.participants.paths())
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, lost, problem, reply, running
+from tests.api.service import Gate, Json, Service, check_problem, lost, reply, running
 
 ONE: Final[Json] = {"branches": [{"participant": "inventory", "payload": {"sku": "A-1", "quantity": 2}}]}
 UNANSWERED: Final = (202, 300, 301, 302, 303, 304, 307, 308, 408, 425, 429, 500, 501, 502, 503, 504, 507, 599)
@@ -52,7 +52,7 @@ async def test_cancel_carries_the_result_and_no_ttl(service: Service) -> None:
     service.participants.script("/inventory/try", [reply(200, {"hold_id": "h-1"})])
     service.participants.script("/payment/try", [reply(409)])
     request = {"branches": [{"participant": "inventory"}, {"participant": "payment"}], "try_order": "sequential"}
-    problem(await service.begin(request), 409, "transaction-cancelled")
+    check_problem(await service.begin(request), 409, "transaction-cancelled")
     (held,) = service.participants.at("/inventory/cancel")
     (refused,) = service.participants.at("/payment/cancel")
     assert (held.body["result"], held.body["hold_ttl_s"], held.body["operation"]) == (
@@ -99,7 +99,7 @@ async def test_any_other_4xx_refuses_a_try_and_is_not_done_on_cancel(service: Se
     for status in REFUSED:
         service.participants.script("/inventory/try", [reply(status, {"detail": "no"})])
         service.participants.script("/inventory/cancel", [reply(status, {"detail": "not now"}), reply(200)])
-        transaction = problem(await service.begin(ONE), 409, "transaction-cancelled")["transaction"]
+        transaction = check_problem(await service.begin(ONE), 409, "transaction-cancelled")["transaction"]
         assert transaction["reason"] == {"code": "refused", "branch": "inventory", "detail": "no"}, status
         assert transaction["branches"][0]["attempts"] == {"try": 1, "confirm": 0, "cancel": 2}, status
 
@@ -108,7 +108,7 @@ async def test_an_unanswered_try_may_have_held_and_is_cancelled(service: Service
     for answer in (lost(), *map(reply, UNANSWERED)):
         service.participants.script("/inventory/try", [answer])
         begun = await service.begin(ONE | {"timeout_s": 0.03})
-        transaction = problem(begun, 409, "transaction-cancelled")["transaction"]
+        transaction = check_problem(begun, 409, "transaction-cancelled")["transaction"]
         assert transaction["reason"]["code"] == "timed_out"
         assert transaction["branches"][0]["attempts"]["cancel"] == 1
     assert "/inventory/confirm" not in service.participants.paths()
@@ -142,7 +142,7 @@ async def test_a_refused_confirm_is_repeated_all_the_same(service: Service, stat
 )
 async def test_the_detail_of_a_refusal(service: Service, answer: Any, detail: str) -> None:
     service.participants.script("/inventory/try", [answer])
-    transaction = problem(await service.begin(ONE), 409, "transaction-cancelled")["transaction"]
+    transaction = check_problem(await service.begin(ONE), 409, "transaction-cancelled")["transaction"]
     assert transaction["reason"]["detail"] == detail
 
 
@@ -193,7 +193,7 @@ async def test_a_hold_that_is_too_short_cancels(service: Service, ttl: str) -> N
     service.participants.script("/inventory/try", [reply(200, {}, tcc_hold_ttl=ttl)])
     service.participants.script("/payment/try", [gate])
     request = {"branches": [{"participant": "inventory"}, {"participant": "payment"}], "answer_at": "decision"}
-    transaction = problem(await service.begin(request), 409, "transaction-cancelled")["transaction"]
+    transaction = check_problem(await service.begin(request), 409, "transaction-cancelled")["transaction"]
     assert (transaction["reason"]["code"], transaction["reason"]["branch"]) == ("hold_expired", "inventory")
     gate.open()
     finished = await service.until_finished(transaction["id"])
@@ -274,7 +274,7 @@ async def test_a_cancel_waits_for_the_end_of_the_branchs_own_try(service: Servic
     service.participants.script("/payment/try", [gate])
     service.participants.script("/inventory/try", [reply(409, "no")])
     request = {"branches": [{"participant": "payment"}, {"participant": "inventory"}], "answer_at": "decision"}
-    transaction = problem(await service.begin(request), 409, "transaction-cancelled")["transaction"]
+    transaction = check_problem(await service.begin(request), 409, "transaction-cancelled")["transaction"]
     await service.until(transaction["id"], lambda it: it["branches"][1]["phase"] == "cancelled")
     assert "/payment/cancel" not in service.participants.paths()
     gate.open()
