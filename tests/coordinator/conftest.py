@@ -14,3 +14,9 @@ def engine(database_url: str) -> Iterator[Engine]:
     made = make_schema(database_url)
     yield made
     made.dispose()
+
+
+@pytest.fixture(autouse=True)
+def _few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of processes live and die here: each needs no more than one connection to read, and one to write."""
+    monkeypatch.setattr("app.journal.READERS", 1)
