@@ -58,6 +58,7 @@ def settings(tmp_path: Path, participants: FaultServer) -> dict[str, str]:
         "HOLDFAST_RETRY_BASE_S": "0.01",
         "HOLDFAST_RETRY_CAP_S": "0.05",
         "HOLDFAST_SHUTDOWN_TIMEOUT_S": "1",
+        "HOLDFAST_LEASE_S": "3600",  # whoever restarts on its own database must not wait for a dead process
     }
 
 

@@ -25,8 +25,10 @@ TIMEOUT_S: Final = 30.0
 STATUSES: Final = itertools.cycle([200, 200, 200, 200, 409, 204, 200, 503, 200, 202, 410, 200])
 
 
-async def participant(_: httpx.Request) -> httpx.Response:
-    """Mostly willing, sometimes not."""
+async def participant(request: httpx.Request) -> httpx.Response:
+    """Mostly willing, sometimes not; the one called stuck never confirms, so that something hangs all the time."""
+    if request.url.path == "/stuck/confirm":
+        return httpx.Response(410)
     return httpx.Response(next(STATUSES), json={"hold_id": "h-1"})
 
 
@@ -36,7 +38,7 @@ class Fuzzed:
     def __init__(self, database_url: str) -> None:
         limits = Settings(
             database_url=database_url,
-            participants={"inventory": {"base_url": base_url("inventory")}},
+            participants={name: {"base_url": base_url(name)} for name in ("inventory", "stuck")},
             timeout_default_s=0.2,
             timeout_max_s=1.0,
             wait_default_s=0.1,
@@ -58,6 +60,10 @@ class Fuzzed:
             for _ in range(12):
                 answer = client.post("/v1/transactions", json={"branches": branches, "timeout_s": 0.5})
                 body = answer.json()
+                self.transaction_ids.append(body.get("transaction", body)["id"])
+            for _ in range(4):
+                stuck = {"branches": [{"participant": "stuck"}], "timeout_s": 1.0, "answer_at": "decision"}
+                body = client.post("/v1/transactions", json=stuck).json()
                 self.transaction_ids.append(body.get("transaction", body)["id"])
 
     def stop(self) -> None:
@@ -109,6 +115,8 @@ def aim(case: Any, fuzzed: Fuzzed) -> None:
         return
     if "transaction_id" in (case.path_parameters or {}):
         case.path_parameters["transaction_id"] = fuzzed.transaction_ids[turn % len(fuzzed.transaction_ids)]
+    if "name" in (case.path_parameters or {}):
+        case.path_parameters["name"] = "stuck" if case.method == "DELETE" else "inventory"
     if "branch" in (case.path_parameters or {}):
         case.path_parameters["branch"] = "inventory"
     if isinstance(case.body, dict) and isinstance(case.body.get("branches"), list):
