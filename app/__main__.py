@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.journal import Journal, is_embedded
+from app.journal import Journal, is_embedded, normal_url
 from app.main import create_app
 from app.migrations import MIGRATE_COMMAND, migrate, schema_is_current
 from app.settings import Settings
+
+if sys.platform != "win32":
+    import fcntl
 
 log = logging.getLogger("holdfast")
 
@@ -45,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SQLAlchemyError as error:
         cause = f"{type(error).__name__}: {error.__cause__ or error}"
         return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({cause})")
+    except OSError as error:  # the lock beside the database; the listener's errors are named where they happen
+        return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({error})")
 
 
 def _migrate(settings: Settings) -> int:
@@ -59,7 +65,9 @@ def _serve(settings: Settings) -> int:
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
         return _fail(f"HOLDFAST_HOST, HOLDFAST_PORT: can't listen on {where} ({error.strerror or error})")
-    with listener:
+    with listener, _sole_use(settings.database_url) as is_sole:
+        if not is_sole:
+            return _fail("HOLDFAST_DATABASE_URL: another coordinator serves this file; several need PostgreSQL")
         return _serve_on(listener, settings)
 
 
@@ -74,6 +82,8 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
             "cancel and resolve transactions. Keep it on a private network.",
             settings.host,
         )
+    for name in _unknown_settings():
+        log.warning("event=unknown_setting name=%s There is no such setting; is it misspelled?", name)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -114,6 +124,29 @@ class _Server(uvicorn.Server):
         stopping = asyncio.create_task(self._app.state.parts.coordinator.stop(self._limit_s))
         await super().shutdown(sockets)
         await stopping
+
+
+@contextmanager
+def _sole_use(database_url: str) -> Iterator[bool]:
+    """Whether this process alone serves the database: a file of SQLite's has one coordinator, and no leases.
+
+    The lock goes with the process, however it ends; the empty file beside the database stays.
+    """
+    if not is_embedded(database_url) or sys.platform == "win32":
+        yield True
+        return
+    with open(f"{normal_url(database_url).database}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _unknown_settings() -> list[str]:
+    known = {f"HOLDFAST_{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith("HOLDFAST_") and name not in known)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -81,7 +81,7 @@ class Caller:
         except _UnreadableError as error:
             return self._unanswered(call, started_at, str(error))
         except Exception as error:  # fast transports raise what they like; rule: whatever its class, unanswered
-            return self._unanswered(call, started_at, f"{type(error).__name__}: {error}")
+            return self._unanswered(call, started_at, _in_words(error))
         finally:
             slots.release()
         return self._read(call, started_at, response)
@@ -116,7 +116,7 @@ class Caller:
         headers = message.headers() | {
             "Accept-Encoding": "identity",
             "User-Agent": "holdfast",
-            "traceparent": f"00-{call.transaction_id.replace('-', '')}-{os.urandom(8).hex()}-01",
+            "traceparent": _traceparent(call),
         }
         # A transport that works in threads of its own goes on when its caller is cancelled: it must know the limit too.
         limit = {"timeout": {"read": timeout_s}}
@@ -140,9 +140,9 @@ class Caller:
         answer = wire.answer_of(response.status)
         error = None
         match answer:
-            case Answer.REFUSED:
+            case Answer.REFUSED if call.operation is wire.Operation.TRY:
                 error = wire.refusal_detail(response.body) or f"HTTP {response.status}"
-            case Answer.UNANSWERED:
+            case Answer.REFUSED | Answer.UNANSWERED:
                 error = f"HTTP {response.status} {wire.refusal_detail(response.body)}".strip()
         return (
             Answered(
@@ -185,3 +185,21 @@ class Caller:
             error=error,
             response=text.replace("\x00", "�")[:RESPONSE_CHARS_KEPT] if text else None,
         )
+
+
+def _traceparent(call: Call) -> str:
+    """A span of the initiator's trace, or of one that has the transaction's id (W3C Trace Context)."""
+    trace_id, flags = call.transaction_id.replace("-", ""), "01"
+    if call.traceparent is not None:
+        _, trace_id, _, flags = call.traceparent.split("-")
+    return f"00-{trace_id}-{os.urandom(8).hex()}-{flags}"
+
+
+def _in_words(error: Exception) -> str:
+    """What went wrong; the transport keeps the root of it in the details of what it wraps."""
+    details = getattr(error.__cause__, "details", None)
+    causes = [cause["message"] for cause in details["causes"]] if isinstance(details, dict) else []
+    if not causes:
+        return f"{type(error).__name__}: {error}"
+    not_reached = "client error (Connect)" in causes
+    return f"{type(error).__name__}: {'not reached, ' if not_reached else ''}{causes[-1]}"

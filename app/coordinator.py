@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app import store
 from app.caller import Caller
@@ -74,6 +75,7 @@ class Begin:
     name: str | None = None
     reference: str | None = None
     try_order: TryOrder = TryOrder.PARALLEL
+    traceparent: str | None = None
     idempotency_key: str | None = None
     request_hash: str | None = None
 
@@ -144,13 +146,22 @@ class Coordinator:
         With an idempotency key that is there already, returns the transaction that has it. Raises OverloadedError
         and IdempotencyKeyConflictError, and records nothing then.
         """
-        if self._stopping or len(self._runs) + self._beginning >= self._inflight_max:
+        if self._stopping or (self._is_full and not await self._has_begun(it)):
             raise OverloadedError
         self._beginning += 1
         try:
             return await self._begin(it)
         finally:
             self._beginning -= 1
+
+    @property
+    def _is_full(self) -> bool:
+        """What recovery has adopted, and what hangs, has a limit of its own and takes nobody's place."""
+        return len(self._runs) - self._adopted + self._beginning >= self._inflight_max
+
+    async def _has_begun(self, it: Begin) -> bool:
+        key = it.idempotency_key
+        return key is not None and await self._journal.read(store.is_key_taken, key)
 
     async def find(self, transaction_id: str) -> Transaction:
         """The transaction as it stands. Raises UnknownTransactionError."""
@@ -287,6 +298,7 @@ class Coordinator:
             name=it.name,
             reference=it.reference,
             try_order=it.try_order,
+            traceparent=it.traceparent,
             version=1,
         )
         step = advance(new, (), now, self._policy)
@@ -327,7 +339,7 @@ class Coordinator:
             await self._steps(run, step)
         except store.StaleError:
             log.info("event=taken_over transaction_id=%s", run.saved.id)
-        except (SQLAlchemyError, JournalClosed) as error:
+        except (OperationalError, InterfaceError, PoolTimeoutError, JournalClosed) as error:
             log.warning("event=save_failed transaction_id=%s error=%s", run.saved.id, type(error).__name__)
         except Exception:
             log.exception("event=broken transaction_id=%s", run.saved.id)
@@ -359,6 +371,9 @@ class Coordinator:
 
     def _publish(self, run: _Run, transaction: Transaction) -> None:
         run.latest = transaction
+        if transaction.hung_since is not None and not run.adopted:
+            run.adopted = True
+            self._adopted += 1
         taken, run.taken = run.taken, []
         for future in taken:
             if not future.done():

@@ -28,6 +28,11 @@ READERS: Final = 4
 SQLITE_BUSY_S: Final = 10
 """How long SQLite waits for another process's lock before it gives up, in seconds."""
 
+CONNECT_TIMEOUT_S: Final = 5
+"""How long PostgreSQL may take to accept a connection, in seconds."""
+SILENCE_MAX_S: Final = 10
+"""A connection whose peer acknowledges nothing for so long is given up: a black hole must not hold the writer."""
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 WriteFunction = Callable[[Connection, Sequence[_Item]], Sequence[_Result]]
@@ -201,7 +206,14 @@ def make_engine(database_url: str) -> Engine:
     """An engine as the coordinator needs it; on SQLite durable (synchronous=FULL) and with one writer at a time."""
     url = normal_url(database_url)
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=READERS + 1, max_overflow=2, pool_pre_ping=True)
+        limits = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "tcp_user_timeout": 1000 * SILENCE_MAX_S,
+            "keepalives_idle": SILENCE_MAX_S,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+        }
+        return create_engine(url, pool_size=READERS + 1, max_overflow=2, pool_pre_ping=True, connect_args=limits)
     if not url.database or url.database == ":memory:":
         raise ValueError("HOLDFAST_DATABASE_URL: name a file, such as sqlite:///holdfast.db; memory forgets")
     engine = create_engine(url, pool_size=READERS + 1, connect_args={"timeout": SQLITE_BUSY_S})

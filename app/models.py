@@ -159,8 +159,9 @@ class UnreadableRowError(Exception):
 
 
 def definition_of(transaction: Transaction) -> str:
-    """The JSON of what never changes about the branches."""
-    return to_json([_definition(branch) for branch in transaction.branches]).decode()
+    """The JSON of what never changes and is not searched."""
+    branches = [_definition(branch) for branch in transaction.branches]
+    return to_json({"traceparent": transaction.traceparent, "branches": branches}).decode()
 
 
 def changing_columns(transaction: Transaction) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def transaction_of(row: Mapping[Any, Any]) -> Transaction:
 
 
 def _transaction(row: Mapping[Any, Any]) -> Transaction:
-    state = from_json(row["state"])
+    definition, state = from_json(row["definition"]), from_json(row["state"])
     reason = state.get("reason")
     return Transaction(
         id=row["id"],
@@ -195,6 +196,7 @@ def _transaction(row: Mapping[Any, Any]) -> Transaction:
         name=row["name"],
         reference=row["reference"],
         try_order=TryOrder(row["try_order"]),
+        traceparent=definition["traceparent"],
         decision=Decision(row["decision"]),
         reason=Reason(code=ReasonCode(reason["code"]), branch=reason["branch"], detail=reason["detail"])
         if reason
@@ -204,8 +206,7 @@ def _transaction(row: Mapping[Any, Any]) -> Transaction:
         hung_since=row["hung_since"],
         wake_at=row["wake_at"],
         branches=tuple(
-            _branch(definition, branch)
-            for definition, branch in zip(from_json(row["definition"]), state["branches"], strict=True)
+            _branch(defined, branch) for defined, branch in zip(definition["branches"], state["branches"], strict=True)
         ),
     )
 

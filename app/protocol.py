@@ -142,6 +142,7 @@ class Call:
     branch: Branch
     operation: Operation
     attempt: int
+    traceparent: str | None = None
     hold_ttl_s: float | None = None
     deadline: float | None = None
 
@@ -314,7 +315,7 @@ def _decide(transaction: Transaction, now: float) -> Transaction:
         reason = Reason(
             code=ReasonCode.HOLD_EXPIRED,
             branch=expired.name,
-            detail="the participant holds for less time than the other branches needed",
+            detail="the participant's hold ran out before every branch held",
         )
         return _decided(transaction, Decision.CANCEL, reason, now)
     if all(b.phase is BranchPhase.HELD for b in transaction.branches):
@@ -413,6 +414,7 @@ def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Polic
         branch=branch,
         operation=branch.calling,
         attempt=branch.attempts(branch.calling),
+        traceparent=transaction.traceparent,
         hold_ttl_s=_milliseconds_up(transaction.deadline - now + policy.hold_margin_s) if is_try else None,
         deadline=transaction.deadline if is_try else None,
     )

@@ -171,7 +171,8 @@ class Branch:
 class Transaction:
     """One global transaction. Times are seconds since the epoch on the coordinator's clock.
 
-    `version` is what the store expects to find when it saves; `wake_at` is the promise to be back: once it has
+    `traceparent` is what the initiator sent (W3C Trace Context): participants are called in its trace. `version` is
+    what the store expects to find when it saves; `wake_at` is the promise to be back: once it has
     passed, any replica may take the transaction over. None when finished.
     """
 
@@ -182,6 +183,7 @@ class Transaction:
     name: str | None = None
     reference: str | None = None
     try_order: TryOrder = TryOrder.PARALLEL
+    traceparent: str | None = None
     version: int = 0
     decision: Decision = Decision.UNDECIDED
     reason: Reason | None = None

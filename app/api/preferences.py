@@ -14,6 +14,7 @@ WAIT_MAX_S: Final = 3600.0
 
 _WAIT: Final = re.compile(r"^wait\s*=\s*\"?(\d{1,9}(?:\.\d{1,9})?)\"?$", re.IGNORECASE)
 _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
+_TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _QUOTED: Final = re.compile(r'^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$')
 
 
@@ -47,6 +48,14 @@ def parse_prefer(headers: list[str]) -> Preferences:
             wait_s = min(float(match.group(1)), WAIT_MAX_S)
         respond_async = respond_async or token.lower() == "respond-async"
     return Preferences(wait_s, respond_async)
+
+
+def parse_traceparent(header: str | None) -> str | None:
+    """The header as it came when it is one of W3C Trace Context, level 1; else None, as the standard asks."""
+    match = _TRACEPARENT.fullmatch(header or "")
+    if match is None or not int(match[1], 16) or not int(match[2], 16):
+        return None
+    return match[0]
 
 
 def parse_idempotency_key(header: str) -> str:

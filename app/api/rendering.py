@@ -12,9 +12,10 @@ from app.coordinator import UnknownTransactionError
 
 def known_id(transaction_id: str) -> str:
     """`transaction_id` when it has the form of one. Raises UnknownTransactionError."""
-    if not is_id(transaction_id):
+    known = transaction_id.lower()
+    if not is_id(known):
         raise UnknownTransactionError(transaction_id)
-    return transaction_id
+    return known
 
 
 def parse_or_problem(cursor: str, *types: type) -> tuple[Any, ...]:

@@ -118,7 +118,7 @@ class BeginRequest(_Body):
             return f"timeout_s: {self.timeout_s:g} is too long; at most {settings.timeout_max_s:g}"
         return None
 
-    def begin(self, settings: Settings, idempotency_key: str | None) -> Begin:
+    def begin(self, settings: Settings, *, idempotency_key: str | None, traceparent: str | None) -> Begin:
         """The request as the coordinator takes it."""
         return Begin(
             branches=tuple(_branch(branch) for branch in self.branches),
@@ -126,6 +126,7 @@ class BeginRequest(_Body):
             name=self.name,
             reference=self.reference,
             try_order=TryOrder(self.try_order),
+            traceparent=traceparent,
             idempotency_key=idempotency_key,
             request_hash=self._hash() if idempotency_key else None,
         )

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import store
 from app.api.dependencies import Parts, PartsOf
-from app.api.preferences import Preferences, parse_idempotency_key, parse_prefer
+from app.api.preferences import Preferences, parse_idempotency_key, parse_prefer, parse_traceparent
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response, known_id, parse_or_problem
 from app.api.schemas import (
@@ -43,7 +43,8 @@ Prefer = Annotated[
 ]
 
 RECHECK_MIN_S: Final = 1.0
-"""A participant in doubt is told to come back no sooner than so many seconds from now."""
+RECHECK_MAX_S: Final = 60.0
+"""A participant in doubt is told to come back no sooner and no later, in seconds from now."""
 
 _AWAITED: Final[dict[str, Callable[[Transaction], bool]]] = {
     "end": lambda transaction: transaction.finished,
@@ -78,6 +79,7 @@ async def begin(
     parts: PartsOf,
     prefer: Prefer = [],  # noqa: B006 - FastAPI copies it
     idempotency_key: Annotated[str | None, Header(description="the same key and body: the same transaction")] = None,
+    traceparent: Annotated[str | None, Header(description="participants are called in this trace")] = None,
 ) -> Response:
     """Begin a transaction, and wait for what `answer_at` and `Prefer` say."""
     preferences = parse_prefer(prefer)
@@ -87,8 +89,9 @@ async def begin(
     except Problem:
         if key is None or not await parts.journal.read(store.is_key_taken, key):
             raise  # else it has begun, under what was registered and allowed then
+    it = request.begin(parts.settings, idempotency_key=key, traceparent=parse_traceparent(traceparent))
     try:
-        begun = await parts.coordinator.begin(request.begin(parts.settings, key))
+        begun = await parts.coordinator.begin(it)
     except IdempotencyKeyConflictError as conflict:
         raise Problem("idempotency-key-conflict", transaction_id=conflict.transaction_id) from conflict
     answer_at, wait_s = _waiting(request.answer_at, preferences, parts.settings.wait_default_s)
@@ -142,7 +145,8 @@ async def get(
 async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[CallsQuery, Query()]) -> Response:
     """Every call that was made for the transaction, oldest first."""
     after_id = parse_or_problem(query.cursor, int)[0] if query.cursor is not None else 0
-    unsaved = parts.coordinator.unsaved_calls(known_id(transaction_id))
+    transaction_id = known_id(transaction_id)
+    unsaved = parts.coordinator.unsaved_calls(transaction_id)
     await parts.coordinator.find(transaction_id)
     found = await parts.journal.read(store.list_calls, transaction_id, query.limit + 1, after_id)
     next_cursor = cursor_of(found[query.limit - 1][0]) if len(found) > query.limit else None
@@ -226,5 +230,5 @@ def _begun(transaction: Transaction, answer_at: str, preferences: Preferences) -
 
 
 def _recheck_in_s(decision: Decision, left_s: float) -> float:
-    """When asking again is worth it: after the deadline, by which it will have been decided."""
-    return max(RECHECK_MIN_S, left_s) if decision is Decision.UNDECIDED else 0.0
+    """When asking again is worth it: after the deadline, by which it will have been decided, or before by request."""
+    return min(max(RECHECK_MIN_S, left_s), RECHECK_MAX_S) if decision is Decision.UNDECIDED else 0.0

@@ -189,7 +189,7 @@ def _seconds(value: str) -> float | None:
         seconds = float(value.strip())
     except ValueError:
         return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _deeper_than(value: Any, levels: int) -> bool:

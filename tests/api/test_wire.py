@@ -187,7 +187,7 @@ async def test_a_response_that_is_too_long_is_unanswered(sqlite_url: str) -> Non
         assert body["branches"][0]["result"] == "x" * 1998
 
 
-@pytest.mark.parametrize("ttl", ["0", "0.01", "0.05", " 0.05 "])
+@pytest.mark.parametrize("ttl", ["0", "-5", "0.01", "0.05", " 0.05 "])
 async def test_a_hold_that_is_too_short_cancels(service: Service, ttl: str) -> None:
     gate = Gate()
     service.participants.script("/inventory/try", [reply(200, {}, tcc_hold_ttl=ttl)])
@@ -202,7 +202,7 @@ async def test_a_hold_that_is_too_short_cancels(service: Service, ttl: str) -> N
     assert not {"/inventory/confirm", "/payment/confirm"} & set(service.participants.paths())
 
 
-@pytest.mark.parametrize("ttl", ["60", "100000000", "soon", "", "-5", "nan", "inf", "1e400", "5, 5"])
+@pytest.mark.parametrize("ttl", ["60", "100000000", "soon", "", "nan", "inf", "1e400", "5, 5"])
 async def test_a_hold_that_lasts_or_says_nothing_confirms(service: Service, ttl: str) -> None:
     service.participants.script("/inventory/try", [reply(200, {}, tcc_hold_ttl=ttl)])
     assert (await service.begin(ONE)).status_code == 201
@@ -281,3 +281,36 @@ async def test_a_cancel_waits_for_the_end_of_the_branchs_own_try(service: Servic
     await service.until_finished(transaction["id"])
     (cancel,) = service.participants.at("/payment/cancel")
     assert cancel.body["result"] == {"hold_id": "late"}
+
+
+async def test_participants_are_called_in_the_initiators_trace(service: Service) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+    await service.begin(ONE, traceparent=trace)
+    received = [call.headers["traceparent"].split("-") for call in service.participants.received]
+    assert {(version, trace_id, flags) for version, trace_id, _, flags in received} == {
+        ("00", trace.split("-")[1], "00")
+    }
+    assert len({span for _, _, span, _ in received} | {"b7ad6b7169203331"}) == len(received) + 1
+
+
+@pytest.mark.parametrize("trace", ["", "garbage", f"00-{'0' * 32}-{'1' * 16}-01", f"ff-{'1' * 32}-{'1' * 16}-01"])
+async def test_a_trace_that_is_none_is_passed_over(service: Service, trace: str) -> None:
+    begun = await service.begin(ONE, traceparent=trace)
+    trace_ids = {call.headers["traceparent"].split("-")[1] for call in service.participants.received}
+    assert trace_ids == {begun.json()["id"].replace("-", "")}
+
+
+@pytest.mark.parametrize(
+    ("operation", "error"), [("try", "no stock"), ("confirm", "HTTP 404 no stock"), ("cancel", "HTTP 404 no stock")]
+)
+async def test_a_refusal_is_quoted_and_after_the_decision_with_its_status(
+    service: Service, operation: str, error: str
+) -> None:
+    service.participants.script(f"/inventory/{operation}", [reply(404, {"detail": "no stock"}), reply(200)])
+    if operation == "cancel":
+        service.participants.script("/payment/try", [reply(409)])
+    begun = await service.begin({"branches": [{"participant": "inventory"}, {"participant": "payment"}]})
+    transaction = begun.json().get("transaction") or begun.json()
+    calls = (await service.json(f"/v1/transactions/{transaction['id']}/calls"))["items"]
+    refused = next(call for call in calls if (call["branch"], call["operation"]) == ("inventory", operation))
+    assert (refused["answer"], refused["error"]) == ("refused", error)

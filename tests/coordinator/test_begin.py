@@ -8,7 +8,7 @@ from sqlalchemy import Engine, func, select
 from app.coordinator import IdempotencyKeyConflictError, OverloadedError
 from app.store import transactions
 from holdfast.wire import Operation
-from tests.coordinator.network import SILENT, Network
+from tests.coordinator.network import SILENT, Network, Reply
 from tests.coordinator.node import BRANCHES, Node, begin_of, settled
 from tests.coordinator.virtual_time import in_virtual_time, now
 
@@ -73,3 +73,27 @@ async def test_more_than_inflight_max_is_refused_and_not_recorded(database_url: 
         with pytest.raises(OverloadedError):
             await node.coordinator.begin(begin_of("flight"))
     assert count(engine) == 3
+
+
+@in_virtual_time
+async def test_a_key_that_has_begun_is_answered_even_when_all_places_are_taken(
+    database_url: str, engine: Engine
+) -> None:
+    network = Network(engine, now, {("car", Operation.TRY): [SILENT]})
+    async with Node(database_url, network, inflight_max=1, recovers=False) as node:
+        first = await node.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
+        again = await node.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
+        assert again.id == first.id
+        with pytest.raises(OverloadedError):
+            await node.coordinator.begin(begin_of("car", idempotency_key="other", request_hash="h"))
+    assert count(engine) == 1
+
+
+@in_virtual_time
+async def test_what_hangs_takes_nobodys_place(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", Operation.CONFIRM): [Reply(status=409, effect=False), SILENT]})
+    async with Node(database_url, network, inflight_max=1, recovers=False) as node:
+        hung = await node.coordinator.begin(begin_of("car"))
+        await node.coordinator.wait(hung.id, lambda it: it.hung_since is not None, 60)
+        begun = await node.coordinator.begin(begin_of("flight"))
+        assert (await node.coordinator.wait(begun.id, lambda it: it.finished, 60)).finished

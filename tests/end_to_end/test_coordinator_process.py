@@ -305,3 +305,22 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         said = failed({"HOLDFAST_DATABASE_URL": f"sqlite:///{tmp_path / 'holdfast.db'}", "HOLDFAST_PORT": port})
         assert "HOLDFAST_PORT" in said
         assert port in said
+
+
+async def test_a_file_has_one_coordinator_and_is_free_again_when_that_is_killed(
+    coordinator: CoordinatorProcess, settings: dict[str, str]
+) -> None:
+    second = CoordinatorProcess(settings)
+    second.launch()
+    assert second.wait_end() == 1
+    assert "another coordinator serves this file" in second.log
+    assert (await begin(coordinator.url)).status_code == 201
+    coordinator.kill()
+    with second:
+        assert (await get(second.url, "/v1/transactions"))["items"][0]["outcome"] == "confirmed"
+
+
+def test_a_misspelled_setting_is_warned_of(tmp_path: Path) -> None:
+    settings = {"HOLDFAST_DATABASE_URL": f"sqlite:///{tmp_path / 'holdfast.db'}", "HOLDFAST_CALL_TIMEOUT": "9"}
+    with CoordinatorProcess(settings) as process:
+        assert [line for line in process.lines if "HOLDFAST_CALL_TIMEOUT " in line and "WARNING" in line]
