@@ -19,17 +19,18 @@ from holdfast.testing import FakeCoordinator
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+(CREATE_SHOWS,) = re.findall(r"CREATE TABLE shows .*\)(?=;)", GUIDE)
 
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The first example, as the module that a reader would save; its database beside it."""
     monkeypatch.chdir(tmp_path)
-    module = ModuleType("guide_example")
+    module = ModuleType("main")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(EXAMPLES[0], "docs/sdk.md", "exec"), module.__dict__)
     with module.engine.begin() as connection:
-        connection.execute(text("CREATE TABLE shows (name TEXT PRIMARY KEY, free INTEGER, sold INTEGER)"))
+        connection.execute(text(CREATE_SHOWS))
         connection.execute(text("INSERT INTO shows VALUES ('Faust', 5, 0)"))
     yield module
     module.engine.dispose()
@@ -66,7 +67,7 @@ async def test_the_example_serves_over_http(example: Any) -> None:
 
 async def test_the_example_of_a_test_passes(example: Any) -> None:
     (source,) = [code for code in EXAMPLES if "FakeCoordinator" in code]
-    names: dict[str, Any] = {"seats": example.seats}
+    names: dict[str, Any] = {}
     exec(source, names)
     await names["test_a_lapsed_hold_is_released"]()
     assert shows(example.engine) == (5, 0)
