@@ -198,7 +198,8 @@ def _traceparent(call: Call) -> str:
 def _in_words(error: Exception) -> str:
     """What went wrong; the transport keeps the root of it in the details of what it wraps."""
     details = getattr(error.__cause__, "details", None)
-    causes = [cause["message"] for cause in details["causes"]] if isinstance(details, dict) else []
+    found = details.get("causes", []) if isinstance(details, dict) else []
+    causes = [str(cause.get("message")) for cause in found if isinstance(cause, dict)]
     if not causes:
         return f"{type(error).__name__}: {error}"
     not_reached = "client error (Connect)" in causes

@@ -9,8 +9,10 @@ import asyncio
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
@@ -24,6 +26,7 @@ from app.models import CallRecord
 from app.protocol import Answered, Call, Command, Input, Objection, Policy, Step, advance, broken, objection
 from app.registry import Registry
 from app.transaction import Branch, Transaction, TryOrder
+from holdfast.wire import Answer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,14 @@ COMMAND_ROUNDS_MAX: Final = 8
 """How often a command is tried when others take the transaction over at the same moment."""
 COMMAND_PAUSE_S: Final = 0.05
 """The longest pause before a command is tried the second time; it grows with every further one."""
+
+
+class Place(StrEnum):
+    """What a transaction that is worked on counts as; each has a limit of its own, so that none crowds out another."""
+
+    BEGUN = "begun"  # here, just now: HOLDFAST_INFLIGHT_MAX
+    ADOPTED = "adopted"  # claimed because it was due
+    HUNG = "hung"  # wherever it came from
 
 
 class OverloadedError(Exception):
@@ -80,20 +91,35 @@ class Begin:
     request_hash: str | None = None
 
 
-@dataclass(slots=True)
+Asked = tuple[Command, asyncio.Future[Transaction]]
+"""A command, and who waits for what comes of it."""
+
+
+@dataclass(slots=True, kw_only=True)
 class _Run:
     """One transaction that this process works on. `latest` may be ahead of `saved` by what a crash may forget."""
 
     saved: Transaction
     latest: Transaction
     answers: list[Answered] = field(default_factory=list)
-    commands: list[tuple[Command, asyncio.Future[Transaction]]] = field(default_factory=list)
+    commands: list[Asked] = field(default_factory=list)
     taken: list[asyncio.Future[Transaction]] = field(default_factory=list)
     """Who waits for the command that is being carried out."""
     history: list[CallRecord] = field(default_factory=list)
+    calls: set[asyncio.Task[None]] = field(default_factory=set)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    adopted: bool = False
+    place: Place
+    leaves: bool = False
+    """It only waits for its calls to end, and takes no commands any more."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+
+    def turn_away(self) -> None:
+        """Take no commands any more, and send those that are there to whoever has the transaction next."""
+        self.leaves = True
+        for future in (*self.taken, *(future for _, future in self.commands)):
+            if not future.done():
+                future.set_exception(RunEndedError())
 
 
 @dataclass(slots=True, eq=False)
@@ -130,9 +156,10 @@ class Coordinator:
         self._clock = clock
         self._runs: dict[str, _Run] = {}
         self._beginning = 0
-        self._adopted = 0
+        self._places: Counter[Place] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking: dict[str, asyncio.Task[None]] = {}
+        self._asked: dict[str, list[Asked]] = {}
         self._watchers: dict[str, set[_Watcher]] = {}
         self._stopping = False
         self._stopped = False
@@ -156,8 +183,7 @@ class Coordinator:
 
     @property
     def _is_full(self) -> bool:
-        """What recovery has adopted, and what hangs, has a limit of its own and takes nobody's place."""
-        return len(self._runs) - self._adopted + self._beginning >= self._inflight_max
+        return self._places[Place.BEGUN] + self._beginning >= self._inflight_max
 
     async def _has_begun(self, it: Begin) -> bool:
         key = it.idempotency_key
@@ -212,33 +238,34 @@ class Coordinator:
         """
         for round_ in range(COMMAND_ROUNDS_MAX):
             await asyncio.sleep(random.uniform(0, COMMAND_PAUSE_S * round_))  # so that two replicas don't stay in step
+            asked: Asked = (command, asyncio.get_running_loop().create_future())
             run = self._runs.get(transaction_id)
-            try:
-                if run is None:
-                    if self._stopping:
-                        raise OverloadedError
-                    transaction = await self.find(transaction_id)
-                    _check(transaction, command)
-                    if transaction.finished:
-                        return transaction  # nothing left to do, and no objection: it is as was asked
-                    await self._take(transaction_id)
-                    run = self._runs.get(transaction_id)
-                    if run is None:
-                        continue
-                future: asyncio.Future[Transaction] = asyncio.get_running_loop().create_future()
-                run.commands.append((command, future))
+            if run is not None and not run.latest.finished:
+                if run.leaves:
+                    await run.ended.wait()
+                    continue
+                run.commands.append(asked)
                 run.arrived.set()
-                return await future
+            elif self._stopping:
+                raise OverloadedError
+            else:
+                transaction = await self.find(transaction_id)
+                _check(transaction, command)
+                if transaction.finished:
+                    return transaction  # nothing left to do, and no objection: it is as was asked
+                if not await self._take(transaction_id, asked):
+                    continue
+            try:
+                return await asked[1]
             except RunEndedError:
                 continue
         raise OverloadedError
 
     # --- for recovery --------------------------------------------------------------------------------------------
 
-    @property
-    def adopted(self) -> int:
-        """How many of the transactions worked on were adopted."""
-        return self._adopted
+    def working_on(self, place: Place) -> int:
+        """How many transactions are worked on that count as `place`."""
+        return self._places[place]
 
     @property
     def stopping(self) -> bool:
@@ -250,16 +277,16 @@ class Coordinator:
         """How many transactions are worked on."""
         return len(self._runs)
 
-    def adopt(self, transaction: Transaction) -> None:
+    async def adopt(self, transaction: Transaction) -> None:
         """Work on a transaction whose lease this process has just taken.
 
         One that is still worked on here was too slow to renew its lease: it ends at its next save, and only after
         that, so that no Cancel overtakes a Try of this very process, is it taken up anew.
         """
-        if transaction.id in self._runs:
-            return
-        self._adopted += 1
-        self._start(transaction, None, adopted=True)
+        if self._stopped:
+            await self._hand_over(transaction)
+        elif transaction.id not in self._runs:
+            self._start(transaction, place=_place_of(transaction))
 
     async def stop(self, limit_s: float) -> None:
         """Begin nothing more, give what is under way `limit_s` seconds to end, and hand the rest over.
@@ -284,7 +311,7 @@ class Coordinator:
         for watchers in self._watchers.values():
             for watcher in watchers:
                 watcher.changed.set()
-        await asyncio.gather(*(self._hand_over(run) for run in left))
+        await asyncio.gather(*(self._hand_over(run.saved, run.history) for run in left))
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -316,16 +343,23 @@ class Coordinator:
             return await self.find(recorded.transaction_id)
         self._metrics.begun.inc()
         if self._stopped:
-            await self._hand_over(_Run(saved=step.transaction, latest=step.transaction))
+            await self._hand_over(step.transaction)
             return step.transaction
-        self._start(step.transaction, replace(step, must_save=False))
+        self._start(step.transaction, place=Place.BEGUN, first=replace(step, must_save=False))
         return step.transaction
 
-    def _start(self, saved: Transaction, step: Step | None, *, adopted: bool = False) -> _Run:
-        run = _Run(saved=saved, latest=saved, adopted=adopted)
+    def _start(
+        self,
+        saved: Transaction,
+        *,
+        place: Place,
+        first: Step | None = None,
+        commands: Iterable[Asked] = (),
+    ) -> None:
+        run = _Run(saved=saved, latest=saved, place=place, commands=list(commands))
+        self._places[place] += 1
         self._runs[saved.id] = run
-        run.task = self._spawn(self._drive(run, step))
-        return run
+        run.task = self._spawn(self._drive(run, first))
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -336,6 +370,14 @@ class Coordinator:
     async def _drive(self, run: _Run, step: Step | None) -> None:
         """Work on one transaction until it rests, or until somebody else has it."""
         try:
+            await self._work(run, step)
+            await self._leave(run)
+        finally:
+            self._end(run)
+
+    async def _work(self, run: _Run, step: Step | None) -> None:
+        """The loop, and what becomes of a transaction when the loop can't go on."""
+        try:
             await self._steps(run, step)
         except store.StaleError:
             log.info("event=taken_over transaction_id=%s", run.saved.id)
@@ -344,19 +386,30 @@ class Coordinator:
         except Exception:
             log.exception("event=broken transaction_id=%s", run.saved.id)
             await self._set_aside(run)
-        finally:
-            self._end(run)
+
+    async def _leave(self, run: _Run) -> None:
+        """Stay until the calls under way have ended, so that no Cancel overtakes a Try of this very process."""
+        run.turn_away()
+        while run.calls and not self._stopped:
+            await asyncio.wait(run.calls)
+        if run.history and not self._stopped:
+            try:
+                await self._journal.write(store.add_calls, tuple(run.history))
+            except (SQLAlchemyError, JournalClosed) as error:
+                log.warning("event=history_lost transaction_id=%s error=%s", run.saved.id, type(error).__name__)
 
     async def _steps(self, run: _Run, first: Step | None) -> None:
         """The loop itself. `first` is the step that was recorded already; a claimed transaction has none."""
-        step = first or advance(run.saved, (), self._clock(), self._policy)
+        step = first or advance(run.saved, self._inputs(run, run.saved), self._clock(), self._policy)
         while True:
             transaction = await self._save(run, step) if step.must_save else step.transaction
             self._publish(run, transaction)
             if self._stopped or (step.rests and not run.commands):
                 return
             for call in step.calls:
-                self._spawn(self._call(run, call))
+                calling = self._spawn(self._call(run, call))
+                run.calls.add(calling)
+                calling.add_done_callback(run.calls.discard)
             await self._something(run, step)
             step = advance(transaction, self._inputs(run, transaction), self._clock(), self._policy)
 
@@ -371,9 +424,10 @@ class Coordinator:
 
     def _publish(self, run: _Run, transaction: Transaction) -> None:
         run.latest = transaction
-        if transaction.hung_since is not None and not run.adopted:
-            run.adopted = True
-            self._adopted += 1
+        if transaction.hung_since is not None and run.place is not Place.HUNG:
+            self._places[run.place] -= 1
+            self._places[Place.HUNG] += 1
+            run.place = Place.HUNG
         taken, run.taken = run.taken, []
         for future in taken:
             if not future.done():
@@ -405,19 +459,28 @@ class Coordinator:
         return answers
 
     async def _call(self, run: _Run, call: Call) -> None:
-        answered, record = await self._caller.call(call, self._registry.target(call))
-        self._metrics.observe_call(call.branch.participant, record)
-        run.history.append(record)
+        try:
+            answered, record = await self._caller.call(call, self._registry.target(call))
+            run.history.append(record)
+            self._metrics.observe_call(call.branch.participant, record)
+        except Exception as error:  # a call without an answer would be waited for for ever
+            log.exception("event=call_broken transaction_id=%s branch=%s", call.transaction_id, call.branch.name)
+            answered = Answered(
+                branch=call.branch.name,
+                operation=call.operation,
+                attempt=call.attempt,
+                answer=Answer.UNANSWERED,
+                error=f"the coordinator could not tell what came of the call ({type(error).__name__})",
+            )
         run.answers.append(answered)
         run.arrived.set()
 
     def _end(self, run: _Run) -> None:
-        self._adopted -= run.adopted
+        run.turn_away()
+        self._places[run.place] -= 1
         if self._runs.get(run.saved.id) is run:
             del self._runs[run.saved.id]
-        for future in (*run.taken, *(future for _, future in run.commands)):
-            if not future.done():
-                future.set_exception(RunEndedError())
+        run.ended.set()
         for watcher in self._watchers.get(run.saved.id, ()):
             watcher.changed.set()
 
@@ -426,16 +489,30 @@ class Coordinator:
         after = broken(run.saved, self._clock(), self._policy)
         try:
             await self._journal.write(store.save, store.Save(before=run.saved, after=after, calls=tuple(run.history)))
-        except (store.StaleError, SQLAlchemyError, JournalClosed) as error:
+            run.history.clear()
+        except Exception as error:  # what broke may be what would have to be written
             log.warning("event=set_aside_failed transaction_id=%s error=%s", run.saved.id, type(error).__name__)
 
-    async def _take(self, transaction_id: str) -> None:
-        """Try to take one transaction over, whoever has it, once for all who ask; it may end before they look."""
+    async def _take(self, transaction_id: str, asked: Asked) -> bool:
+        """Take one transaction over, whoever has it, once for all who ask; whether the command went along.
+
+        It is there before the first step: nothing is sent that the command is to stop.
+        """
+        self._asked.setdefault(transaction_id, []).append(asked)
         taking = self._taking.get(transaction_id)
         if taking is None:
             taking = self._taking[transaction_id] = asyncio.create_task(self._claim(transaction_id))
             taking.add_done_callback(lambda _: self._taking.pop(transaction_id))
-        await asyncio.shield(taking)
+        try:
+            await asyncio.shield(taking)
+        finally:
+            left = self._asked.get(transaction_id, [])
+            went_along = asked not in left
+            if not went_along:
+                left.remove(asked)
+            if not left:
+                self._asked.pop(transaction_id, None)
+        return went_along
 
     async def _claim(self, transaction_id: str) -> None:
         now = self._clock()
@@ -444,19 +521,23 @@ class Coordinator:
         if not claimed:
             return
         if self._stopped:
-            await self._hand_over(_Run(saved=claimed[0], latest=claimed[0]))
+            await self._hand_over(claimed[0])
         elif transaction_id not in self._runs:  # one that is here ends as stale
-            self._start(claimed[0], None)
+            self._start(claimed[0], place=_place_of(claimed[0]), commands=self._asked.pop(transaction_id, ()))
 
-    async def _hand_over(self, run: _Run) -> None:
+    async def _hand_over(self, saved: Transaction, history: Sequence[CallRecord] = ()) -> None:
         """Give the lease back, so that whoever starts next need not wait for its end."""
-        if run.saved.finished:
+        if saved.finished:
             return
-        after = replace(run.saved, wake_at=self._clock())
+        after = replace(saved, wake_at=self._clock())
         try:
-            await self._journal.write(store.save, store.Save(before=run.saved, after=after, calls=tuple(run.history)))
+            await self._journal.write(store.save, store.Save(before=saved, after=after, calls=tuple(history)))
         except (store.StaleError, SQLAlchemyError, JournalClosed) as error:
-            log.info("event=hand_over_failed transaction_id=%s error=%s", run.saved.id, type(error).__name__)
+            log.info("event=hand_over_failed transaction_id=%s error=%s", saved.id, type(error).__name__)
+
+
+def _place_of(claimed: Transaction) -> Place:
+    return Place.ADOPTED if claimed.hung_since is None else Place.HUNG
 
 
 def _check(transaction: Transaction, command: Command) -> None:

@@ -33,6 +33,14 @@ CONNECT_TIMEOUT_S: Final = 5
 SILENCE_MAX_S: Final = 10
 """A connection whose peer acknowledges nothing for so long is given up: a black hole must not hold the writer."""
 
+LOCK_WAIT_MAX_S: Final = 3
+"""How long a statement waits for another's lock: one writer serves everybody and must not be held up by one row."""
+STATEMENT_MAX_S: Final = 10
+"""How long a statement may take, and how long a transaction of a frozen process keeps its locks."""
+CLOSE_MAX_S: Final = 15.0
+"""How long closing waits for the writes that are under way."""
+_WAITED_TOO_LONG: Final = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 WriteFunction = Callable[[Connection, Sequence[_Item]], Sequence[_Result]]
@@ -84,7 +92,7 @@ class Journal:
         """Finish the writes that wait, then let go of the database."""
         self._closed = True
         self._queue.put(None)
-        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(self._writer.join, CLOSE_MAX_S)
         self._readers.shutdown(wait=True)
         self.engine.dispose()
 
@@ -121,10 +129,13 @@ class Journal:
         except Exception as error:
             if len(batch) == 1:
                 return [error]
+        except BaseException as error:  # a panic in an extension: whatever it is, the writer must live on
+            log.exception("event=write_panicked writes=%d", len(batch))
+            return [RuntimeError(f"{type(error).__name__}: {error}")] * len(batch)
         results: list[Any] = []
         for position, write in enumerate(batch):
             results += self._commit([write])
-            if isinstance(results[-1], (OperationalError, InterfaceError)):
+            if _is_out_of_reach(results[-1]):
                 return results + [results[-1]] * (len(batch) - position - 1)  # no database: no use in asking on
         return results
 
@@ -150,6 +161,13 @@ class Journal:
                 connection.invalidate()  # on SQLite it would still be in the transaction, and hold the lock
                 raise _CommitFailed(error) from error
         return results
+
+
+def _is_out_of_reach(result: Any) -> bool:
+    """Whether a write failed for want of a database, not because somebody else holds what it needs."""
+    if not isinstance(result, (OperationalError, InterfaceError)):
+        return False
+    return getattr(result.orig, "sqlstate", None) not in _WAITED_TOO_LONG
 
 
 class _CommitFailed(Exception):
@@ -212,6 +230,8 @@ def make_engine(database_url: str) -> Engine:
             "keepalives_idle": SILENCE_MAX_S,
             "keepalives_interval": 2,
             "keepalives_count": 3,
+            "options": f"-c lock_timeout={LOCK_WAIT_MAX_S}s -c statement_timeout={STATEMENT_MAX_S}s "
+            f"-c idle_in_transaction_session_timeout={STATEMENT_MAX_S}s",
         }
         return create_engine(url, pool_size=READERS + 1, max_overflow=2, pool_pre_ping=True, connect_args=limits)
     if not url.database or url.database == ":memory:":

@@ -1,6 +1,7 @@
 """The composition root: settings → database → store → caller → coordinator → routes. Everything is wired here once."""
 
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -146,5 +147,12 @@ def anchored_clock() -> Callable[[], float]:
 
     A deadline or a hold's TTL must not jump because somebody set the machine's time.
     """
-    anchor = time.time() - time.monotonic()
-    return lambda: anchor + time.monotonic()
+    anchor = time.time() - _elapsed_s()
+    return lambda: anchor + _elapsed_s()
+
+
+def _elapsed_s() -> float:
+    """The monotonic clock, which on Linux is to go on while the machine sleeps: holds end meanwhile too."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()

@@ -472,7 +472,9 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
         after = replace(after, wake_at=due_at)
         return Step(transaction=after, calls=(), must_save=after != before, rests=True, wake_at=due_at)
     renew_before_s = policy.lease_s / 3
-    must_save = _others_must_know(before, after) or before.wake_at is None or before.wake_at - now <= renew_before_s
+    repeats = any(call.attempt > 1 for call in calls)  # whoever was overtaken finds out before it calls again
+    lease_ends = before.wake_at is None or before.wake_at - now <= renew_before_s
+    must_save = repeats or lease_ends or _others_must_know(before, after)
     if must_save:
         after = replace(after, wake_at=now + policy.lease_s)
     assert after.wake_at is not None

@@ -7,12 +7,13 @@ claim is one conditional write. Drives nothing itself.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import store
-from app.coordinator import Coordinator
+from app.coordinator import Coordinator, Place
 from app.journal import Journal
 from app.metrics import Metrics
 from app.registry import Registry
@@ -22,9 +23,11 @@ log = logging.getLogger(__name__)
 BATCH_MAX: Final = 100
 """Transactions claimed at once."""
 PARALLEL_MAX: Final = 1000
-"""Claiming pauses while so many of the claimed are worked on: a backlog must not crowd out new transactions."""
+"""Claiming pauses while so many of the claimed are worked on, of those that hang and of the others each."""
 PAUSE_MAX_S: Final = 1.0
 """The longest pause between two looks, in seconds: another replica's work may become due at any time."""
+STOP_MAX_S: Final = 2.0
+"""How long a claim that is under way may take when the process stops."""
 PAUSE_MIN_S: Final = 0.02
 
 
@@ -47,18 +50,23 @@ class Recovery:
         self._metrics = metrics
         self._lease_s = lease_s
         self._clock = clock
+        self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def run_once(self) -> int:
         """Claim what is due and set it going; returns how many transactions that were."""
-        room = min(BATCH_MAX, PARALLEL_MAX - self._coordinator.adopted)
+        return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
+
+    async def _claim(self, place: Place, *, hung: bool) -> int:
+        """What hangs must not take the places of what only waits for its turn."""
+        room = min(BATCH_MAX, PARALLEL_MAX - self._coordinator.working_on(place))
         if room <= 0 or self._coordinator.stopping:
             return 0
         now = self._clock()
-        claim = store.Claim(due_by=now, lease_until=now + self._lease_s, limit=room)
+        claim = store.Claim(due_by=now, lease_until=now + self._lease_s, limit=room, hung=hung)
         claimed = await self._journal.write(store.claim, claim)
         for transaction in claimed:
-            self._coordinator.adopt(transaction)
+            await self._coordinator.adopt(transaction)
         self._metrics.claimed.inc(len(claimed))
         return len(claimed)
 
@@ -66,14 +74,17 @@ class Recovery:
         self._task = asyncio.create_task(self._run(), name="recovery")
 
     async def stop(self) -> None:
+        """Let a claim that is under way come to its end, or its transactions would wait for their leases."""
+        self._stopped.set()
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=STOP_MAX_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         refresh_at = loop.time()
-        while True:
+        while not self._stopped.is_set():
             try:
                 claimed = await self.run_once()
                 pause_s = PAUSE_MIN_S if claimed else await self._pause_s()
@@ -86,7 +97,9 @@ class Recovery:
             except Exception:
                 log.exception("event=recovery_failed")
                 pause_s = PAUSE_MAX_S
-            await asyncio.sleep(pause_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stopped.wait()
 
     async def _pause_s(self) -> float:
         next_wake_at = await self._journal.read(store.next_wake_at)

@@ -91,12 +91,16 @@ class Save:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Which unfinished transactions to take over: those due by then, at the most so many, or one by its id."""
+    """Which unfinished transactions to take over: those due by then, at the most so many, or one by its id.
+
+    `hung` restricts them to those that hang, or to those that don't.
+    """
 
     due_by: float
     lease_until: float
     limit: int = 1
     transaction_id: str | None = None
+    hung: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +181,20 @@ def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
     if history:
         connection.execute(insert(calls), history)
     return [replace(it.after, version=it.after.version + 1) for it in items]
+
+
+def add_calls(connection: Connection, items: Sequence[tuple[CallRecord, ...]]) -> list[None]:
+    """Add calls to the history that ended after their transaction was last saved by whoever made them."""
+    rows = [_call_row(call) for calls_made in items for call in calls_made]
+    if rows:
+        connection.execute(insert(calls), rows)
+    return [None] * len(items)
+
+
+def ping(connection: Connection, items: Sequence[None]) -> list[bool]:
+    """Whether writes get through: answers True, once the transactions table could be read by the writer."""
+    connection.execute(select(transactions.c.id).limit(1)).first()
+    return [True] * len(items)
 
 
 def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transaction]]:
@@ -264,6 +282,9 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
     wanted = select(transactions).where(transactions.c.wake_at <= item.due_by)
     if item.transaction_id is not None:
         wanted = wanted.where(transactions.c.id == item.transaction_id)
+    if item.hung is not None:
+        since = transactions.c.hung_since
+        wanted = wanted.where(since.is_not(None) if item.hung else since.is_(None))
     wanted = wanted.order_by(transactions.c.wake_at).limit(item.limit).with_for_update(skip_locked=True)
     rows = connection.execute(wanted).mappings().all()
     if not rows:

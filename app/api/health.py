@@ -1,5 +1,8 @@
 """/healthz, /readyz and /metrics: for whatever looks after the process."""
 
+import asyncio
+from typing import Final
+
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -12,6 +15,9 @@ from app.api.problems import Problem, responses
 from app.api.rendering import json_response
 from app.api.schemas import StatusBody
 from app.migrations import MIGRATE_COMMAND, schema_is_current
+
+WRITE_MAX_S: Final = 5.0
+"""A write that takes longer means that this process is not ready."""
 
 router = APIRouter(tags=["health"])
 
@@ -27,6 +33,10 @@ async def readyz(parts: PartsOf) -> Response:
     """The database can be reached and has the schema that this version needs."""
     try:
         current = await parts.journal.read(schema_is_current)
+        async with asyncio.timeout(WRITE_MAX_S):
+            await parts.journal.write(store.ping, None)
+    except TimeoutError as error:
+        raise Problem("unavailable", "Writes to the database don't get through.") from error
     except SQLAlchemyError as error:
         raise Problem("unavailable") from error
     if not current:

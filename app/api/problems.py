@@ -13,7 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app.api.schemas import transaction_json
@@ -136,8 +137,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OverloadedError, _on(Problem("overloaded")))
     app.add_exception_handler(UnknownTransactionError, _on(Problem("unknown-transaction")))
     app.add_exception_handler(ObjectedError, _on_objection)
-    app.add_exception_handler(SQLAlchemyError, _on_database)
-    app.add_exception_handler(JournalClosed, _on_database)
+    for unavailable in (OperationalError, InterfaceError, PoolTimeoutError, JournalClosed):
+        app.add_exception_handler(unavailable, _on_database)
     app.add_exception_handler(Exception, _on_defect)
     app.add_api_route("/problems/{slug}", _page, include_in_schema=False)
 

@@ -132,8 +132,10 @@ class BeginRequest(_Body):
         )
 
     def _hash(self) -> str:
-        """The same for the same request, however its JSON was written."""
-        canonical = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+        """The same for the same request, however its JSON was written, and when members have been added since."""
+        canonical = json.dumps(
+            self.model_dump(mode="json", by_alias=True, exclude_defaults=True), sort_keys=True, separators=(",", ":")
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -133,7 +133,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         until = parsedate_to_datetime(value)
         sent = parsedate_to_datetime(headers.get("date", ""))
         return max(0.0, (until - sent).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

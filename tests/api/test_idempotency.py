@@ -122,3 +122,9 @@ async def test_the_longest_key(service: Service) -> None:
     keys = [f'"{"k" * 255}"', "k" * 255, '"' + '\\"' * 255 + '"']
     assert [(await service.begin(REQUEST, idempotency_key=key)).status_code for key in keys] == [201] * 3
     assert (await service.rows())["transactions"] == 2
+
+
+async def test_what_is_said_and_what_goes_without_saying_is_the_same_request(service: Service) -> None:
+    first = await service.begin(REQUEST, idempotency_key='"k"')
+    spelled_out = REQUEST | {"try_order": "parallel", "answer_at": "end", "reference": None}
+    assert (await service.begin(spelled_out, idempotency_key='"k"')).json() == first.json()

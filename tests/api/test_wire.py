@@ -314,3 +314,12 @@ async def test_a_refusal_is_quoted_and_after_the_decision_with_its_status(
     calls = (await service.json(f"/v1/transactions/{transaction['id']}/calls"))["items"]
     refused = next(call for call in calls if (call["branch"], call["operation"]) == ("inventory", operation))
     assert (refused["answer"], refused["error"]) == ("refused", error)
+
+
+@pytest.mark.parametrize(
+    "date", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 +99999999999999"]
+)
+async def test_a_date_beyond_all_calendars_is_passed_over(service: Service, date: str) -> None:
+    late = reply(503, retry_after=date, date="Mon, 01 Jan 2024 00:00:00 GMT")
+    service.participants.script("/inventory/try", [late, reply(200)])
+    assert (await service.begin(ONE)).status_code == 201

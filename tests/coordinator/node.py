@@ -183,8 +183,7 @@ class Node:
     async def __aexit__(self, *_: object) -> None:
         """End it without its taking part: what it holds in memory is gone."""
         self.gate.kill()
-        await self.recovery.stop()
-        tasks = list(self.coordinator._tasks)
+        tasks = [*self.coordinator._tasks, *filter(None, [self.recovery._task])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,7 +12,7 @@ from app.protocol import BranchResolved, CancelRequested, RetryRequested
 from app.transaction import Settled, Transaction
 from holdfast.wire import Decision, Operation
 from tests.coordinator.network import SILENT, Network, Reply
-from tests.coordinator.node import Node, begin_of, settled, stored
+from tests.coordinator.node import CALL_TIMEOUT_S, Node, begin_of, settled, stored
 from tests.coordinator.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -125,7 +125,7 @@ async def test_a_command_survives_that_the_transaction_was_taken_over(database_u
         begun = await node.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
         claimed_by_a_stranger(engine, begun.id)
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(CALL_TIMEOUT_S + 1.0):  # its own Try ends before anything overtakes it
             answer = await node.coordinator.command(begun.id, CancelRequested())
         assert (answer.decision, stored(engine, begun.id).decision) == (Decision.CANCEL, Decision.CANCEL)
         await node.end_of(begun.id)
@@ -146,7 +146,7 @@ async def test_a_command_that_could_not_be_saved_is_told_so(
 
         with monkeypatch.context() as broken:
             broken.setattr(node.journal, "write", gone)
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(CALL_TIMEOUT_S + 1.0):
                 (answer,) = await settled(node.coordinator.command(begun.id, CancelRequested()))
             assert isinstance(answer, OperationalError)
         assert stored(engine, begun.id).decision is Decision.UNDECIDED

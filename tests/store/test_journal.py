@@ -256,3 +256,40 @@ async def test_a_crash_of_the_database_between_write_and_commit_is_told_to_all(
     finally:
         await journal.close()
         engine.dispose()
+
+
+class Panic(BaseException):
+    """What an extension raises when it breaks: no Exception."""
+
+
+def panic(_connection: Connection, items: Sequence[Any]) -> Sequence[Any]:
+    raise Panic(str(items))
+
+
+async def test_a_panic_fails_its_batch_and_the_writer_lives_on(journal: Journal, engine: Engine) -> None:
+    outcomes = await outcomes_of_one_batch(journal, (panic, 1), new(1))
+    assert [type(outcome) for outcome in outcomes] == [RuntimeError, RuntimeError]
+    function, item = new(2)
+    assert (await journal.write(function, item)).created
+    assert found(engine, store.find, transaction(2).id) is not None
+
+
+async def test_a_row_that_somebody_else_holds_does_not_hold_up_the_others(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.journal.LOCK_WAIT_MAX_S", 1)
+    engine = with_tables(postgres_url)
+    frozen = store.NewRecord(transaction=transaction(1), idempotency_key="k", request_hash="h")
+    same_key = store.NewRecord(transaction=transaction(2), idempotency_key="k", request_hash="h")
+    journal = Journal(postgres_url)
+    try:
+        with engine.connect() as stranger:  # stopped after its INSERT, before its COMMIT
+            store.record(stranger, [frozen])
+            blocked, other = await outcomes_of_one_batch(journal, (store.record, same_key), new(3))
+            stranger.rollback()
+        assert isinstance(blocked, OperationalError)
+        assert other.created
+        assert (await journal.write(store.record, same_key)).created
+    finally:
+        await journal.close()
+        engine.dispose()
