@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 SAVE_LIMIT_S: Final = 2.0
 """How long a save that is under way may take when the process stops."""
 POLL_S: Final = 0.25
-"""How often a waiting client's transaction is looked up when another process works on it."""
+"""How often a waiting client's transaction is looked up, unless something else is said, in seconds."""
 COMMAND_ROUNDS_MAX: Final = 8
 """How often a command is tried when others take the transaction over at the same moment."""
 COMMAND_PAUSE_S: Final = 0.05
@@ -133,7 +133,8 @@ class _Watcher:
 class Coordinator:
     """Begins transactions, drives them to their end, and lets clients wait and people intervene.
 
-    `clock` gives seconds since the epoch and never goes back while the process lives.
+    `clock` gives seconds since the epoch and never goes back while the process lives; every `poll_s` seconds a waiting
+    client's transaction is looked up, in case that another process works on it.
     """
 
     def __init__(
@@ -146,8 +147,10 @@ class Coordinator:
         metrics: Metrics,
         inflight_max: int,
         clock: Callable[[], float],
+        poll_s: float = POLL_S,
     ) -> None:
         self._journal = journal
+        self._poll_s = poll_s
         self._caller = caller
         self._registry = registry
         self._policy = policy
@@ -217,7 +220,7 @@ class Coordinator:
                 if awaited(transaction) or left_s <= 0 or self._stopped:
                     return transaction
                 is_here = transaction_id in self._runs
-                await _wait_for(watcher.changed, left_s if is_here else min(left_s, POLL_S))
+                await _wait_for(watcher.changed, left_s if is_here else min(left_s, self._poll_s))
         finally:
             watchers = self._watchers[transaction_id]
             watchers.discard(watcher)

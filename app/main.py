@@ -18,7 +18,7 @@ from app.api import admin, health, participants, problems, transactions
 from app.api.body_limit import BodyLimit
 from app.api.dependencies import Parts
 from app.caller import Caller
-from app.coordinator import Coordinator
+from app.coordinator import POLL_S, Coordinator
 from app.journal import Journal, is_embedded
 from app.metrics import Metrics
 from app.migrations import MIGRATE_COMMAND, migrate, schema_is_current
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 30.0
 """An idle connection to a participant is closed after so long."""
+EMBEDDED_POLL_S: Final = 5.0
+"""No other process works on the file: whoever waits is told, and looks for itself only to be sure."""
 VERSION = "0.1.0"
 DESCRIPTION = "Makes several HTTP services do a thing together or not at all: try, then confirm or cancel."
 
@@ -119,6 +121,7 @@ def _assemble(settings: Settings, journal: Journal, caller: Caller, clock: Calla
         metrics=metrics,
         inflight_max=settings.inflight_max,
         clock=clock,
+        poll_s=EMBEDDED_POLL_S if is_embedded(settings.database_url) else POLL_S,
     )
     return Parts(
         settings=settings,
