@@ -176,7 +176,7 @@ class Coordinator:
         With an idempotency key that is there already, returns the transaction that has it. Raises OverloadedError
         and IdempotencyKeyConflictError, and records nothing then.
         """
-        if self._stopping or (self._is_full and not await self._has_begun(it)):
+        if self._stopping or (self._is_full and not await self.has_begun(it.idempotency_key)):
             raise OverloadedError
         self._beginning += 1
         try:
@@ -188,9 +188,9 @@ class Coordinator:
     def _is_full(self) -> bool:
         return self._places[Place.BEGUN] + self._beginning >= self._inflight_max
 
-    async def _has_begun(self, it: Begin) -> bool:
-        key = it.idempotency_key
-        return key is not None and await self._journal.read(store.is_key_taken, key)
+    async def has_begun(self, idempotency_key: str | None) -> bool:
+        """Whether a transaction has this key; none has no key."""
+        return idempotency_key is not None and await self._journal.read(store.is_key_taken, idempotency_key)
 
     async def find(self, transaction_id: str) -> Transaction:
         """The transaction as it stands. Raises UnknownTransactionError."""

@@ -121,7 +121,7 @@ class Problem(Exception):
 def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of the problems that a route can answer."""
     documented: dict[int | str, dict[str, Any]] = {}
-    schema = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
+    schema = {"schema": ProblemDocument.model_json_schema()}
     for slug in slugs:
         kind = CATALOGUE[slug]
         entry = documented.setdefault(kind.status, {"description": "", "content": {MEDIA_TYPE: schema}})

@@ -87,7 +87,7 @@ async def begin(
     try:
         _admit(request, parts)
     except Problem:
-        if key is None or not await parts.journal.read(store.is_key_taken, key):
+        if not await parts.coordinator.has_begun(key):
             raise  # else it has begun, under what was registered and allowed then
     it = request.begin(parts.settings, idempotency_key=key, traceparent=parse_traceparent(traceparent))
     try:

@@ -108,3 +108,15 @@ async def check_idle(node: Node, network: Network) -> None:
     await pass_time(5.0)
     assert (node.coordinator.running, len(network.asked)) == (0, asked)
     assert not node.coordinator._tasks
+
+
+@in_virtual_time
+async def test_nothing_is_claimed_any_more_once_it_stops(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [Reply(status=202, headers={"Retry-After": "2"})]})
+    async with Node(database_url, network, recovers=False) as node:
+        begun = await node.coordinator.begin(begin_of())
+        await until(lambda: node.coordinator.running == 0)
+        await pass_time(5.0)
+        await node.coordinator.stop(0.1)
+        version = stored(engine, begun.id).version
+        assert (await node.recovery.run_once(), stored(engine, begun.id).version) == (0, version)

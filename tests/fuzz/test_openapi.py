@@ -126,3 +126,21 @@ def aim(case: Any, fuzzed: Fuzzed) -> None:
                 branch.pop("endpoints", None)
     if isinstance(case.body, dict) and "base_url" in case.body:
         case.body["base_url"] = base_url("inventory")
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from references(inner)
+
+
+def test_every_reference_in_the_document_leads_somewhere() -> None:
+    document = create_app(Settings()).openapi()
+    found = set(references(document))
+    assert len(found) > 10
+    for reference in found:
+        target: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in target, reference
+            target = target[part]

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from app.protocol import broken
 from app.transaction import BranchPhase, HungReason, Outcome, Phase, TryOrder
-from tests.protocol.enumeration import DEADLINE, Enumerated, enumerate_all, set_aside, steps_to_the_end
+from tests.protocol.enumeration import DEADLINE, POLICY, Enumerated, enumerate_all, set_aside, steps_to_the_end
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,12 @@ def test_a_transaction_that_was_set_aside_comes_to_its_end_too(run: Enumerated) 
             aside = set_aside(state)
             assert steps_to_the_end(aside) > 0
             assert steps_to_the_end(replace(aside, now=max(aside.now, DEADLINE))) > 0
+
+
+def test_a_transaction_that_was_set_aside_is_left_alone_for_a_lease(run: Enumerated) -> None:
+    unfinished = [state for state in run.states if not state.transaction.finished]
+    hasty = replace(POLICY, retry_cap_s=POLICY.retry_base_s)
+    for state in unfinished:
+        wake_at = broken(state.transaction, state.now, hasty).wake_at
+        assert wake_at is not None
+        assert wake_at >= state.now + hasty.lease_s
