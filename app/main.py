@@ -46,15 +46,17 @@ def create_app(
     *,
     transport: httpx.AsyncBaseTransport | None = None,
     clock: Callable[[], float] | None = None,
+    open_journal: Callable[[str], Journal] = Journal,
 ) -> FastAPI:
     """The coordinator as an ASGI application; it works from its lifespan's start to its end.
 
-    `transport` carries the calls to participants, `clock` gives seconds since the epoch; both have a default.
+    `transport` carries the calls to participants, `clock` gives seconds since the epoch, `open_journal` opens the
+    database at a URL; all have a default.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(settings, transport or make_transport(), clock or anchored_clock()) as parts:
+        async with running(settings, transport or make_transport(), clock or anchored_clock(), open_journal) as parts:
             app.state.parts = parts
             yield
 
@@ -74,13 +76,16 @@ def create_app(
 
 @asynccontextmanager
 async def running(
-    settings: Settings, transport: httpx.AsyncBaseTransport, clock: Callable[[], float]
+    settings: Settings,
+    transport: httpx.AsyncBaseTransport,
+    clock: Callable[[], float],
+    open_journal: Callable[[str], Journal],
 ) -> AsyncIterator[Parts]:
     """The parts of a coordinator, at work; on the way out it stops, hands over what is left and closes."""
     embedded = is_embedded(settings.database_url)
     if embedded:
         migrate(settings.database_url)
-    journal = Journal(settings.database_url)
+    journal = open_journal(settings.database_url)
     caller = Caller(transport, response_max_bytes=settings.response_max_bytes, clock=clock)
     try:
         if not await journal.read(schema_is_current):
