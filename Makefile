@@ -19,7 +19,7 @@ run: $(VENV)/.run ## the coordinator and the example services, until Ctrl-C
 	@$(BIN)/python -m examples.run
 
 test: $(VENV)/.dev ## all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: lint types test ## everything that must pass before a commit
 
