@@ -557,11 +557,12 @@ async def _ended(tasks: Iterable[asyncio.Task[Any] | None], limit_s: float) -> N
 
 
 async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for `event`, which is set when `timeout_s` seconds are over, too: a timer alone, no cancelling."""
+    timer = asyncio.get_running_loop().call_later(max(0.0, timeout_s), event.set)
     try:
-        async with asyncio.timeout(max(0.0, timeout_s)):
-            await event.wait()
-    except TimeoutError:
-        pass
+        await event.wait()
+    finally:
+        timer.cancel()
 
 
 def _new_id(now: float) -> str:

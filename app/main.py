@@ -5,13 +5,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from typing import Final
 
 import httpx
 from fastapi import FastAPI
-from pyreqwest.client import ClientBuilder
-from pyreqwest.compatibility.httpx import HttpxTransport
 
 from app import store
 from app.api import admin, health, participants, problems, transactions
@@ -26,11 +23,10 @@ from app.models import RegisteredParticipant
 from app.recovery import Recovery
 from app.registry import Registry
 from app.settings import Settings
+from app.transport import Transport
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_S: Final = 30.0
-"""An idle connection to a participant is closed after so long."""
 EMBEDDED_POLL_S: Final = 5.0
 """No other process works on the file: whoever waits is told, and looks for itself only to be sure."""
 VERSION = "0.1.0"
@@ -56,7 +52,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(settings, transport or make_transport(), clock or anchored_clock(), open_journal) as parts:
+        carrier = transport or Transport(response_max_bytes=settings.response_max_bytes)
+        async with running(settings, carrier, clock or anchored_clock(), open_journal) as parts:
             app.state.parts = parts
             yield
 
@@ -68,7 +65,7 @@ def create_app(
         redirect_slashes=False,
     )
     for router in (transactions.router, participants.router, admin.router, health.router):
-        app.include_router(router)
+        app.router.routes += router.routes  # without include_router's layer around each of them
     problems.install(app)
     app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)
     return app
@@ -137,17 +134,6 @@ def _assemble(settings: Settings, journal: Journal, caller: Caller, clock: Calla
         allowed=settings.allowed,
         clock=clock,
     )
-
-
-def make_transport() -> httpx.AsyncBaseTransport:
-    """Connections to participants, kept alive; how many there are is limited per participant by the caller.
-
-    httpx's interface on a transport that costs a fraction of its own. Everything that a coordinator must not do is
-    off: redirects, proxies from the environment, cookies, decompression. Time limits are the caller's.
-    """
-    builder = ClientBuilder().follow_redirects(False).no_proxy().referer(False).http1_only()
-    builder = builder.gzip(False).brotli(False).zstd(False).deflate(False).max_connections(None)
-    return HttpxTransport(builder.pool_idle_timeout(timedelta(seconds=KEEPALIVE_S)).build())
 
 
 def anchored_clock() -> Callable[[], float]:

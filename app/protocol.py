@@ -245,22 +245,25 @@ def _answered(transaction: Transaction, it: Answered, now: float, policy: Policy
     if branch is None or branch.calling is not it.operation or branch.attempts(it.operation) != it.attempt:
         return transaction  # an answer to a question that nobody asks any more
     assert ASKS[branch.phase] is it.operation, f"{branch.phase} does not ask for {it.operation}"
-    after = replace(
-        branch,
-        phase=ANSWERED[it.operation, it.answer],
-        calling=None,
-        last_answer=it.answer,
-        last_error=it.error,
-        next_attempt_at=None,
-    )
-    if it.operation is Operation.TRY and it.answer is Answer.SUCCEEDED:
-        after = replace(after, result=it.result, failures=0, hold_until=_hold_until(transaction, branch, it, policy))
-    elif after.final:
-        after = replace(after, failures=0, hung_reason=None)
-    elif after.phase in ASKS:
-        after = replace(after, failures=branch.failures + 1)
+    phase = ANSWERED[it.operation, it.answer]
+    said: dict[str, Any] = {
+        "phase": phase,
+        "calling": None,
+        "last_answer": it.answer,
+        "last_error": it.error,
+        "next_attempt_at": None,
+    }
+    if phase is BranchPhase.HELD:
+        hold_until = _hold_until(transaction, branch, it, policy)
+        after = replace(branch, **said, result=it.result, failures=0, hold_until=hold_until)
+    elif phase in FINAL:
+        after = replace(branch, **said, failures=0, hung_reason=None)
+    elif phase in ASKS:
+        after = replace(branch, **said, failures=branch.failures + 1)
         wait_s = max(back_off_s(transaction.id, after, policy), min(it.retry_after_s or 0.0, RETRY_AFTER_MAX_S))
         after = replace(after, next_attempt_at=now + wait_s)
+    else:
+        after = replace(branch, **said)
     return _with_branches(transaction, [after if b is branch else b for b in transaction.branches])
 
 
@@ -387,18 +390,18 @@ def _due_at(branch: Branch, now: float) -> float:
 
 
 def _asking(branch: Branch, operation: Operation, now: float) -> Branch:
-    asking = replace(branch, calling=operation, next_attempt_at=None)
+    asked: dict[str, Any]
     match operation:
         case Operation.TRY:
             tried_at = now if branch.tried_at is None else branch.tried_at
-            attempts = branch.try_attempts + 1
-            return replace(asking, phase=BranchPhase.TRYING, try_attempts=attempts, tried_at=tried_at)
+            asked = {"phase": BranchPhase.TRYING, "try_attempts": branch.try_attempts + 1, "tried_at": tried_at}
         case Operation.CONFIRM:
-            return replace(asking, confirm_attempts=branch.confirm_attempts + 1)
+            asked = {"confirm_attempts": branch.confirm_attempts + 1}
         case Operation.CANCEL:
-            return replace(asking, cancel_attempts=branch.cancel_attempts + 1)
+            asked = {"cancel_attempts": branch.cancel_attempts + 1}
         case _:
             assert_never(operation)
+    return replace(branch, **asked, calling=operation, next_attempt_at=None)
 
 
 def _milliseconds_up(seconds: float) -> float:
@@ -428,7 +431,7 @@ def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transa
         return transaction
     after = _with_branches(transaction, [_hung(transaction, b, now, policy) for b in transaction.branches])
     if not any(b.hung_reason for b in after.branches):
-        return replace(after, hung_since=None)
+        return after if after.hung_since is None else replace(after, hung_since=None)
     return replace(after, hung_since=now) if after.hung_since is None else after
 
 

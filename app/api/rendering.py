@@ -1,13 +1,36 @@
-"""What all routes share: ids and cursors coming in, JSON going out."""
+"""What all routes share: bodies, ids and cursors coming in, JSON going out."""
 
-from typing import Any
+import json
+from typing import Any, TypeVar
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from app.api.problems import Problem
 from app.api.schemas import is_id, parse_cursor
 from app.coordinator import UnknownTransactionError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_body(model: type[_Model], body: bytes, content_type: str | None) -> _Model:
+    """The body of a request as a `model`. Raises what FastAPI raises where it reads bodies itself."""
+    if not body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    try:
+        if not (media_type == "application/json" or media_type.endswith("+json")):
+            raise ValueError(f"not JSON, by its Content-Type: {media_type or 'none'}")
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": str(error)}]) from error
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([fault | {"loc": ("body", *fault["loc"])} for fault in faults]) from error
 
 
 def known_id(transaction_id: str) -> str:

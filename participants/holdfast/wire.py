@@ -28,6 +28,9 @@ JSON_DEPTH_MAX: Final = 100
 
 _HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_AS_TEXT: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+
 _UNANSWERED_4XX: Final = frozenset({408, 425, 429})
 
 
@@ -85,7 +88,7 @@ class Message:
 
     def body(self) -> bytes:
         """The JSON body, UTF-8."""
-        return json.dumps(
+        return _COMPACT.encode(
             {
                 "transaction_id": self.transaction_id,
                 "branch": self.branch,
@@ -94,9 +97,7 @@ class Message:
                 "hold_ttl_s": self.hold_ttl_s,
                 "payload": self.payload,
                 "result": self.result,
-            },
-            separators=(",", ":"),
-            allow_nan=False,
+            }
         ).encode()
 
 
@@ -164,7 +165,7 @@ def is_portable(value: Any) -> bool:
     try:
         if _deeper_than(value, JSON_DEPTH_MAX):
             return False
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        _AS_TEXT.encode(value).encode()
         return True
     except ValueError:
         return False

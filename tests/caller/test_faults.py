@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from app.caller import Caller, Target
-from app.main import make_transport
 from app.models import CallRecord
 from app.protocol import Answered, Call
 from app.transaction import Branch
+from app.transport import Transport
 from holdfast.wire import Answer, Operation
 from tests.support.faults import (
     Action,
@@ -47,7 +47,9 @@ async def server() -> AsyncIterator[FaultServer]:
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
-    made = Caller(make_transport(), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time)
+    made = Caller(
+        Transport(response_max_bytes=RESPONSE_MAX_BYTES), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time
+    )
     yield made
     await made.close()
 
@@ -210,7 +212,9 @@ async def test_proxies_of_the_environment_are_not_used(server: FaultServer, monk
         monkeypatch.setenv(name, server.refused_url())
     monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setenv("no_proxy", "")
-    caller = Caller(make_transport(), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time)
+    caller = Caller(
+        Transport(response_max_bytes=RESPONSE_MAX_BYTES), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time
+    )
     await check_heals(server, caller)
     await caller.close()
 
@@ -345,7 +349,9 @@ async def test_a_call_that_is_cancelled_lets_go_of_its_connection(server: FaultS
 
 
 async def test_closing_lets_go_of_every_connection(server: FaultServer) -> None:
-    caller = Caller(make_transport(), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time)
+    caller = Caller(
+        Transport(response_max_bytes=RESPONSE_MAX_BYTES), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time
+    )
     server.script("/try", [Reply(200, {})])
     await asyncio.gather(*(caller.call(call(), target(server.url("/try"), timeout_s=PATIENT_S)) for _ in range(5)))
     assert server.connections_open > 0
