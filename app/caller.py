@@ -6,7 +6,7 @@ transport is used directly, because httpx's client adds exactly what a coordinat
 """
 
 import asyncio
-import random
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -191,7 +191,7 @@ async def _acquired(slots: asyncio.Semaphore, timeout_s: float) -> bool:
 
 
 def _request(message: wire.Message, url: httpx.URL, traceparent: str) -> httpx.Request:
-    """The request with all its headers; httpx adds them itself, at several times the cost, to a body that it encodes."""
+    """The request with all its headers. httpx would add them to a body that it encodes, at several times the cost."""
     body = message.body()
     headers = {
         "Host": url.netloc.decode("ascii"),
@@ -210,4 +210,4 @@ def _traceparent(call: Call) -> str:
     trace_id, flags = call.transaction_id.replace("-", ""), "01"
     if call.traceparent is not None:
         _, trace_id, _, flags = call.traceparent.split("-")
-    return f"00-{trace_id}-{random.getrandbits(64):016x}-{flags}"
+    return f"00-{trace_id}-{os.urandom(8).hex()}-{flags}"

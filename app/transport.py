@@ -17,7 +17,7 @@ import httpx
 HEAD_BYTES_MAX: Final = 65_536
 """The longest head of a response, the informational ones before it included."""
 IDLE_MAX_S: Final = 4.0
-"""A connection idle for so long is closed: just sooner than uvicorn and Node.js would, so that no call meets the end."""
+"""A connection idle for so long is closed: just sooner than uvicorn and Node.js would, so no call meets the end."""
 
 Origin = tuple[str, bytes]
 """Scheme, and host with port as the URL has them."""
