@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 SAVE_LIMIT_S: Final = 2.0
 """How long a save that is under way may take when the process stops."""
-POLL_S: Final = 0.25
-"""How often a waiting client's transaction is looked up, unless something else is said, in seconds."""
 COMMAND_ROUNDS_MAX: Final = 8
 """How often a command is tried when others take the transaction over at the same moment."""
 COMMAND_PAUSE_S: Final = 0.05
@@ -133,8 +131,9 @@ class _Watcher:
 class Coordinator:
     """Begins transactions, drives them to their end, and lets clients wait and people intervene.
 
-    `clock` gives seconds since the epoch and never goes back while the process lives; every `poll_s` seconds a waiting
-    client's transaction is looked up, in case that another process works on it.
+    `clock` gives seconds since the epoch and never goes back while the process lives. In case that another process
+    works on it, a waiting client's transaction is looked up every `poll_s()` seconds; `tell` is given the id of each
+    transaction that is decided or ended here, so that others needn't.
     """
 
     def __init__(
@@ -147,10 +146,12 @@ class Coordinator:
         metrics: Metrics,
         inflight_max: int,
         clock: Callable[[], float],
-        poll_s: float = POLL_S,
+        poll_s: Callable[[], float],
+        tell: Callable[[str], None],
     ) -> None:
         self._journal = journal
         self._poll_s = poll_s
+        self._tell = tell
         self._caller = caller
         self._registry = registry
         self._policy = policy
@@ -220,12 +221,17 @@ class Coordinator:
                 if awaited(transaction) or left_s <= 0 or self._stopped:
                     return transaction
                 is_here = transaction_id in self._runs
-                await _wait_for(watcher.changed, left_s if is_here else min(left_s, self._poll_s))
+                await _wait_for(watcher.changed, left_s if is_here else min(left_s, self._poll_s()))
         finally:
             watchers = self._watchers[transaction_id]
             watchers.discard(watcher)
             if not watchers:
                 del self._watchers[transaction_id]
+
+    def heard(self, transaction_id: str) -> None:
+        """Another process has changed this transaction: whoever waits for it looks again."""
+        for watcher in self._watchers.get(transaction_id, ()):
+            watcher.changed.set()
 
     def unsaved_calls(self, transaction_id: str) -> list[CallRecord]:
         """The calls that have ended since the transaction was last saved, oldest first."""
@@ -419,8 +425,10 @@ class Coordinator:
     async def _save(self, run: _Run, step: Step) -> Transaction:
         calls = tuple(run.history)
         save = store.Save(before=run.saved, after=step.transaction, calls=calls)
-        run.saved = await self._journal.write(store.save, save)
+        before, run.saved = run.saved, await self._journal.write(store.save, save)
         del run.history[: len(calls)]
+        if run.saved.phase is not before.phase:
+            self._tell(run.saved.id)
         if run.saved.finished:
             self._metrics.finished.labels(outcome=run.saved.outcome).inc()
         return run.saved
@@ -484,8 +492,7 @@ class Coordinator:
         if self._runs.get(run.saved.id) is run:
             del self._runs[run.saved.id]
         run.ended.set()
-        for watcher in self._watchers.get(run.saved.id, ()):
-            watcher.changed.set()
+        self.heard(run.saved.id)
 
     async def _set_aside(self, run: _Run) -> None:
         """A broken invariant stops this one transaction: it is listed as hung, and looked at again later."""

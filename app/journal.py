@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +97,12 @@ class Journal:
         self.engine.dispose()
 
     def _read(self, function: Callable[..., _Result], args: tuple[Any, ...]) -> _Result:
+        try:
+            with self.engine.connect() as connection:
+                return function(connection, *args)
+        except DBAPIError as error:
+            if not _was_cut_off(error):
+                raise
         with self.engine.connect() as connection:
             return function(connection, *args)
 
@@ -120,13 +126,15 @@ class Journal:
             batch.append(write)
         return batch, False
 
-    def _commit(self, batch: list[_Write]) -> list[Any]:
+    def _commit(self, batch: list[_Write], *, again: bool = False) -> list[Any]:
         """The results of `batch`, in its order; an exception stands for a write that failed."""
         try:
             return self._commit_together(batch)
         except _CommitFailed as failed:
             return [failed.cause] * len(batch)  # it may be durable or not: nobody may take it for either
         except Exception as error:
+            if not again and _was_cut_off(error):
+                return self._commit(batch, again=True)  # while the connection lay in the pool; nothing was committed
             if len(batch) == 1:
                 return [error]
         except BaseException as error:  # a panic in an extension: whatever it is, the writer must live on
@@ -161,6 +169,11 @@ class Journal:
                 connection.invalidate()  # on SQLite it would still be in the transaction, and hold the lock
                 raise _CommitFailed(error) from error
         return results
+
+
+def _was_cut_off(error: Exception) -> bool:
+    """Whether the connection was found dead: all of the pool have been replaced then, and asking again is worth it."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _is_out_of_reach(result: Any) -> bool:
@@ -233,7 +246,7 @@ def make_engine(database_url: str) -> Engine:
             "options": f"-c lock_timeout={LOCK_WAIT_MAX_S}s -c statement_timeout={STATEMENT_MAX_S}s "
             f"-c idle_in_transaction_session_timeout={STATEMENT_MAX_S}s",
         }
-        return create_engine(url, pool_size=READERS + 1, max_overflow=2, pool_pre_ping=True, connect_args=limits)
+        return create_engine(url, pool_size=READERS + 2, max_overflow=2, connect_args=limits)
     if not url.database or url.database == ":memory:":
         raise ValueError("HOLDFAST_DATABASE_URL: name a file, such as sqlite:///holdfast.db; memory forgets")
     engine = create_engine(url, pool_size=READERS + 1, connect_args={"timeout": SQLITE_BUSY_S})

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
 
 import httpx
 from fastapi import FastAPI
@@ -15,11 +14,12 @@ from app.api import admin, health, participants, problems, transactions
 from app.api.body_limit import BodyLimit
 from app.api.dependencies import Parts
 from app.caller import Caller
-from app.coordinator import POLL_S, Coordinator
+from app.coordinator import Coordinator
 from app.journal import Journal, is_embedded
 from app.metrics import Metrics
 from app.migrations import MIGRATE_COMMAND, migrate, schema_is_current
 from app.models import RegisteredParticipant
+from app.notices import Notices
 from app.recovery import Recovery
 from app.registry import Registry
 from app.settings import Settings
@@ -27,8 +27,6 @@ from app.transport import Transport
 
 log = logging.getLogger(__name__)
 
-EMBEDDED_POLL_S: Final = 5.0
-"""No other process works on the file: whoever waits is told, and looks for itself only to be sure."""
 VERSION = "0.1.0"
 DESCRIPTION = "Makes several HTTP services do a thing together or not at all: try, then confirm or cancel."
 
@@ -87,7 +85,8 @@ async def running(
     try:
         if not await journal.read(schema_is_current):
             raise SchemaOutdatedError(f"The database needs a migration; run: {MIGRATE_COMMAND}")
-        parts = _assemble(settings, journal, caller, clock)
+        notices = Notices(journal, alone=embedded)
+        parts = _assemble(settings, journal, caller, clock, notices)
         if embedded:  # the file is this process's own: whoever had leases is dead
             await journal.write(store.release_leases, clock())
         for name, body in settings.participants.items():
@@ -102,17 +101,21 @@ async def running(
             clock=clock,
         )
         recovery.start()
+        await notices.start(parts.coordinator.heard)
         try:
             yield parts
         finally:
             await recovery.stop()
             await parts.coordinator.stop(settings.shutdown_timeout_s)
+            await notices.stop()
     finally:
         await caller.close()
         await journal.close()
 
 
-def _assemble(settings: Settings, journal: Journal, caller: Caller, clock: Callable[[], float]) -> Parts:
+def _assemble(
+    settings: Settings, journal: Journal, caller: Caller, clock: Callable[[], float], notices: Notices
+) -> Parts:
     metrics = Metrics()
     registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
     coordinator = Coordinator(
@@ -123,7 +126,8 @@ def _assemble(settings: Settings, journal: Journal, caller: Caller, clock: Calla
         metrics=metrics,
         inflight_max=settings.inflight_max,
         clock=clock,
-        poll_s=EMBEDDED_POLL_S if is_embedded(settings.database_url) else POLL_S,
+        poll_s=lambda: notices.poll_s,
+        tell=notices.tell,
     )
     return Parts(
         settings=settings,

@@ -7,7 +7,7 @@ expects. No commit, no clock and no transition of the protocol here. Runs as it 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -24,6 +24,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    text,
     update,
 )
 
@@ -56,6 +57,10 @@ transaction_participants = _table(TransactionParticipantRow)
 hung_branches = _table(HungBranchRow)
 calls = _table(CallRow)
 participants = _table(ParticipantRow)
+
+
+NOTICES: Final = "holdfast_changed"
+"""The channel of what replicas tell each other (PostgreSQL)."""
 
 
 class StaleError(Exception):
@@ -209,6 +214,15 @@ def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
     """Make everything unfinished due at once, at the time given in seconds since the epoch; answers how many."""
     later = transactions.c.wake_at
     return [connection.execute(update(transactions).where(later > now).values(wake_at=now)).rowcount for now in items]
+
+
+def announce(connection: Connection, items: Sequence[str]) -> list[None]:
+    """Send notices to whoever listens, at the commit; only where `try_to_listen` has succeeded."""
+    connection.execute(
+        select(func.pg_notify(bindparam("channel"), bindparam("text"))),
+        [{"channel": NOTICES, "text": item} for item in items],
+    )
+    return [None] * len(items)
 
 
 _SAVE = (
@@ -453,6 +467,17 @@ def _call_record(row: Row[Any]) -> CallRecord:
         error=row.error,
         response=row.response,
     )
+
+
+def try_to_listen(connection: Connection) -> None:
+    """Listen for notices and stop at once. Raises sqlalchemy.exc.DBAPIError where the database has no such thing."""
+    listen(connection)
+    connection.execute(text("UNLISTEN *"))
+
+
+def listen(connection: Connection) -> None:
+    """Have this connection receive notices."""
+    connection.execute(text(f"LISTEN {NOTICES}"))
 
 
 # --- the registry ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from app.endpoints import AllowedEndpoints
 from app.journal import Journal, make_engine
 from app.metrics import Metrics
 from app.models import RegisteredParticipant, metadata
+from app.notices import POLL_S
 from app.protocol import Policy
 from app.recovery import Recovery
 from app.registry import Registry
@@ -152,6 +153,7 @@ class Node:
         self.transport = GatedTransport(network, self.gate)
         self.registry = Registry(self.journal, allowed=AllowedEndpoints.parse("http://*:*"), call_timeout_s=2.0)
         self.metrics = Metrics()
+        self.told: list[str] = []
         self.coordinator = Coordinator(
             journal=self.journal,
             caller=Caller(self.transport, response_max_bytes=65_536, clock=now),
@@ -160,6 +162,8 @@ class Node:
             metrics=self.metrics,
             inflight_max=inflight_max,
             clock=now,
+            poll_s=lambda: POLL_S,
+            tell=self.told.append,
         )
         self.recovery = Recovery(
             journal=self.journal,

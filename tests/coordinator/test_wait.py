@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from sqlalchemy import Engine
 
-from app.coordinator import POLL_S, UnknownTransactionError
+from app.coordinator import UnknownTransactionError
+from app.notices import POLL_S
 from app.transaction import Transaction
 from holdfast.wire import Decision, Operation
 from tests.coordinator.network import SILENT, Network, Reply
