@@ -24,7 +24,7 @@ from tests.chaos.notes import Note, Notebook, slug_of
 
 REQUEST_TIMEOUT_S: Final = 4.0
 WAIT_S: Final = 2
-PAUSE_S: Final = (0.1, 0.5)
+PAUSE_S: Final = (0.1, 0.8)
 RECENT: Final = 500
 UNANSWERED: Final = (0, 500, 502, 503, 504)
 LAST_WORDS_MAX_S: Final = 60.0

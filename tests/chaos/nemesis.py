@@ -21,8 +21,6 @@ from tests.chaos.world import LEASE_S, STOP_MAX_S, ParticipantProcess, Process, 
 
 TICK_S: Final = 0.1
 PAUSE_MEAN_S: Final = 2.5
-RETRY_S: Final = 0.3
-"""How soon an action is tried again whose target is down already."""
 RESTART_PAUSE_S: Final = 0.5
 """How soon a process that ended by itself is started again, such as a replica that found no database."""
 
@@ -62,9 +60,12 @@ FIRST: Final = {Kind.KILL_REPLICA, Kind.FREEZE_LONG, Kind.CRASH_POSTGRES}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """`at` in seconds from the start; `down_s` is how long what was hit stays away; `gap_s` between two blows."""
+    """What to do after `pause_s` seconds in which clients could get something done.
 
-    at: float
+    `down_s` is how long what was hit stays away; `gap_s` lies between two blows of one action.
+    """
+
+    pause_s: float
     kind: Kind
     replica: int
     participant: int
@@ -72,30 +73,26 @@ class Action:
     gap_s: float
 
 
-def plan(seed: str, *, seconds: float, replicas: int, participants: int) -> list[Action]:
-    """What is to happen in so many seconds. In a short run it happens faster, so that all of it happens."""
+def plan(seed: str, *, seconds: float, replicas: int, participants: int) -> Iterator[Action]:
+    """What is to happen, without end. In a short run it happens faster, so that all of it happens."""
     draw = random.Random(seed)
-    round_size = sum(BAG.values())
-    mean_s = min(PAUSE_MEAN_S, seconds / (round_size + 1))
-    actions: list[Action] = []
-    at = mean_s
-    while at < seconds:
+    mean_s = min(PAUSE_MEAN_S, seconds / (sum(BAG.values()) + 1))
+    first = True
+    while True:
         kinds = [kind for kind, count in BAG.items() for _ in range(count)]
         draw.shuffle(kinds)
-        if not actions:
+        if first:
             kinds.sort(key=lambda kind: kind not in FIRST)
+            first = False
         for kind in kinds:
-            action = Action(
-                at=at,
+            yield Action(
+                pause_s=mean_s * draw.uniform(0.2, 1.8),
                 kind=kind,
                 replica=draw.randrange(replicas),
                 participant=draw.randrange(participants),
                 down_s=_down_s(draw, kind),
                 gap_s=draw.uniform(0.2, LEASE_S + 1.0),
             )
-            actions.append(action)
-            at += mean_s * draw.uniform(0.2, 1.8)
-    return [action for action in actions if action.at < seconds]
 
 
 def _down_s(draw: random.Random, kind: Kind) -> float:
@@ -141,7 +138,7 @@ _NO_KILLS: Final = (Kind.FREEZE_SHORT, Kind.FREEZE_LONG, Kind.TERMINATE_REPLICA)
 class Nemesis:
     """Carries a plan out on a world; `heal` undoes what is left of it."""
 
-    def __init__(self, world: World, actions: list[Action]) -> None:
+    def __init__(self, world: World, actions: Iterator[Action]) -> None:
         self.journal = Journal()
         self._world = world
         self._actions = actions
@@ -154,12 +151,20 @@ class Nemesis:
         self._postgres_start: Future[None] | None = None
 
     def run(self, seconds: float) -> None:
-        """Do all of the plan, and return when its time is over."""
-        for action in self._actions:
-            self._plan(self._started_at + action.at, lambda action=action: self._do(action))  # type: ignore[misc]
+        """Do what is planned, one after another, until the time is over."""
         until = self._started_at + seconds
-        while time.monotonic() < until:
+        works_since = time.monotonic()
+        action = next(self._actions)
+        while (now := time.monotonic()) < until:
+            if not self._works():
+                works_since = now
+            if now - works_since >= action.pause_s and self._do(action):
+                action, works_since = next(self._actions), now
             self._tick()
+
+    def _works(self) -> bool:
+        """Whether clients can get anything done: on a slow machine a replica takes long to start."""
+        return "postgres" not in self._outages and any(replica.ready for replica in self._world.replicas)
 
     def heal(self) -> None:
         """Everything that was hit comes back, and nothing more happens."""
@@ -198,15 +203,15 @@ class Nemesis:
     def _plan(self, at: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._due, (at, next(self._order), what))
 
-    def _do(self, action: Action) -> None:
+    def _do(self, action: Action) -> bool:
+        """Whether it was done: what it is for may be down already."""
         replica = next(_ready_from(self._world.replicas, action.replica), None)
         participant = next(_ready_from(self._world.participants, action.participant), None)
         victims = self._victims(action.kind, replica, participant)
         hits_postgres = action.kind in (Kind.CRASH_POSTGRES, Kind.CRASH_IN_RECOVERY)
         missing = not victims and action.kind is not Kind.CRASH_POSTGRES
         if missing or (hits_postgres and "postgres" in self._outages):
-            self._plan(time.monotonic() + RETRY_S, lambda: self._do(action))  # what it is for is down: later
-            return
+            return False
         self.journal.counts[action.kind] += 1
         for victim in victims:
             self._hit(victim, action)
@@ -214,6 +219,7 @@ class Nemesis:
             self._crash_postgres(action)
         elif action.kind is Kind.CRASH_IN_RECOVERY:
             self._plan(time.monotonic() + action.gap_s, lambda: self._crash_postgres(action))
+        return True
 
     def _victims(self, kind: Kind, replica: Replica | None, participant: ParticipantProcess | None) -> list[Process]:
         match kind:
@@ -245,7 +251,12 @@ class Nemesis:
                 self._say(f"SIGKILL {victim.name}, back in {action.down_s:.2f} s")
                 self._plan(now + action.down_s, lambda: self._start(victim))
                 if action.kind is Kind.KILL_AGAIN:
-                    self._plan(now + action.down_s, lambda: self._do(replace(action, kind=Kind.KILL_REPLICA)))
+                    self._plan(now + action.down_s + action.gap_s, lambda: self._hit_again(victim, action))
+
+    def _hit_again(self, victim: Process, action: Action) -> None:
+        """In its start or in its recovery, as it happens to be."""
+        if victim.running and victim.wanted:
+            self._hit(victim, replace(action, kind=Kind.KILL_REPLICA))
 
     def _watch_end(self, process: Process, since: float) -> None:
         """A process that was asked to stop: start it again once it has, and complain when it doesn't, or fails."""
