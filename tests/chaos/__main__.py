@@ -147,8 +147,12 @@ def main() -> int:
     seed = asked.seed or str(random.SystemRandom().randrange(10**9))
     folder = Path(tempfile.mkdtemp(prefix="holdfast-chaos-"))
     print(f"chaos: {asked.minutes:g} minutes, {asked.replicas} replicas, seed {seed}", flush=True)
-    with World(folder, replicas=asked.replicas, clients=asked.clients, seed=seed) as world:
-        well, text = run(world, seconds=asked.minutes * 60, seed=seed)
+    try:
+        with World(folder, replicas=asked.replicas, clients=asked.clients, seed=seed) as world:
+            well, text = run(world, seconds=asked.minutes * 60, seed=seed)
+    except BaseException:
+        print(f"logs: {folder}")
+        raise
     print(text)
     if well and not asked.keep:
         shutil.rmtree(folder)

@@ -5,7 +5,7 @@ violation of every rule.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,7 +17,7 @@ from tests.chaos.witness import Request
 ENDS: Final = {"confirm": "confirmed", "cancel": "cancelled"}
 NO_ANSWER: Final = (0, 500, 502, 503, 504)
 """Statuses by which a client learns nothing."""
-GOOD_ANSWERS: Final = {
+GOOD_ANSWERS: Final[Mapping[str, Set[tuple[int, str | None]]]] = {
     "begin": {(201, None), (202, None), (409, "transaction-cancelled")},
     "get": {(200, None)},
     "decision": {(200, None)},

@@ -12,7 +12,8 @@ from tests.chaos.evidence import Evidence, Known
 from tests.chaos.nemesis import Journal, Kind, Outage
 from tests.chaos.witness import Fault
 
-SHOWN_MAX: Final = 20
+SHOWN_EACH: Final = 3
+TIMELINES_MAX: Final = 20
 KILLS: Final = (Kind.KILL_REPLICA, Kind.KILL_AGAIN, Kind.KILL_ALL_REPLICAS, Kind.KILL_BOTH, Kind.CRASH_IN_RECOVERY)
 
 
@@ -126,10 +127,12 @@ def _spread(waits_s: Sequence[float]) -> str:
 
 def explain(violations: Sequence[Violation], complaints: Sequence[str]) -> Iterator[str]:
     """How many of each rule, and the first of them."""
-    for name, count in Counter(violation.rule for violation in violations).most_common():
-        yield f"{count:5}  {name}"
-    for violation in violations[:SHOWN_MAX]:
-        yield f"{violation.rule}: {violation.transaction_id}: {violation.what}"
+    by_rule: dict[str, list[Violation]] = defaultdict(list)
+    for violation in violations:
+        by_rule[violation.rule].append(violation)
+    for name, found in by_rule.items():
+        yield f"{len(found):5}  {name}"
+        yield from (f"       {each.transaction_id or ''} {each.what}" for each in found[:SHOWN_EACH])
     yield from complaints
 
 
@@ -137,7 +140,7 @@ def timelines(evidence: Evidence, violations: Sequence[Violation], started_at: f
     """All that is known of the first transactions that went wrong, in order of time."""
     case = Case(evidence)
     ids = list(dict.fromkeys(violation.transaction_id for violation in violations if violation.transaction_id))
-    for transaction_id in ids[:SHOWN_MAX]:
+    for transaction_id in ids[:TIMELINES_MAX]:
         yield f"\n{transaction_id}: {evidence.known.get(transaction_id)}"
         yield from (f"  violates {v.rule}: {v.what}" for v in violations if v.transaction_id == transaction_id)
         yield from (f"  {at - started_at:9.3f} s  {what}" for at, what in sorted(_happened(case, transaction_id)))

@@ -140,7 +140,7 @@ def with_history(transaction_id: str, *calls: HistoryCall) -> Evidence:
     return replace(clean(), histories=dict(clean().histories) | {transaction_id: calls})
 
 
-def with_account(**changes: int) -> Evidence:
+def with_account(**changes: Any) -> Evidence:
     first, *others = clean().accounts
     return replace(clean(), accounts=[replace(first, **changes), *others])
 
