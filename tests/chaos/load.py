@@ -27,7 +27,7 @@ WAIT_S: Final = 2
 PAUSE_S: Final = (0.1, 0.8)
 RECENT: Final = 500
 UNANSWERED: Final = (0, 500, 502, 503, 504)
-LAST_WORDS_MAX_S: Final = 60.0
+LAST_WORDS_MAX_S: Final = 50.0
 """How long clients go on asking about what they began after they were told to stop."""
 
 
@@ -176,7 +176,7 @@ class Crowd:
         asked = {
             "name": "transfer",
             "reference": key,
-            "timeout_s": draw.choice([2, 4, 6, 10]),
+            "timeout_s": draw.choice([1, 4, 6, 10]),
             "try_order": draw.choice(["parallel", "parallel", "sequential"]),
             "answer_at": draw.choice(["end", "end", "end", "decision", "record"]),
             "branches": branches,

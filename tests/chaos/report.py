@@ -109,7 +109,7 @@ def summary(
     yield f"taken over           {len(found.waits_s)} transactions after {len(found.kills)} kills of their replica"
     yield f"    from the kill to the next call or the end: {_spread(found.waits_s)}"
     yield f"    and when nothing else was done meanwhile: {_spread(found.calm_waits_s)}"
-    yield f"settled              {settled_s:.1f} s after faults were off"
+    yield f"settled              {settled_s:.1f} s after everything worked again"
     yield f"histories read       {len(evidence.histories)}"
     yield f"stale reads          {stale.count}, worst {stale.worst_s:.2f} s behind (allowed, only counted)"
     yield f"violations           {len(violations) + len(journal.complaints)}"

@@ -35,7 +35,7 @@ class Fault(StrEnum):
 
 CHANCES: Final = {
     Fault.SLOW: 0.04,
-    Fault.STALL: 0.005,
+    Fault.STALL: 0.015,
     Fault.FAIL_BEFORE: 0.015,
     Fault.FAIL_AFTER: 0.01,
     Fault.CUT: 0.01,
