@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format lint types migrate requirements clean
+.PHONY: help install demo run test chaos check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,12 @@ run: $(VENV)/.run ## the coordinator and the example services, until Ctrl-C
 
 test: $(VENV)/.dev ## all tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+MINUTES ?= 2
+REPLICAS ?= 3
+SEED ?=
+chaos: $(VENV)/.dev ## replicas, participants and PostgreSQL killed at random under load, and checked: MINUTES= REPLICAS= SEED=
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --replicas $(REPLICAS) --seed "$(SEED)"
 
 check: lint types test ## everything that must pass before a commit
 

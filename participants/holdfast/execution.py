@@ -32,6 +32,7 @@ from holdfast.fence import (
     Run,
     Seen,
     State,
+    Step,
     Wait,
     decide,
 )
@@ -77,13 +78,17 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happening:
-    """Something that happens to a branch. `payload` is JSON text; None when the message carried none."""
+    """Something that happens to a branch. `payload` is JSON text; None when the message carried none.
+
+    `version` is the row's when the reaper found it; what a call brings has none.
+    """
 
     key: Key
     event: Event
     attempt: int = 0
     payload: str | None = None
     hold_ttl_s: float | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +144,9 @@ def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) 
         step = decide(Seen(state=State.NOTHING), happening.event)
     else:
         step = decide(_seen(rules, happening, row), happening.event, may_reacquire=rules.reacquire)
+    if _is_outdated(happening, row, step):
+        session.rollback()
+        return Outcome(row=row)
     match step:
         case Run():
             assert row is not None
@@ -165,6 +173,15 @@ def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) 
             session.commit()
             return Outcome(row=row)
     assert_never(step)
+
+
+def _is_outdated(happening: Happening, row: Row | None, step: Step) -> bool:
+    """Whether the reaper found a row that somebody has finished since: then it has been dealt with.
+
+    It is not the reaper's to release once more, and if it is to be swept, whoever finished it has planned when.
+    """
+    moved = happening.version is not None and row is not None and row.version != happening.version
+    return moved and (isinstance(step, Rest) or (isinstance(step, Run) and _is_sweep(step)))
 
 
 def _seize(rules: Rules, happening: Happening, session: Session) -> tuple[Row | None, bool]:

@@ -78,7 +78,7 @@ class Reaper:
         try:
             if not await self._claim(row):
                 return False
-            outcome = await self.perform(Happening(key=row.key, event=Event.DUE))
+            outcome = await self.perform(Happening(key=row.key, event=Event.DUE, version=row.version))
             if outcome.must_ask:
                 return await self._find_out(row)
             return True
@@ -110,7 +110,7 @@ class Reaper:
             answered.verdict.value,
             event.value,
         )
-        await self.perform(Happening(key=row.key, event=event))
+        await self.perform(Happening(key=row.key, event=event, version=row.version))
         return True
 
     async def _ask_again_later(self, row: Row, answered: Answered) -> None:

@@ -12,9 +12,11 @@ from sqlalchemy import Engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from holdfast import Participant, Refused, inquiry
+from holdfast.execution import Happening, Outcome
+from holdfast.fence import Event
 from holdfast.inquiry import Verdict
 from holdfast.reaper import BATCH_MAX
-from holdfast.testing import FakeCoordinator
+from holdfast.testing import Branch, FakeCoordinator
 from tests.participant.service import Service, breaks, running, service_on
 
 DAY_S = 86_400
@@ -168,6 +170,50 @@ async def test_a_replica_that_died_with_a_claim_is_succeeded(service: Service, c
     assert await coordinator.reap() == 0
     coordinator.pass_time(61)
     assert await coordinator.reap() == 1
+
+
+@pytest.mark.parametrize("meets", [Event.DUE, Event.TOLD_CONFIRM, Event.TOLD_CANCEL])
+async def test_a_cancel_that_comes_while_the_reaper_looks_releases_once(
+    service: Service, coordinator: FakeCoordinator, meets: Event
+) -> None:
+    """The reaper has found a hold; before it does anything to it, the coordinator's Cancel is carried out."""
+    branch = coordinator.branch({"quantity": 1})
+    assert (await branch.try_()).ok
+    coordinator.pass_time(61)
+    coordinator.decision = "confirm" if meets is Event.TOLD_CONFIRM else "cancel"
+    await reap_and_cancel(coordinator, branch, before=meets)
+    coordinator.pass_time(DAY_S)
+    await coordinator.reap()
+    assert await branch.phase() == "cancelled"
+    assert [operation for operation, _ in service.holds] == ["try", "cancel"]
+
+
+async def test_a_sweep_that_was_planned_while_the_reaper_asked_is_not_forgotten(url: str, kind: str) -> None:
+    async with running(url, kind, two_step=True) as service, FakeCoordinator(service.participant) as coordinator:
+        branch = coordinator.branch({"quantity": 1})
+        service.behave.append(breaks)
+        assert (await branch.try_()).status == 500, "it may have acted outside, and may yet"
+        service.behave.clear()
+        coordinator.pass_time(61)
+        coordinator.decision = "cancel"
+        await reap_and_cancel(coordinator, branch, before=Event.TOLD_CANCEL)
+        coordinator.pass_time(61)
+        await coordinator.reap()
+        assert [operation for operation, _ in service.holds] == ["try", "cancel", "cancel"], "the last is the sweep"
+
+
+async def reap_and_cancel(coordinator: FakeCoordinator, branch: Branch, *, before: Event) -> None:
+    """One round of the reaper, with a Cancel carried out just before it does `before` to its finding."""
+    participant = coordinator.participant
+    async with participant._asking() as ask:
+        reaper = participant._reaper(ask)
+
+        async def perform(happening: Happening) -> Outcome:
+            if happening.event is before:
+                assert (await branch.cancel()).ok
+            return await reaper.perform(happening)
+
+        await replace(reaper, perform=perform).run_once()
 
 
 async def test_one_round_takes_a_limited_number(service: Service, coordinator: FakeCoordinator) -> None:

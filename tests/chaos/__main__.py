@@ -1,0 +1,175 @@
+"""One chaos run: `python -m tests.chaos --minutes 2 --replicas 3 --seed 7`. Exit code 1 when a rule was violated."""
+
+import argparse
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from tests.chaos import ledger, report
+from tests.chaos.checker import check, stale_reads
+from tests.chaos.evidence import Evidence, Rest, dump, gather
+from tests.chaos.nemesis import Nemesis, plan
+from tests.chaos.world import START_MAX_S, World, wait_ready
+
+SETTLE_MAX_S: Final = 60.0
+"""Within this time after everything works again, every transaction must be finished."""
+DRAIN_MAX_S: Final = 10.0
+"""How long participants may take to answer what is stalled in them, when they are asked to stop."""
+HISTORIES_MAX: Final = 2_000
+_CLAIMED: Final = re.compile(r"^holdfast_transactions_claimed_total (\S+)", re.MULTILINE)
+
+
+class Sampler(threading.Thread):
+    """Reads a counter of every replica each second: what a killed one had counted is gone with it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(name="sampler", daemon=True)
+        self._world = world
+        self._seen: dict[tuple[str, int], float] = {}
+        self._stopping = threading.Event()
+
+    @property
+    def claimed(self) -> int:
+        return int(sum(self._seen.values()))
+
+    def run(self) -> None:
+        with httpx.Client(timeout=1.0) as client:
+            while not self._stopping.wait(1.0):
+                for replica in self._world.replicas:
+                    if replica.running:
+                        self._sample(client, replica.name, replica.lives, replica.url)
+
+    def _sample(self, client: httpx.Client, name: str, life: int, url: str) -> None:
+        with suppress(httpx.HTTPError):
+            found = _CLAIMED.search(client.get(f"{url}/metrics").text)
+            if found:
+                self._seen[name, life] = float(found[1])
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+
+def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
+    """Load and nemesis, quiescence, evidence, checker; whether all is well, and the report."""
+    wall_ahead_s = time.time() - time.monotonic()
+    started_at = time.monotonic()
+    sampler = Sampler(world)
+    sampler.start()
+    world.clients.start()
+    actions = plan(seed, seconds=seconds, replicas=len(world.replicas), participants=len(world.participants))
+    nemesis = Nemesis(world, actions)
+    nemesis.run(seconds)
+    nemesis.heal()
+    world.faults_file.unlink()
+    _wait_until_all_work(world, nemesis)
+    healed_at = time.monotonic()
+    rest = Rest([replica.url for replica in world.replicas], wall_ahead_s)
+    complaints = nemesis.journal.complaints
+    complaints += _settle(world, nemesis, rest)
+    settled_s = time.monotonic() - healed_at
+    sampler.stop()
+    evidence = _evidence(world, rest)
+    rest.close()
+    violations = check(evidence)
+    stale = stale_reads(evidence)
+    dump(evidence, world.folder / "coordinator.jsonl")
+    lines = list(
+        report.summary(
+            evidence,
+            nemesis.journal,
+            violations,
+            stale,
+            replicas=len(world.replicas),
+            claimed=sampler.claimed,
+            settled_s=settled_s,
+        )
+    )
+    lines += report.explain(violations, complaints)
+    (world.folder / "report.txt").write_text("\n".join(lines) + "\n")
+    (world.folder / "timelines.txt").write_text("\n".join(report.timelines(evidence, violations, started_at)) + "\n")
+    return not violations and not complaints, "\n".join(lines)
+
+
+def _wait_until_all_work(world: World, nemesis: Nemesis) -> None:
+    """How long processes take to start is the machine's affair, and no promise of anybody's."""
+    until = time.monotonic() + START_MAX_S
+    while not all(process.ready for process in world.processes) and time.monotonic() < until:
+        nemesis.look_after()
+    for replica in world.replicas:
+        wait_ready(replica, START_MAX_S)
+
+
+def _settle(world: World, nemesis: Nemesis, rest: Rest) -> list[str]:
+    """Wait until clients have been answered and nothing is under way; what is wrong when that takes too long."""
+    until = time.monotonic() + SETTLE_MAX_S
+    world.clients.wanted = False
+    world.clients.send(signal.SIGTERM)
+    while world.clients.alive and time.monotonic() < until:
+        nemesis.look_after()
+    if world.clients.alive:
+        return [f"clients were not answered within {SETTLE_MAX_S:g} s of quiet"]
+    if world.clients.status != 0:
+        return [f"the clients broke: {world.clients.log.read_text()[-2000:]}"]
+    while time.monotonic() < until:
+        if not rest.unfinished() and not rest.hung():
+            return []
+        nemesis.look_after()
+    return [f"something is unfinished {SETTLE_MAX_S:g} s after all worked again; hung: {rest.hung()[:5]}"]
+
+
+def _evidence(world: World, rest: Rest) -> Evidence:
+    """Participants stop first, which lets them answer what was stalled: then their ledgers stand still."""
+    for participant in world.participants:
+        participant.wanted = False
+        participant.send(signal.SIGTERM)
+    for participant in world.participants:
+        participant.wait_end(DRAIN_MAX_S)
+        participant.kill()
+    engines = {each.name: ledger.open_database(each.config.database_url) for each in world.participants}
+    try:
+        return gather(world.folder, engines, rest, histories_max=HISTORIES_MAX)
+    finally:
+        for engine in engines.values():
+            engine.dispose()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long faults last")
+    parser.add_argument("--replicas", type=int, default=3, help="coordinators on one database")
+    parser.add_argument("--clients", type=int, default=32, help="clients, each with one transaction at a time")
+    parser.add_argument("--seed", default="", help="what is done to whom, and when; drawn when it is left out")
+    parser.add_argument("--keep", action="store_true", help="keep the logs of a run without violations too")
+    asked = parser.parse_args()
+    seed = asked.seed or str(random.SystemRandom().randrange(10**9))
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-chaos-"))
+    print(f"chaos: {asked.minutes:g} minutes, {asked.replicas} replicas, seed {seed}", flush=True)
+    try:
+        with World(folder, replicas=asked.replicas, clients=asked.clients, seed=seed) as world:
+            well, text = run(world, seconds=asked.minutes * 60, seed=seed)
+    except BaseException:
+        print(f"logs: {folder}")
+        raise
+    print(text)
+    if well and not asked.keep:
+        shutil.rmtree(folder)
+    else:
+        print(f"logs, notes and timelines: {folder}")
+    if not well:
+        print(f"again: make chaos MINUTES={asked.minutes:g} REPLICAS={asked.replicas} SEED={seed}")
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,332 @@
+"""What is done to whom, and when: first a plan, drawn from one seeded source; then doing it.
+
+`plan` is pure: the same seed gives the same plan. `Nemesis` carries it out, starts again what has ended (as whatever
+looks after processes would), and keeps a journal of what was down and when. It never looks at transactions.
+"""
+
+import heapq
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, TypeVar
+
+from tests.chaos.world import LEASE_S, STOP_MAX_S, ParticipantProcess, Process, Replica, World
+
+TICK_S: Final = 0.1
+PAUSE_MEAN_S: Final = 2.5
+RESTART_PAUSE_S: Final = 0.5
+"""How soon a process that ended by itself is started again, such as a replica that found no database."""
+
+
+class Kind(StrEnum):
+    """What can be done."""
+
+    KILL_REPLICA = "SIGKILL of a replica"
+    KILL_AGAIN = "SIGKILL of a replica, and again when it is back"
+    KILL_ALL_REPLICAS = "SIGKILL of all replicas"
+    FREEZE_SHORT = "SIGSTOP for less than a lease"
+    FREEZE_LONG = "SIGSTOP for longer than a lease"
+    TERMINATE_REPLICA = "SIGTERM of a replica"
+    KILL_PARTICIPANT = "SIGKILL of a participant"
+    KILL_BOTH = "SIGKILL of a replica and a participant"
+    CRASH_POSTGRES = "PostgreSQL immediate"
+    CRASH_IN_RECOVERY = "SIGKILL of a replica, PostgreSQL immediate in its recovery"
+
+
+BAG: Final = {
+    Kind.KILL_REPLICA: 3,
+    Kind.KILL_AGAIN: 1,
+    Kind.KILL_ALL_REPLICAS: 1,
+    Kind.FREEZE_SHORT: 1,
+    Kind.FREEZE_LONG: 2,
+    Kind.TERMINATE_REPLICA: 1,
+    Kind.KILL_PARTICIPANT: 2,
+    Kind.KILL_BOTH: 1,
+    Kind.CRASH_POSTGRES: 1,
+    Kind.CRASH_IN_RECOVERY: 1,
+}
+"""How often each comes up in one round; a round is drawn in a random order, so that none is missing for long."""
+
+FIRST: Final = {Kind.KILL_REPLICA, Kind.FREEZE_LONG, Kind.CRASH_POSTGRES}
+"""What even the shortest run is to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """What to do after `pause_s` seconds in which clients could get something done.
+
+    `down_s` is how long what was hit stays away; `gap_s` lies between two blows of one action.
+    """
+
+    pause_s: float
+    kind: Kind
+    replica: int
+    participant: int
+    down_s: float
+    gap_s: float
+
+
+def plan(seed: str, *, seconds: float, replicas: int, participants: int) -> Iterator[Action]:
+    """What is to happen, without end. In a short run it happens faster, so that all of it happens."""
+    draw = random.Random(seed)
+    mean_s = min(PAUSE_MEAN_S, seconds / (sum(BAG.values()) + 1))
+    first = True
+    while True:
+        kinds = [kind for kind, count in BAG.items() for _ in range(count)]
+        draw.shuffle(kinds)
+        if first:
+            kinds.sort(key=lambda kind: kind not in FIRST)
+            first = False
+        for kind in kinds:
+            yield Action(
+                pause_s=mean_s * draw.uniform(0.2, 1.8),
+                kind=kind,
+                replica=draw.randrange(replicas),
+                participant=draw.randrange(participants),
+                down_s=_down_s(draw, kind),
+                gap_s=draw.uniform(0.2, LEASE_S + 1.0),
+            )
+
+
+def _down_s(draw: random.Random, kind: Kind) -> float:
+    match kind:
+        case Kind.FREEZE_SHORT:
+            return draw.uniform(0.2, 0.8) * LEASE_S
+        case Kind.FREEZE_LONG:
+            return draw.uniform(1.2, 2.5) * LEASE_S
+        case Kind.CRASH_POSTGRES | Kind.CRASH_IN_RECOVERY:
+            return draw.uniform(0.0, 1.5)
+    return draw.uniform(0.0, 3.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outage:
+    """From when to when something was away. `kind` is how it went."""
+
+    target: str
+    kind: Kind
+    since: float
+    until: float | None = None
+
+
+@dataclass(slots=True)
+class Journal:
+    """What the nemesis did."""
+
+    outages: list[Outage] = field(default_factory=list)
+    counts: Counter[Kind] = field(default_factory=Counter)
+    restarts: int = 0
+    complaints: list[str] = field(default_factory=list)
+    """What no process may do, however it is treated."""
+
+    @property
+    def kills(self) -> int:
+        """How many times a process was killed: SIGKILL, or PostgreSQL's "immediate"."""
+        return sum(1 for outage in self.outages if outage.kind not in _NO_KILLS)
+
+
+_NO_KILLS: Final = (Kind.FREEZE_SHORT, Kind.FREEZE_LONG, Kind.TERMINATE_REPLICA)
+
+
+class Nemesis:
+    """Carries a plan out on a world; `heal` undoes what is left of it."""
+
+    def __init__(self, world: World, actions: Iterator[Action]) -> None:
+        self.journal = Journal()
+        self._world = world
+        self._actions = actions
+        self._log: Path = world.folder / "nemesis.log"
+        self._started_at = time.monotonic()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = iter(range(10**9))
+        self._never = threading.Event()
+        self._outages: dict[str, Outage] = {}
+        self._postgres_start: Future[None] | None = None
+
+    def run(self, seconds: float) -> None:
+        """Do what is planned, one after another, until the time is over."""
+        until = self._started_at + seconds
+        works_since = time.monotonic()
+        action = next(self._actions)
+        while (now := time.monotonic()) < until:
+            if not self._works():
+                works_since = now
+            if now - works_since >= action.pause_s and self._do(action):
+                action, works_since = next(self._actions), now
+            self._tick()
+
+    def _works(self) -> bool:
+        """Whether clients can get anything done: on a slow machine a replica takes long to start."""
+        return "postgres" not in self._outages and any(replica.ready for replica in self._world.replicas)
+
+    def heal(self) -> None:
+        """Everything that was hit comes back, and nothing more happens."""
+        self._say("heal everything")
+        self._due.clear()
+        if self._postgres_start is None and "postgres" in self._outages:
+            self._start_postgres()
+        for process in self._world.processes:
+            if process.frozen:
+                self._thaw(process)
+        for process in self._world.processes:
+            if not process.alive:
+                self._start(process)
+            elif not process.wanted:  # it was asked to stop: let it, and then it comes back
+                self._watch_end(process, time.monotonic())
+
+    def look_after(self) -> None:
+        """Start again what has ended; to be called while something is waited for."""
+        self._tick()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._notice_postgres()
+        while self._due and self._due[0][0] <= now:
+            heapq.heappop(self._due)[2]()
+        for process in self._world.processes:
+            if process.name in self._outages and process.ready:
+                self._close_outage(process.name)
+            if process.wanted and not process.alive:
+                self.journal.restarts += 1
+                self._say(f"{process.name} ended by itself with {process.status}, start it again")
+                process.wanted = False
+                self._plan(now + RESTART_PAUSE_S, lambda process=process: self._start(process))  # type: ignore[misc]
+        self._never.wait(TICK_S)
+
+    def _plan(self, at: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (at, next(self._order), what))
+
+    def _do(self, action: Action) -> bool:
+        """Whether it was done: what it is for may be down already."""
+        replica = next(_ready_from(self._world.replicas, action.replica), None)
+        participant = next(_ready_from(self._world.participants, action.participant), None)
+        victims = self._victims(action.kind, replica, participant)
+        hits_postgres = action.kind in (Kind.CRASH_POSTGRES, Kind.CRASH_IN_RECOVERY)
+        missing = not victims and action.kind is not Kind.CRASH_POSTGRES
+        if missing or (hits_postgres and "postgres" in self._outages):
+            return False
+        self.journal.counts[action.kind] += 1
+        for victim in victims:
+            self._hit(victim, action)
+        if action.kind is Kind.CRASH_POSTGRES:
+            self._crash_postgres(action)
+        elif action.kind is Kind.CRASH_IN_RECOVERY:
+            self._plan(time.monotonic() + action.gap_s, lambda: self._crash_postgres(action))
+        return True
+
+    def _victims(self, kind: Kind, replica: Replica | None, participant: ParticipantProcess | None) -> list[Process]:
+        match kind:
+            case Kind.KILL_ALL_REPLICAS:
+                return [each for each in self._world.replicas if each.running and each.wanted]
+            case Kind.KILL_PARTICIPANT:
+                return [participant] if participant else []
+            case Kind.KILL_BOTH:
+                return [replica, participant] if replica and participant else []
+            case Kind.CRASH_POSTGRES:
+                return []
+        return [replica] if replica else []
+
+    def _hit(self, victim: Process, action: Action) -> None:
+        now = time.monotonic()
+        self._open_outage(victim.name, action.kind)
+        match action.kind:
+            case Kind.FREEZE_SHORT | Kind.FREEZE_LONG:
+                victim.freeze()
+                self._say(f"SIGSTOP {victim.name} for {action.down_s:.2f} s")
+                self._plan(now + action.down_s, lambda: self._thaw(victim))
+            case Kind.TERMINATE_REPLICA:
+                victim.wanted = False
+                victim.send(signal.SIGTERM)
+                self._say(f"SIGTERM {victim.name}")
+                self._watch_end(victim, now)
+            case _:
+                victim.kill()
+                self._say(f"SIGKILL {victim.name}, back in {action.down_s:.2f} s")
+                self._plan(now + action.down_s, lambda: self._start(victim))
+                if action.kind is Kind.KILL_AGAIN:
+                    self._plan(now + action.down_s + action.gap_s, lambda: self._hit_again(victim, action))
+
+    def _hit_again(self, victim: Process, action: Action) -> None:
+        """In its start or in its recovery, as it happens to be."""
+        if victim.running and victim.wanted:
+            self._hit(victim, replace(action, kind=Kind.KILL_REPLICA))
+
+    def _watch_end(self, process: Process, since: float) -> None:
+        """A process that was asked to stop: start it again once it has, and complain when it doesn't, or fails."""
+        if not process.alive:
+            if process.status not in (0, -signal.SIGKILL):
+                self._complain(f"{process.name} ended with {process.status} after SIGTERM")
+            self._start(process)
+        elif time.monotonic() - since > STOP_MAX_S:
+            self._complain(f"{process.name} did not end within {STOP_MAX_S:g} s of SIGTERM")
+            process.kill()
+            self._start(process)
+        else:
+            self._plan(time.monotonic() + TICK_S, lambda: self._watch_end(process, since))
+
+    def _thaw(self, process: Process) -> None:
+        if not process.frozen:
+            return  # killed meanwhile
+        process.thaw()
+        self._say(f"SIGCONT {process.name}")
+
+    def _start(self, process: Process) -> None:
+        if process.alive:
+            return
+        process.start()
+        self._say(f"start {process.name}")
+
+    def _crash_postgres(self, action: Action) -> None:
+        if "postgres" in self._outages:
+            return
+        self._open_outage("postgres", action.kind)
+        self._world.crash_postgres()
+        self._say(f"PostgreSQL immediate, back in {action.down_s:.2f} s")
+        self._plan(time.monotonic() + action.down_s, self._start_postgres)
+
+    def _start_postgres(self) -> None:
+        self._say("start PostgreSQL")
+        self._postgres_start = self._world.start_postgres()
+
+    def _notice_postgres(self) -> None:
+        """Its start has come to an end; a failure ends the run."""
+        if self._postgres_start is not None and self._postgres_start.done():
+            self._postgres_start.result()
+            self._postgres_start = None
+            self._close_outage("postgres")
+            self._say("PostgreSQL accepts connections")
+
+    def _open_outage(self, target: str, kind: Kind) -> None:
+        outage = Outage(target=target, kind=kind, since=time.monotonic())
+        self._outages[target] = outage
+        self.journal.outages.append(outage)
+
+    def _close_outage(self, target: str) -> None:
+        outage = self._outages.pop(target, None)
+        if outage is not None:
+            outage.until = time.monotonic()
+
+    def _complain(self, text: str) -> None:
+        self.journal.complaints.append(text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        line = f"{time.monotonic() - self._started_at:7.2f} s  {text}"
+        print(line, flush=True)
+        with self._log.open("a") as log:
+            log.write(line + "\n")
+
+
+P = TypeVar("P", bound=Process)
+
+
+def _ready_from(processes: list[P], first: int) -> Iterator[P]:
+    """Those that are at work, beginning with the one that was drawn."""
+    return (each for each in processes[first:] + processes[:first] if each.ready and each.wanted)
