@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,6 +23,7 @@ from app.settings import Settings
 
 if sys.platform != "win32":
     import fcntl
+    import resource
 
 log = logging.getLogger("holdfast")
 
@@ -72,6 +73,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _serve_on(listener: socket.socket, settings: Settings) -> int:
+    _open_as_many_files_as_allowed()
     if is_embedded(settings.database_url):
         migrate(settings.database_url)
     elif not asyncio.run(_is_current(settings)):
@@ -159,6 +161,14 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _open_as_many_files_as_allowed() -> None:
+    """Each client and each call is a connection: the usual limit of 1024 is there for programs of another time."""
+    if sys.platform != "win32":
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _is_current(settings: Settings) -> bool:

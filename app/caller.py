@@ -45,14 +45,20 @@ class _UnreadableError(Exception):
 
 
 class Caller:
-    """Calls participants over `transport`; `clock` gives seconds since the epoch."""
+    """Calls participants over `transport`, at most `calls_max` at once; `clock` gives seconds since the epoch."""
 
     def __init__(
-        self, transport: httpx.AsyncBaseTransport, *, response_max_bytes: int, clock: Callable[[], float]
+        self,
+        transport: httpx.AsyncBaseTransport,
+        *,
+        response_max_bytes: int,
+        calls_max: int,
+        clock: Callable[[], float],
     ) -> None:
         self._transport = transport
         self._response_max_bytes = response_max_bytes
         self._clock = clock
+        self._all_slots = asyncio.Semaphore(calls_max)
         self._slots: WeakValueDictionary[tuple[str, int], asyncio.Semaphore] = WeakValueDictionary()
 
     async def call(self, call: Call, target: Target | str) -> tuple[Answered, CallRecord]:
@@ -60,32 +66,40 @@ class Caller:
         started_at = self._clock()
         if isinstance(target, str):
             return self._unanswered(call, started_at, target)
-        timeout_s = self._timeout_s(call, target)
-        slots = self._slots_of(target)
-        if not await _acquired(slots, timeout_s):
+        for_target, for_all = self._slots_of(target), self._all_slots
+        if not await _acquired(for_target, self._timeout_s(call, target)):
             return self._unanswered(
                 call, started_at, f"all {target.concurrency_max} slots were taken, nothing was sent"
             )
         try:
-            started_at = self._clock()
-            timeout_s = self._timeout_s(call, target)
-            if timeout_s <= 0:
-                return self._unanswered(call, started_at, "the deadline has passed, nothing was sent")
+            if not await _acquired(for_all, self._timeout_s(call, target)):
+                return self._unanswered(call, started_at, "too many calls were under way, nothing was sent")
+            try:
+                return await self._call(call, target)
+            finally:
+                for_all.release()
+        finally:
+            for_target.release()
+
+    async def close(self) -> None:
+        """Close the connections that are kept alive."""
+        await self._transport.aclose()
+
+    async def _call(self, call: Call, target: Target) -> tuple[Answered, CallRecord]:
+        started_at = self._clock()
+        timeout_s = self._timeout_s(call, target)
+        if timeout_s <= 0:
+            return self._unanswered(call, started_at, "the deadline has passed, nothing was sent")
+        try:
             async with asyncio.timeout(timeout_s):
                 response = await self._exchange(call, target.url)
         except (TimeoutError, httpx.TimeoutException):
             return self._unanswered(call, started_at, f"no answer within {timeout_s:.3g} s")
         except _UnreadableError as error:
             return self._unanswered(call, started_at, str(error))
-        except Exception as error:  # fast transports raise what they like; rule: whatever its class, unanswered
+        except Exception as error:  # transports raise what they like; rule: whatever its class, unanswered
             return self._unanswered(call, started_at, f"{type(error).__name__}: {error}")
-        finally:
-            slots.release()
         return self._read(call, started_at, response)
-
-    async def close(self) -> None:
-        """Close the connections that are kept alive."""
-        await self._transport.aclose()
 
     def _timeout_s(self, call: Call, target: Target) -> float:
         if call.deadline is None:

@@ -272,9 +272,9 @@ class Coordinator:
 
     # --- for recovery --------------------------------------------------------------------------------------------
 
-    def working_on(self, place: Place) -> int:
-        """How many transactions are worked on that count as `place`."""
-        return self._places[place]
+    def is_working_on(self, transaction_id: str) -> bool:
+        """Whether this transaction is worked on here."""
+        return transaction_id in self._runs
 
     @property
     def stopping(self) -> bool:

@@ -81,7 +81,9 @@ async def running(
     if embedded:
         migrate(settings.database_url)
     journal = open_journal(settings.database_url)
-    caller = Caller(transport, response_max_bytes=settings.response_max_bytes, clock=clock)
+    caller = Caller(
+        transport, response_max_bytes=settings.response_max_bytes, calls_max=settings.calls_max, clock=clock
+    )
     try:
         if not await journal.read(schema_is_current):
             raise SchemaOutdatedError(f"The database needs a migration; run: {MIGRATE_COMMAND}")

@@ -1,14 +1,18 @@
 """Claims what is due and hands it to the coordinator: transactions that rest, and those whose process died.
 
 The same for both: a crash is only a longer pause between two steps. Works with any number of replicas, because a
-claim is one conditional write. Drives nothing itself.
+claim is one conditional write. A participant that keeps everybody waiting gets a share of the places and no more: its
+further transactions are put off for a lease, and those of the others come first. Drives nothing itself.
 """
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -17,18 +21,32 @@ from app.coordinator import Coordinator, Place
 from app.journal import Journal
 from app.metrics import Metrics
 from app.registry import Registry
+from app.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 100
 """Transactions claimed at once."""
 PARALLEL_MAX: Final = 1000
-"""Claiming pauses while so many of the claimed are worked on, of those that hang and of the others each."""
+"""Claiming pauses while so many that were claimed just now are worked on, of those that hang and of the others each."""
+SLOW_AFTER_S: Final = 1.0
+"""A transaction that was claimed so long ago is slow: it gives its place to the next, …"""
+SLOW_MAX: Final = 64
+"""… but while one participant has so many slow ones, its others are put off."""
+ADOPTED_MAX: Final = 4000
+"""So many may be worked on, quick and slow, of those that hang and of the others each."""
 PAUSE_MAX_S: Final = 1.0
 """The longest pause between two looks, in seconds: another replica's work may become due at any time."""
 STOP_MAX_S: Final = 2.0
 """How long a claim that is under way may take when the process stops."""
 PAUSE_MIN_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Adopted:
+    place: Place
+    since: float
+    waits_for: frozenset[str]
 
 
 class Recovery:
@@ -52,23 +70,34 @@ class Recovery:
         self._clock = clock
         self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._adopted: dict[str, _Adopted] = {}
 
     async def run_once(self) -> int:
-        """Claim what is due and set it going; returns how many transactions that were."""
+        """Claim what is due and set it going; returns how many transactions were claimed."""
+        self._adopted = {id_: it for id_, it in self._adopted.items() if self._coordinator.is_working_on(id_)}
         return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
 
     async def _claim(self, place: Place, *, hung: bool) -> int:
         """What hangs must not take the places of what only waits for its turn."""
-        room = min(BATCH_MAX, PARALLEL_MAX - self._coordinator.working_on(place))
+        now = self._clock()
+        room = self._room(place, now)
         if room <= 0 or self._coordinator.stopping:
             return 0
-        now = self._clock()
         claim = store.Claim(due_by=now, lease_until=now + self._lease_s, limit=room, hung=hung)
         claimed = await self._journal.write(store.claim, claim)
+        slow = Counter(each for it in self._adopted.values() if now - it.since >= SLOW_AFTER_S for each in it.waits_for)
         for transaction in claimed:
-            await self._coordinator.adopt(transaction)
-        self._metrics.claimed.inc(len(claimed))
+            waits_for = _waits_for(transaction)
+            if all(slow[each] < SLOW_MAX for each in waits_for):  # else it is due again when its lease ends
+                self._adopted[transaction.id] = _Adopted(place=place, since=now, waits_for=waits_for)
+                await self._coordinator.adopt(transaction)
+                self._metrics.claimed.inc()
         return len(claimed)
+
+    def _room(self, place: Place, now: float) -> int:
+        adopted = [it for it in self._adopted.values() if it.place is place]
+        quick = sum(now - it.since < SLOW_AFTER_S for it in adopted)
+        return min(BATCH_MAX, PARALLEL_MAX - quick, ADOPTED_MAX - len(adopted))
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="recovery")
@@ -106,3 +135,12 @@ class Recovery:
         if next_wake_at is None:
             return PAUSE_MAX_S
         return min(PAUSE_MAX_S, max(PAUSE_MIN_S, next_wake_at - self._clock()))
+
+
+def _waits_for(transaction: Transaction) -> frozenset[str]:
+    """Who is still to answer: participants by name, others by where their URLs point."""
+    return frozenset(
+        urlsplit(branch.endpoints.confirm_url).netloc if branch.endpoints else str(branch.participant)
+        for branch in transaction.branches
+        if not branch.final
+    )

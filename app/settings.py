@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     branches_max: int = Field(64, ge=1, le=BRANCHES_LIMIT, description="branches in one transaction")
     body_max_bytes: int = Field(1_048_576, ge=1, description="the longest request body")
     response_max_bytes: int = Field(65_536, ge=1, description="the longest response of a participant")
+    calls_max: int = Field(1000, ge=1, description="calls to participants under way at once, in all")
     inflight_max: int = Field(10_000, ge=1, description="transactions worked on at once; more are answered 503")
     lease_s: Seconds = Field(15.0, description="a replica silent for so long loses its transactions to another")
     shutdown_timeout_s: Seconds = Field(10.0, description="time to finish what is under way after SIGTERM")

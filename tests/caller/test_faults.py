@@ -35,6 +35,7 @@ from tests.support.faults import (
 
 RESPONSE_MAX_BYTES: Final = 10_000
 TIMEOUT_S: Final = 0.4
+CALLS_MAX: Final = 50
 LATE_S: Final = 10.0
 """A call may take so long on a busy machine; without the caller's own deadline it would take for ever."""
 
@@ -48,7 +49,10 @@ async def server() -> AsyncIterator[FaultServer]:
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
     made = Caller(
-        Transport(response_max_bytes=RESPONSE_MAX_BYTES), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time
+        Transport(response_max_bytes=RESPONSE_MAX_BYTES),
+        response_max_bytes=RESPONSE_MAX_BYTES,
+        calls_max=CALLS_MAX,
+        clock=time.time,
     )
     yield made
     await made.close()
@@ -213,7 +217,10 @@ async def test_proxies_of_the_environment_are_not_used(server: FaultServer, monk
     monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setenv("no_proxy", "")
     caller = Caller(
-        Transport(response_max_bytes=RESPONSE_MAX_BYTES), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time
+        Transport(response_max_bytes=RESPONSE_MAX_BYTES),
+        response_max_bytes=RESPONSE_MAX_BYTES,
+        calls_max=CALLS_MAX,
+        clock=time.time,
     )
     await check_heals(server, caller)
     await caller.close()
@@ -291,6 +298,23 @@ async def test_a_slow_participant_takes_no_slots_of_another(server: FaultServer,
     await cancelled(waiting)
 
 
+async def test_there_is_a_limit_for_all_participants_together(server: FaultServer, caller: Caller) -> None:
+    """And one of them alone does not reach it."""
+    server.script("/slow", [NeverAnswers()])
+    many = [
+        target(server.url("/slow"), timeout_s=PATIENT_S, slots_of=f"slow {n}", concurrency_max=10) for n in range(6)
+    ]
+    waiting = [asyncio.create_task(caller.call(call(), slow)) for slow in many for _ in range(10)]
+    await server.wait_for_requests(CALLS_MAX, "/slow")
+    answered, record = await caller.call(call(), target(server.url("/try"), timeout_s=0.05))
+    check_unanswered(answered, record)
+    assert answered.error == "too many calls were under way, nothing was sent"
+    assert len(server.received("/slow")) == CALLS_MAX
+    assert server.received("/try") == []
+    await cancelled(waiting)
+    await check_heals(server, caller)
+
+
 async def cancelled(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
@@ -350,7 +374,10 @@ async def test_a_call_that_is_cancelled_lets_go_of_its_connection(server: FaultS
 
 async def test_closing_lets_go_of_every_connection(server: FaultServer) -> None:
     caller = Caller(
-        Transport(response_max_bytes=RESPONSE_MAX_BYTES), response_max_bytes=RESPONSE_MAX_BYTES, clock=time.time
+        Transport(response_max_bytes=RESPONSE_MAX_BYTES),
+        response_max_bytes=RESPONSE_MAX_BYTES,
+        calls_max=CALLS_MAX,
+        clock=time.time,
     )
     server.script("/try", [Reply(200, {})])
     await asyncio.gather(*(caller.call(call(), target(server.url("/try"), timeout_s=PATIENT_S)) for _ in range(5)))

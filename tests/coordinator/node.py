@@ -156,7 +156,7 @@ class Node:
         self.told: list[str] = []
         self.coordinator = Coordinator(
             journal=self.journal,
-            caller=Caller(self.transport, response_max_bytes=65_536, clock=now),
+            caller=Caller(self.transport, response_max_bytes=65_536, calls_max=1000, clock=now),
             registry=self.registry,
             policy=policy,
             metrics=self.metrics,

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app import recovery, store
+from app.coordinator import Begin
 from app.models import UnreadableRowError
 from holdfast.wire import Operation
 from tests.coordinator.network import SILENT, Network, Reply
@@ -25,12 +26,16 @@ ODD = [
 ]
 
 
-async def left_behind(database_url: str, network: Network, count: int) -> list[str]:
-    """Transactions of a process that was killed while it waited for the car's Try."""
-    script, network.script = network.script, {("car", TRY): [SILENT]}
+async def left_behind(
+    database_url: str, network: Network, count: int, begin: Begin | None = None, silent: str = "car"
+) -> list[str]:
+    """Transactions of a process that was killed while it waited for a Try, the car's unless another is named."""
+    begin = begin or begin_of()
+    script, network.script = network.script, {(silent, TRY): [SILENT]}
+    asked_before = len(network.asked)
     async with Node(database_url, network, recovers=False) as node:
-        begun = [await node.coordinator.begin(begin_of()) for _ in range(count)]
-        await until(lambda: len(network.asked) == 3 * count)
+        begun = [await node.coordinator.begin(begin) for _ in range(count)]
+        await until(lambda: len(network.asked) == asked_before + len(begin.branches) * count)
     network.script = script
     return [it.id for it in begun]
 
@@ -72,6 +77,29 @@ async def test_it_claims_batch_by_batch_and_never_too_many(
             await pass_time(0.1)
     assert 4 <= most <= 6
     for id_ in ids:
+        network.check(id_)
+
+
+@in_virtual_time
+async def test_who_keeps_everybody_waiting_does_not_keep_the_others(
+    database_url: str, engine: Engine, small_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The car answers nothing for a long time, and everything that waits for it is due first."""
+    monkeypatch.setattr(recovery, "SLOW_MAX", 3)
+    network = Network(engine, now, {("car", TRY): [SILENT]})
+    without_the_car = await left_behind(database_url, network, 4, begin_of("hotel"), "hotel")
+    with_the_car = await left_behind(database_url, network, 60, begin_of("car", "flight"))
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        first = text("UPDATE transactions SET wake_at = wake_at - 1 WHERE id = :id")
+        connection.execute(first, [{"id": id_} for id_ in with_the_car])
+    async with Node(database_url, network) as node:
+        started = now()
+        for id_ in without_the_car:
+            assert (await node.end_of(id_)).outcome == "confirmed"
+        assert now() - started < 6.0
+        for id_ in with_the_car:
+            assert (await node.end_of(id_)).outcome == "cancelled"
+    for id_ in (*with_the_car, *without_the_car):
         network.check(id_)
 
 
