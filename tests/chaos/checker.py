@@ -196,9 +196,13 @@ def calls_follow_the_decision(case: Case) -> Found:
 
 @rule
 def nobody_refuses_what_was_decided(case: Case) -> Found:
-    for request in case.evidence.requests:
-        if request.operation != "try" and request.status is not None and 400 <= request.status < 500:
-            yield request.transaction_id, f"{request.participant} answered {request.status} to {request.operation}"
+    refused = Counter(
+        (request.transaction_id, f"{request.participant} answered {request.status} to {request.operation}")
+        for request in case.evidence.requests
+        if request.operation != "try" and request.status is not None and 400 <= request.status < 500
+    )
+    for (transaction_id, what), count in refused.items():
+        yield transaction_id, f"{what}, {count} times"
 
 
 @rule

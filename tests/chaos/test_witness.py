@@ -1,10 +1,12 @@
 """The logs say what happened: around the fence, whatever goes wrong, in one line before and one after."""
 
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import Body, FastAPI, Response
 
 from tests.chaos import witness
 from tests.chaos.notes import Note, Notebook, read_notes
@@ -51,6 +53,42 @@ async def test_the_log_says_what_was_done_not_what_the_caller_saw(
     assert (request.transaction_id, request.branch) == ("t-1", "debit-0")
     assert request.answered_at is not None
     assert request.answered_at >= request.arrived_at
+
+
+async def test_a_stalled_call_is_carried_out_though_its_caller_has_gone(
+    log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witness, "CHANCES", {Fault.STALL: 1.0})
+    inner = FastAPI()
+
+    async def leave(_self: Faults, _fault: Fault) -> None:
+        """While the call is stalled its caller leaves, and a server says so before it hands out what it has read."""
+        arriving[:] = [{"type": "http.disconnect"}]
+
+    monkeypatch.setattr(Faults, "delay", leave)
+
+    @inner.post("/tcc/try")
+    async def try_(asked: Annotated[dict[str, int], Body()]) -> dict[str, int]:
+        return asked
+
+    stalled = Witness(inner, log=RequestLog(log_path), faults=Faults(log_path.parent / "on", "seed"))
+    arriving: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b'{"amount"', "more_body": True},
+        {"type": "http.request", "body": b": 5}", "more_body": False},
+    ]
+
+    async def receive() -> MutableMapping[str, Any]:
+        return arriving.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        """Nobody listens."""
+
+    headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+    headers.append((b"content-type", b"application/json"))
+    scope = {"type": "http", "method": "POST", "path": "/tcc/try", "query_string": b"", "headers": headers}
+    await stalled(scope, receive, send)
+    (request,) = read_log(log_path, "north")
+    assert (request.operation, request.status, request.fault) == ("try", 200, Fault.STALL)
 
 
 async def test_without_the_file_nothing_goes_wrong(log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,7 @@ class Witness:
         number = self._log.arrived(
             operation, headers[b"tcc-transaction-id"], headers[b"tcc-branch"], headers[b"tcc-attempt"]
         )
+        body = await _whole_body(receive)
         fault = self._faults.draw()
         await self._faults.delay(fault)
         if fault is Fault.FAIL_BEFORE:
@@ -158,7 +159,10 @@ class Witness:
         async def keep(message: MutableMapping[str, Any]) -> None:
             answer.append(message)
 
-        await self._app(scope, receive, keep)
+        async def replay() -> MutableMapping[str, Any]:
+            return body.pop(0) if body else await receive()
+
+        await self._app(scope, replay, keep)
         self._log.answered(number, answer[0]["status"], fault)
         match fault:
             case Fault.FAIL_AFTER:
@@ -168,6 +172,14 @@ class Witness:
             case _:
                 for message in answer:
                     await send(message)
+
+
+async def _whole_body(receive: Receive) -> list[MutableMapping[str, Any]]:
+    """Taken before any delay: when the caller has given up, the work is done all the same, only late."""
+    messages = [await receive()]
+    while messages[-1].get("more_body"):
+        messages.append(await receive())
+    return messages
 
 
 async def _answer(send: Send, status: int) -> None:
