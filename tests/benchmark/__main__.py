@@ -16,7 +16,8 @@ from tests.benchmark.databases import CheckFailed, databases
 from tests.benchmark.goals import judge
 from tests.benchmark.noop import noop
 from tests.benchmark.plot import draw
-from tests.benchmark.processes import ROOT, raise_file_limit
+from tests.benchmark.processes import raise_file_limit
+from tests.support.repository import ROOT
 
 
 def main() -> int:
@@ -57,9 +58,7 @@ def _report(cases: list[Case], about: report.Machine, out: Path) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="make bench ARGS='…'", description=__doc__.partition("\n")[0] if __doc__ else ""
-    )
+    parser = argparse.ArgumentParser(prog="make bench ARGS='…'")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8, help="how long a round measures")
     parser.add_argument("--warmup", type=float, default=2, help="seconds before it")

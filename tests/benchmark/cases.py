@@ -94,7 +94,9 @@ def run(cases: list[Case], rounds: int) -> None:
             except CheckFailed as failed:
                 raise CheckFailed(f"{case.name}, round {number}: {failed}") from failed
             case.rounds.append(measured)
-            shown = " ".join(f"{figure}={value:.4g}" for figure, value in measured.items() if value is not None)
-            print(
-                f"round {number} {case.name} ({time.monotonic() - began:.0f} s): {shown}", file=sys.stderr, flush=True
-            )
+            _tell(f"round {number} {case.name} ({time.monotonic() - began:.0f} s)", measured)
+
+
+def _tell(what: str, measured: dict[str, Any]) -> None:
+    shown = " ".join(f"{figure}={value:.4g}" for figure, value in measured.items() if value is not None)
+    print(f"{what}: {shown}", file=sys.stderr, flush=True)

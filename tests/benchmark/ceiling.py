@@ -6,11 +6,13 @@ python -m tests.benchmark.ceiling       # HOLDFAST_… as ever; the database URL
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import app.__main__
 from app import store
 from app.journal import Journal, WriteFunction
+from app.main import create_app
 from app.migrations import schema_is_current
 from app.models import RegisteredParticipant
 
@@ -53,9 +55,8 @@ class NullJournal(Journal):
 
 def main() -> int:
     """The command `serve` itself, with another journal: the same options, loop and server."""
-    create_app = app.__main__.create_app
-    app.__main__.Journal = NullJournal  # type: ignore[misc]
-    app.__main__.create_app = lambda settings: create_app(settings, open_journal=NullJournal)
+    replaced = {"Journal": NullJournal, "create_app": partial(create_app, open_journal=NullJournal)}
+    vars(app.__main__).update(replaced)
     return app.__main__.main(["serve"])
 
 

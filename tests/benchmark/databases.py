@@ -63,9 +63,9 @@ class Database:
 
     def _fault(self, engine: Engine) -> str | None:
         with engine.connect() as connection:
-            rows = connection.execute(text("SELECT phase, count(*) FROM transactions GROUP BY phase")).all()
+            rows = connection.execute(text("SELECT phase, count(*) FROM transactions GROUP BY phase")).tuples()
+            found: dict[str, int] = dict(rows.all())
             calls = connection.execute(text("SELECT count(*) FROM calls")).scalar_one()
-        found = {phase: count for phase, count in rows}
         expected = {phase: count for phase, count in self.expected.items() if count}
         if found != expected:
             return f"{expected} were acknowledged, but {found} are in the database"

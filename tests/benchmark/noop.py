@@ -63,7 +63,7 @@ class Noop:
         """The calls that have reached it, without those that only asked for the count."""
         text = urllib.request.urlopen(f"{self.url}/count").read().decode()
         self.looks += 1
-        last_line = [line for line in text.splitlines() if re.fullmatch(r"[ \d]+", line)][0]
+        last_line = next(line for line in text.splitlines() if re.fullmatch(r"[ \d]+", line))
         return int(last_line.split()[-1]) - self.looks
 
     def participants(self) -> dict[str, str]:

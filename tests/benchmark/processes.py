@@ -51,7 +51,7 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, which is loaded
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -95,7 +95,7 @@ def _cell(case: Case, figure: str, digits: str) -> str:
     found = case.figures(figure)
     if not found:
         return ""
-    spread = f" ({min(found):{digits}}–{max(found):{digits}})" if len(found) > 1 else ""
+    spread = f" ({min(found):{digits}} to {max(found):{digits}})" if len(found) > 1 else ""
     return f"{case.median(figure):{digits}}{spread}"
 
 
