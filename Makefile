@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test chaos bench check format lint types migrate requirements clean
+.PHONY: help install demo run test chaos bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.dev ## make .venv with everything that tests and checks need
 
@@ -29,6 +29,9 @@ chaos: $(VENV)/.dev ## replicas, participants and PostgreSQL killed at random un
 
 bench: $(VENV)/.bench ## measure, check, compare: docs/benchmarks (ARGS='--help' for more)
 	@$(BIN)/python -m tests.benchmark $(ARGS)
+
+bench-size: $(VENV)/.bench ## the same with ten million finished transactions: half an hour, 20 GB
+	@$(BIN)/python -m tests.benchmark --rows 10_000_000 $(ARGS)
 
 check: lint types test ## everything that must pass before a commit
 

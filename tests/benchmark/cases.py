@@ -13,6 +13,7 @@ from typing import Any
 from tests.benchmark.bare_sum import run_bare_sum
 from tests.benchmark.contenders import AlreadyRunning, Ceiling, Contender, Holdfast, Textbook
 from tests.benchmark.databases import CheckFailed, Databases
+from tests.benchmark.drain import drain
 from tests.benchmark.measuring import Shape, measure
 from tests.benchmark.noop import Noop
 
@@ -29,6 +30,8 @@ class Case:
     label: str
     clients: int
     measure: Callable[[], dict[str, Any]]
+    rounds_max: int = 1_000
+    """What takes minutes is not repeated as often as the others."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self, figure: str) -> list[float]:
@@ -48,14 +51,13 @@ class Duration:
     warmup_s: float
 
 
-def all_cases(databases: Databases, participant: Noop, duration: Duration, others: dict[str, str]) -> list[Case]:
+def main_cases(
+    databases: Databases, participant: Noop, duration: Duration, unfinished: int, others: dict[str, str]
+) -> list[Case]:
     """Every case of `make bench`, in the order of a round; `others` are running coordinators by name (name → URL)."""
 
     def load(name: str, label: str, contender: Contender, clients: int = CLIENTS, dead_share: float = 0.0) -> Case:
-        shape = Shape(clients=clients, seconds=duration.seconds, warmup_s=duration.warmup_s, dead_share=dead_share)
-        return Case(
-            name=name, label=label, clients=clients, measure=lambda: asdict(measure(contender, participant, shape))
-        )
+        return load_case(name, label, contender, participant, duration, clients=clients, dead_share=dead_share)
 
     bare_database = databases.postgres()
 
@@ -81,13 +83,35 @@ def all_cases(databases: Databases, participant: Noop, duration: Duration, other
         Case(name="bare-sum", label="2 pairs of calls and 2 commits, bare", clients=1, measure=bare_sum),
         load("many-clients", "Holdfast, PostgreSQL, 1,024 clients", on_postgres(), clients=CLIENTS_MANY),
         load("dead-participant", "Holdfast, PostgreSQL, 5 % dead", on_postgres(), dead_share=DEAD_SHARE),
+        Case(
+            name="drain",
+            label=f"{unfinished:,} unfinished found at start",
+            clients=0,
+            measure=lambda: drain(databases, participant, unfinished),
+            rounds_max=1,
+        ),
     ]
+
+
+def load_case(
+    name: str,
+    label: str,
+    contender: Contender,
+    participant: Noop,
+    duration: Duration,
+    *,
+    clients: int = CLIENTS,
+    dead_share: float = 0.0,
+) -> Case:
+    """A contender under load."""
+    shape = Shape(clients=clients, seconds=duration.seconds, warmup_s=duration.warmup_s, dead_share=dead_share)
+    return Case(name=name, label=label, clients=clients, measure=lambda: asdict(measure(contender, participant, shape)))
 
 
 def run(cases: list[Case], rounds: int) -> None:
     """Measure all, in turn, so many times. Raises CheckFailed at the first round whose figures can't be trusted."""
     for number in range(1, rounds + 1):
-        for case in cases:
+        for case in [each for each in cases if number <= each.rounds_max]:
             began = time.monotonic()
             try:
                 measured = case.measure()

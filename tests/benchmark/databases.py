@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Engine, create_engine, text
 
 from app.journal import make_engine
 from tests.benchmark.processes import children_of, cpu_s, run_module, wait_until
 from tests.support.postgres import PostgresServer
+
+_PHASES: Final = "SELECT phase, count(*) AS found FROM transactions WHERE id > :floor_id GROUP BY phase"
+_CALLS: Final = "SELECT count(*) FROM calls WHERE transaction_id > :floor_id"
 
 
 class CheckFailed(Exception):
@@ -29,6 +33,8 @@ class Database:
     expected: dict[str, int] = field(default_factory=dict)
     calls_expected: int | None = 0
     """None when it can't be known: a dead participant is called more or less often."""
+    floor_id: str = ""
+    """Transactions up to this one were made for the occasion, and are not looked at."""
     settle_timeout_s: float = 10.0
     """What an acknowledged transaction may still need to be written as finished, with its history."""
 
@@ -44,6 +50,10 @@ class Database:
     def server_cpu_s(self) -> float:
         """CPU seconds of the database server so far; 0 where it is a part of the coordinator."""
         return cpu_s(children_of(self.server.process_id)) if self.server else 0.0
+
+    def only_after(self, transaction_id: str) -> None:
+        """Check from now on only what is younger than this transaction: ids are ordered by time."""
+        self.floor_id, self.expected, self.calls_expected = transaction_id, {}, 0
 
     def expect(self, *, calls_each: int, **by_phase: int) -> None:
         """So many more transactions of a phase, each with so many calls in the history, are to be there."""
@@ -63,9 +73,9 @@ class Database:
 
     def _fault(self, engine: Engine) -> str | None:
         with engine.connect() as connection:
-            rows = connection.execute(text("SELECT phase, count(*) FROM transactions GROUP BY phase")).tuples()
-            found: dict[str, int] = dict(rows.all())
-            calls = connection.execute(text("SELECT count(*) FROM calls")).scalar_one()
+            rows = connection.execute(text(_PHASES), {"floor_id": self.floor_id})
+            found = {row.phase: row.found for row in rows}
+            calls = connection.execute(text(_CALLS), {"floor_id": self.floor_id}).scalar_one()
         expected = {phase: count for phase, count in self.expected.items() if count}
         if found != expected:
             return f"{expected} were acknowledged, but {found} are in the database"
@@ -88,10 +98,6 @@ class Databases:
 
     def postgres(self) -> Database:
         return Database(self.server.create_database(), self.server)
-
-    def drop(self, database: Database) -> None:
-        if database.server is not None:
-            database.server.drop_database(database.url)
 
     def postgres_version(self) -> str:
         engine = make_engine(self.server.url())

@@ -70,6 +70,11 @@ class ServerProcess:
             self._process.wait()
         self._reader.join(STOP_TIMEOUT_S)
 
+    def kill(self) -> None:
+        """SIGKILL: no chance to do anything any more."""
+        self._process.kill()
+        self._process.wait()
+
     @property
     def id(self) -> int:
         return self._process.pid

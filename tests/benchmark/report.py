@@ -60,13 +60,14 @@ def table(cases: list[Case]) -> str:
 
 
 def goals_table(verdicts: list[Verdict]) -> str:
-    """Each goal with what was measured, and met or missed."""
-    words = {True: "met", False: "missed", None: "not measured"}
+    """Each goal with what was measured, and met or missed; those that this run could not judge by name."""
     rows = [["goal", "wanted", "measured", ""]]
     for verdict in verdicts:
-        measured = "" if verdict.measured is None else f"{verdict.measured:.3g}{verdict.goal.unit}"
-        rows.append([verdict.goal.text, verdict.wanted, measured, words[verdict.met]])
-    return "\n".join(_markdown(rows))
+        if verdict.measured is not None:
+            measured = f"{verdict.measured:.3g}{verdict.goal.unit}"
+            rows.append([verdict.goal.text, verdict.wanted, measured, "met" if verdict.met else "missed"])
+    left = [verdict.goal.text for verdict in verdicts if verdict.measured is None]
+    return "\n".join([*_markdown(rows), *(["Not measured in this run: " + "; ".join(left) + "."] if left else [])])
 
 
 def write_json(path: Path, about: Machine, cases: list[Case], verdicts: list[Verdict]) -> None:

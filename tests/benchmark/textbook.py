@@ -100,16 +100,19 @@ async def begin(
     transaction = Transaction(name=wanted.name, reference=wanted.reference)
     session.add(transaction)
     await session.commit()
+    await session.refresh(transaction)
     branches = []
     for each in wanted.branches:
         branch = Branch(transaction_id=transaction.id, participant=each.participant, payload=each.payload)
         session.add(branch)
         await session.commit()
+        await session.refresh(branch)
         branches.append(branch)
     held = await call_all(session, client, branches, "try", "held")
     transaction.phase = "confirming" if held else "cancelling"
     session.add(transaction)
     await session.commit()
+    await session.refresh(transaction)
     if held:
         done = await call_all(session, client, branches, "confirm", "confirmed")
     else:
@@ -118,6 +121,7 @@ async def begin(
         transaction.phase = "confirmed" if held else "cancelled"
         session.add(transaction)
         await session.commit()
+        await session.refresh(transaction)
     if transaction.phase != "confirmed":
         raise HTTPException(409, transaction.phase)
     return {"id": transaction.id, "outcome": transaction.phase}
@@ -152,4 +156,5 @@ async def call_all(
         session.add(branch)
         session.add(call)
         await session.commit()
+        await session.refresh(branch)
     return all(answer.is_success for answer in answers)
