@@ -48,6 +48,8 @@ http {{
     }}
 }}
 """
+_REFUSED: Final = (b"/refusing/confirm", b"/dead/try")
+"""What was dead knows of no Try: whoever still waits for one hears no, and so the transaction is cancelled."""
 _START_TIMEOUT_S: Final = 10.0
 
 
@@ -147,10 +149,14 @@ class _Connection(asyncio.Protocol):
             counts.is_dead = False
             self._answer(b"200 OK", b"{}")
             for each in counts.waiting:
-                each._answer(b"200 OK", b'{"held":true}')
+                each._answer_call()
         elif counts.is_dead:
             counts.waiting.append(self)
-        elif self._path == b"/refusing/confirm":
+        else:
+            self._answer_call()
+
+    def _answer_call(self) -> None:
+        if self._path in _REFUSED:
             self._answer(b"409 Conflict", b'{"detail":"no"}')
         else:
             self._answer(b"200 OK", b'{"held":true}')
