@@ -20,6 +20,7 @@ from tests.benchmark.noop import Noop
 CLIENTS = 64
 CLIENTS_MANY = 1024
 DEAD_SHARE = 0.05
+OTHERS = {"dtm": "DTM", "restate": "Restate"}
 
 
 @dataclass(kw_only=True)
@@ -76,7 +77,7 @@ def main_cases(
         load("sqlite", "Holdfast, SQLite", Holdfast(databases.sqlite())),
         load("textbook", "Textbook coordinator, PostgreSQL", Textbook(databases.postgres())),
         *(
-            load(name, f"{name}, already running", AlreadyRunning(url, f"tests.benchmark.{name}_client"))
+            load(name, f"{OTHERS[name]}, already running", AlreadyRunning(url, f"tests.benchmark.{name}_client"))
             for name, url in others.items()
         ),
         load("one-client", "Holdfast, PostgreSQL, 1 client", on_postgres(), clients=1),

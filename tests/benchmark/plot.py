@@ -7,14 +7,15 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from tests.benchmark.cases import CLIENTS, Case
+from tests.benchmark.cases import CLIENTS, OTHERS, Case
 
+CONTENDERS = ("ceiling", "postgres-1", "postgres-2", "sqlite", "textbook", *OTHERS)
 _OURS, _THEIRS = "#2a6f97", "#9aa5b1"
 
 
 def draw(path: Path, cases: list[Case], caption: str) -> None:
     """Bars for medians, a line from the least to the most, and the p50 in words."""
-    shown = [case for case in cases if case.clients == CLIENTS and case.figures("throughput_per_s")][::-1]
+    shown = [case for case in cases if case.name in CONTENDERS and case.figures("throughput_per_s")][::-1]
     plt.rcParams.update({"svg.hashsalt": "holdfast", "svg.fonttype": "path", "font.size": 10})
     figure, axes = plt.subplots(figsize=(9, 0.9 + 0.55 * len(shown)), layout="constrained")
     most = 0.0

@@ -17,7 +17,7 @@ from tests.benchmark.holdfast_client import body
 from tests.benchmark.noop import Noop
 from tests.benchmark.processes import wait_until
 
-CHUNK_ROWS = 500_000
+CHUNK_ROWS = 100_000
 AGE_S = 86_400
 """How much older than now the youngest copy is."""
 UNFINISHED_TIMEOUT_S = 86_400.0
@@ -63,6 +63,7 @@ def copy(engine: Engine, template_id: str, count: int, changed: Mapping[str, str
         last = min(count, first + CHUNK_ROWS - 1)
         with engine.begin() as connection:
             connection.execute(text("SET LOCAL synchronous_commit = off"))
+            connection.execute(text("SET LOCAL work_mem = '256MB'"))  # the rows of a chunk are sorted in memory
             _copy_rows(connection, "transactions", "id", template_id, first, last, of_transactions | dict(changed))
             for table in _tables_of_transactions(connection):
                 _copy_rows(connection, table, "transaction_id", template_id, first, last, {"transaction_id": new_id})

@@ -1,5 +1,6 @@
 """The benchmark's own checks can fail: what is not answered, not called or not kept is noticed."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.benchmark.load import Tally
 from tests.benchmark.measuring import Shape, check_answers, measure
 from tests.benchmark.noop import Noop, noop
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it measures through /proc")
 SHAPE = Shape(clients=4, seconds=0.3, warmup_s=0.1)
 
 
