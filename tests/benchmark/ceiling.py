@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from sqlalchemy.exc import DBAPIError
+
 import app.__main__
 from app import store
 from app.journal import Journal, WriteFunction
@@ -33,6 +35,8 @@ class NullJournal(Journal):
             return list(self._participants.values())
         if function is store.next_wake_at:
             return None
+        if function is store.try_to_listen:  # nobody else is there to be told
+            raise DBAPIError("LISTEN", None, NotImplementedError("nothing is kept"))
         raise NotImplementedError(f"nothing is kept: {function.__name__}")
 
     async def close(self) -> None:

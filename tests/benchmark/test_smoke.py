@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from app.models import metadata
-from tests.benchmark.contenders import Contender, Holdfast, Running
+from tests.benchmark.contenders import Ceiling, Contender, Holdfast, Running
 from tests.benchmark.databases import CheckFailed, Database
 from tests.benchmark.load import Tally
 from tests.benchmark.measuring import Shape, check_answers, measure
@@ -49,10 +49,12 @@ def test_a_short_round_passes_and_what_is_taken_from_its_database_is_missed(
         database.check()
 
 
-@pytest.mark.parametrize(
-    ("calls_made", "fault"), [(0, "must have seen"), (3, "must have seen"), (4, "are in the database")]
-)
-def test_a_coordinator_that_makes_no_calls_loses_one_or_keeps_nothing_is_noticed(
+def test_the_ceiling_makes_every_call_and_keeps_nothing(participant: Noop) -> None:
+    assert measure(Ceiling(), participant, SHAPE).confirmed > 0
+
+
+@pytest.mark.parametrize(("calls_made", "fault"), [(3, "must have seen"), (4, "are in the database")])
+def test_a_coordinator_that_loses_a_call_or_keeps_nothing_is_noticed(
     participant: Noop, database: Database, calls_made: int, fault: str
 ) -> None:
     with database.engine.begin() as connection:
