@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test chaos check format lint types migrate requirements clean
+.PHONY: help install demo run test chaos bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.dev ## make .venv with everything that tests and checks need
 
@@ -27,6 +27,12 @@ SEED ?=
 chaos: $(VENV)/.dev ## replicas, participants and PostgreSQL killed at random under load, and checked: MINUTES= REPLICAS= SEED=
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --replicas $(REPLICAS) --seed "$(SEED)"
 
+bench: $(VENV)/.bench ## measure, check, compare: docs/benchmarks (ARGS='--help' for more)
+	@$(BIN)/python -m tests.benchmark $(ARGS)
+
+bench-size: $(VENV)/.bench ## the same with ten million finished transactions: half an hour, 20 GB
+	@$(BIN)/python -m tests.benchmark --rows 10_000_000 $(ARGS)
+
 check: lint types test ## everything that must pass before a commit
 
 format: $(VENV)/.dev ## rewrite the code in the house style
@@ -43,7 +49,7 @@ migrate: $(VENV)/.run ## bring the database at HOLDFAST_DATABASE_URL to the newe
 
 requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for, with hashes
 	@$(PIP) uv
-	@for group in run dev; do $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header \
+	@for group in run dev bench; do $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header \
 	  --no-emit-index-url --python-version 3.11 --group pyproject.toml:$$group --output-file requirements/$$group.txt; done
 
 clean: ## remove .venv and everything that was made
@@ -63,4 +69,9 @@ $(VENV)/.run: requirements/run.txt participants/pyproject.toml | $(BIN)/python
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	@echo "Installing what tests and checks need into $(VENV) ..."
 	@$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
+	@echo "Installing what the benchmark draws with into $(VENV) ..."
+	@$(PIP) --require-hashes -r requirements/bench.txt
 	@touch $@

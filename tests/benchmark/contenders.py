@@ -1,0 +1,98 @@
+"""What is measured: each contender as its users start it, on a free port, with a database of its own."""
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+
+from tests.benchmark.databases import Database
+from tests.benchmark.noop import Noop
+from tests.benchmark.processes import ServerProcess
+
+
+@dataclass(frozen=True)
+class Running:
+    """A contender at work: where its clients go, and the processes whose CPU is its own (none: it was there before)."""
+
+    urls: list[str]
+    processes: list[ServerProcess]
+    driver: str = "tests.benchmark.holdfast_client"
+
+
+class Contender(ABC):
+    """Started anew for each round. `database` is None when nothing is kept, or when it is somebody else's affair."""
+
+    database: Database | None = None
+
+    @abstractmethod
+    def start(self, participant: Noop, more: Mapping[str, str] = {}) -> AbstractContextManager[Running]:
+        """Serve, with these participants registered: those of `participant`, and `more` (name → base URL)."""
+
+
+class Holdfast(Contender):
+    """`python -m app serve`, in one process or several on one database."""
+
+    def __init__(self, database: Database, *, processes: int = 1) -> None:
+        self.database = database
+        self._processes = processes
+
+    @contextmanager
+    def start(self, participant: Noop, more: Mapping[str, str] = {}) -> Iterator[Running]:
+        assert self.database is not None
+        environment = _settings(self.database.url, participant, more)
+        with ExitStack() as stack:
+            served = [
+                stack.enter_context(ServerProcess(sys.executable, "-m", "app", "serve", environment=environment))
+                for _ in range(self._processes)
+            ]
+            yield Running([each.url for each in served], served)
+
+
+class Ceiling(Contender):
+    """Holdfast with persistence replaced by nothing."""
+
+    @contextmanager
+    def start(self, participant: Noop, more: Mapping[str, str] = {}) -> Iterator[Running]:
+        environment = _settings("postgresql://nowhere/nothing", participant, more)
+        with ServerProcess(sys.executable, "-m", "tests.benchmark.ceiling", environment=environment) as server:
+            yield Running([server.url], [server])
+
+
+class Textbook(Contender):
+    """The coordinator that people write by hand."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    @contextmanager
+    def start(self, participant: Noop, more: Mapping[str, str] = {}) -> Iterator[Running]:
+        assert self.database is not None
+        environment = {
+            "TEXTBOOK_DATABASE_URL": self.database.url,
+            "TEXTBOOK_PARTICIPANTS": json.dumps(participant.participants() | dict(more)),
+        }
+        command = (sys.executable, "-m", "uvicorn", "tests.benchmark.textbook:app", "--port", "0", "--no-access-log")
+        with ServerProcess(*command, environment=environment) as server:
+            yield Running([server.url], [server])
+
+
+class AlreadyRunning(Contender):
+    """Somebody else's coordinator that runs already; `driver` is the module that speaks its API."""
+
+    def __init__(self, url: str, driver: str) -> None:
+        self._url = url.rstrip("/")
+        self._driver = driver
+
+    @contextmanager
+    def start(self, participant: Noop, more: Mapping[str, str] = {}) -> Iterator[Running]:
+        yield Running([self._url], [], self._driver)
+
+
+def _settings(database_url: str, participant: Noop, more: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "HOLDFAST_DATABASE_URL": database_url,
+        "HOLDFAST_PORT": "0",
+        "HOLDFAST_PARTICIPANTS": json.dumps(participant.participants() | dict(more)),
+    }

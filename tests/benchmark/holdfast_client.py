@@ -1,0 +1,33 @@
+"""What a client of Holdfast's API does: one POST whose answer is the outcome. The textbook coordinator has the same."""
+
+import json
+
+from tests.benchmark.http_client import Connections, Unexpected
+
+DEAD_TIMEOUT_S = 1.0
+"""The time to a decision of the transactions that have a branch at a dead participant."""
+
+_PAYLOADS = {"a": {"sku": "A-1", "quantity": 2}, "b": {"customer": "ada", "amount_cents": 5000}}
+
+
+def body(reference: str, *participants: str, timeout_s: float = 30) -> bytes:
+    """A transaction with one branch at each of these participants."""
+    branches = [{"participant": each, "payload": _PAYLOADS.get(each, {})} for each in participants]
+    begin = {"name": "bench", "reference": reference, "timeout_s": timeout_s, "branches": branches}
+    return json.dumps(begin).encode()
+
+
+async def transact(connections: Connections, url: str, participant_url: str, reference: str) -> None:
+    """One two-branch transaction, confirmed, or Unexpected."""
+    status, answer = await connections.post(f"{url}/v1/transactions", body(reference, "a", "b"))
+    if status != 201 or b'"outcome":"confirmed"' not in answer:
+        raise Unexpected(f"{status} {answer[:300]!r}")
+
+
+async def transact_with_dead(connections: Connections, url: str) -> None:
+    """One whose second participant does not answer: cancelled in the end, or Unexpected."""
+    status, answer = await connections.post(
+        f"{url}/v1/transactions", body("dead", "a", "dead", timeout_s=DEAD_TIMEOUT_S)
+    )
+    if status != 409 or b"/problems/transaction-cancelled" not in answer:
+        raise Unexpected(f"{status} {answer[:300]!r}")
