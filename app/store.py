@@ -5,15 +5,18 @@ expects. No commit, no clock and no transition of the protocol here. Runs as it 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Exists,
+    Integer,
     Row,
-    RowMapping,
     Select,
     Table,
     and_,
@@ -25,8 +28,12 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    union_all,
     update,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
 
 from app.models import (
     CallRecord,
@@ -41,15 +48,33 @@ from app.models import (
     definition_of,
     transaction_of,
 )
-from app.transaction import Transaction
+from app.transaction import Phase, Transaction
 from holdfast.wire import Answer, Decision, Operation
 
 log = logging.getLogger(__name__)
+
+PAGE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""A page ends early when its documents come to more, whatever its limit; one transaction is always there."""
+CANDIDATES_MAX: Final = 10_000
+"""Rows that a page of a list with several filters looks at: it ends early rather than search a table of millions."""
 
 
 def _table(model: type) -> Table:
     table: Table = model.__table__  # type: ignore[attr-defined]
     return table
+
+
+class octet_length(GenericFunction[int]):
+    """How many bytes a text takes."""
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(octet_length, "sqlite")
+def _octet_length_sqlite(element: octet_length, compiler: SQLCompiler, **options: Any) -> str:
+    """SQLite has the function since 3.43 only."""
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
 
 
 transactions = _table(TransactionRow)
@@ -126,6 +151,17 @@ class HungFilter:
     participant: str | None = None
     name: str | None = None
     hung_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a list shows, and behind which key the next page begins; None at the end.
+
+    A page may be short, or empty, and not the last: see PAGE_BYTES_MAX and CANDIDATES_MAX.
+    """
+
+    transactions: list[Transaction]
+    next_after: tuple[Any, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +248,15 @@ def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transacti
 
 def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
     """Make everything unfinished due at once, at the time given in seconds since the epoch; answers how many."""
-    later = transactions.c.wake_at
-    return [connection.execute(update(transactions).where(later > now).values(wake_at=now)).rowcount for now in items]
+    return [
+        sum(
+            connection.execute(
+                update(transactions).where(kind, transactions.c.wake_at > now).values(wake_at=now)
+            ).rowcount
+            for kind in _UNFINISHED
+        )
+        for now in items
+    ]
 
 
 def announce(connection: Connection, items: Sequence[str]) -> list[None]:
@@ -225,11 +268,16 @@ def announce(connection: Connection, items: Sequence[str]) -> list[None]:
     return [None] * len(items)
 
 
+_HANGS = transactions.c.hung_since.is_not(None)
+_IS_UNDER_WAY = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_since.is_(None))
+_UNFINISHED = (_IS_UNDER_WAY, _HANGS)
+"""All that is not finished, in two kinds, of which each has an index of its own: what hangs stands in nobody's way."""
+
 _SAVE = (
     update(transactions)
     .where(transactions.c.id == bindparam("expected_id"), transactions.c.version == bindparam("expected_version"))
     .values({name: bindparam(name) for name in ("version", "phase", "decision", "decided_at", "finished_at")})
-    .values({name: bindparam(name) for name in ("hung_since", "wake_at", "state")})
+    .values({name: bindparam(name) for name in ("hung_since", "wake_at", "resolved_at", "state")})
 )
 
 
@@ -297,8 +345,7 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
     if item.transaction_id is not None:
         wanted = wanted.where(transactions.c.id == item.transaction_id)
     if item.hung is not None:
-        since = transactions.c.hung_since
-        wanted = wanted.where(since.is_not(None) if item.hung else since.is_(None))
+        wanted = wanted.where(_HANGS if item.hung else _IS_UNDER_WAY)
     wanted = wanted.order_by(transactions.c.wake_at).limit(item.limit).with_for_update(skip_locked=True)
     rows = connection.execute(wanted).mappings().all()
     if not rows:
@@ -345,44 +392,84 @@ def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision
     return None if row is None else (Decision(row[0]), row[1])
 
 
-def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> list[Transaction]:
+def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Page:
     """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
-    query = select(transactions).where(*_conditions(wanted)).order_by(transactions.c.id.desc())
-    beyond = None if before_id is None else transactions.c.id < before_id
-    return _page(connection, query, limit, beyond, lambda last: transactions.c.id < last["id"])
+    conditions = _conditions(wanted)
+    candidates = _candidates(wanted, conditions)
+    id_ = candidates.selected_columns.id
+    newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
+    if len(conditions) <= 1 and wanted.hung is not False:
+        return _page(connection, connection.execute(newest.limit(limit + 1)), limit, *conditions)
+    among = newest.limit(CANDIDATES_MAX).subquery()
+    matching = select(transactions.c.id).join(among, among.c.id == transactions.c.id).where(*conditions)
+    keys = connection.execute(matching.order_by(among.c.id.desc()).limit(limit + 1))
+    page = _page(connection, keys, limit, *conditions)
+    if page.next_after is not None:
+        return page
+    last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
+    return replace(page, next_after=last and tuple(last))  # there may be more beyond the candidates
 
 
-def list_hung(
-    connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None
-) -> list[Transaction]:
+def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None) -> Page:
     """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
     since, id_ = transactions.c.hung_since, transactions.c.id
-
-    def later(hung_since: float, id_before: str) -> ColumnElement[bool]:
-        return or_(since > hung_since, and_(since == hung_since, id_ > id_before))
-
-    query = select(transactions).where(since.is_not(None), *_hung_conditions(wanted)).order_by(since, id_)
-    beyond = None if after is None else later(*after)
-    return _page(connection, query, limit, beyond, lambda last: later(last["hung_since"], last["id"]))
+    conditions = [_HANGS, *_hung_conditions(wanted)]
+    keys = select(since, id_).where(*conditions).order_by(since, id_).limit(limit + 1)
+    if after is not None:  # said so that each database finds the place in the index
+        keys = keys.where(since >= after[0], or_(since > after[0], id_ > after[1]))
+    return _page(connection, connection.execute(keys), limit, *conditions)
 
 
-def _page(
-    connection: Connection,
-    query: Select[Any],
-    limit: int,
-    beyond: ColumnElement[bool] | None,
-    beyond_row: Callable[[RowMapping], ColumnElement[bool]],
-) -> list[Transaction]:
-    """Up to `limit` transactions from `beyond` on; fewer only at the end of the list, whatever rows are unreadable."""
-    read: list[Transaction] = []
-    while True:
-        wanted = limit - len(read)
-        page = query.limit(wanted) if beyond is None else query.where(beyond).limit(wanted)
-        rows = connection.execute(page).mappings().all()
-        read += _readable(rows)
-        if len(read) == limit or len(rows) < wanted:
-            return read
-        beyond = beyond_row(rows[-1])
+def _page(connection: Connection, keys: Iterable[Row[Any]], limit: int, *conditions: ColumnElement[bool]) -> Page:
+    """The page of `keys`, each of which ends with an id; there is one more of them than `limit` if there is more.
+
+    Rows to which the conditions no longer apply, and those that can't be read, are left out.
+    """
+    by_id = {key[-1]: tuple(key) for key in keys}
+    ids = _fitting(connection, list(by_id)[:limit])
+    page = select(transactions).where(transactions.c.id.in_(ids), *conditions)
+    rows = {row["id"]: row for row in connection.execute(page).mappings()}
+    return Page(
+        transactions=_readable(rows[id_] for id_ in ids if id_ in rows),
+        next_after=by_id[ids[-1]] if len(ids) < len(by_id) else None,
+    )
+
+
+def _fitting(connection: Connection, ids: list[str]) -> list[str]:
+    """The first of `ids` whose documents together fit into a page; the first one always does."""
+    column = transactions.c
+    sizes = select(column.id, octet_length(column.definition) + octet_length(column.state)).where(column.id.in_(ids))
+    bytes_of: dict[str, int] = dict(connection.execute(sizes).all())
+    totals = accumulate(bytes_of.get(id_, 0) for id_ in ids)
+    return ids[: max(1, bisect_right(list(totals), PAGE_BYTES_MAX))]
+
+
+def _candidates(wanted: Filter, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """The ids that match the first condition, from an index that has them in their order.
+
+    That is not left to the database, which can't know how many rows match several filters at once.
+    """
+    member = transaction_participants.c
+    if wanted.participant is not None and isinstance(conditions[0], Exists):
+        return select(member.transaction_id.label("id")).where(member.participant == wanted.participant)
+    only_hung_is_false = wanted.hung is False and len(conditions) == 1
+    return select(transactions.c.id).where(*([] if only_hung_is_false else conditions[:1]))
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    """What must hold; that which most likely leaves the fewest comes first."""
+    column, member = transactions.c, transaction_participants.c
+    has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
+    in_order = (
+        (wanted.reference is not None, column.reference == wanted.reference),
+        (wanted.hung is True, _HANGS),
+        (wanted.phase not in (None, Phase.CONFIRMED), column.phase == wanted.phase),
+        (wanted.participant is not None, has_participant),
+        (wanted.name is not None, column.name == wanted.name),
+        (wanted.phase == Phase.CONFIRMED, column.phase == wanted.phase),
+        (wanted.hung is False, column.hung_since.is_(None)),
+    )
+    return [condition for is_wanted, condition in in_order if is_wanted]
 
 
 def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
@@ -405,39 +492,19 @@ def list_calls(connection: Connection, transaction_id: str, limit: int, after_id
 
 def next_wake_at(connection: Connection) -> float | None:
     """When the first unfinished transaction is due."""
-    wake_at: float | None = connection.execute(select(func.min(transactions.c.wake_at))).scalar_one()
+    firsts = union_all(*(select(func.min(transactions.c.wake_at).label("at")).where(kind) for kind in _UNFINISHED))
+    wake_at: float | None = connection.execute(select(func.min(firsts.subquery().c.at))).scalar_one()
     return wake_at
 
 
 def count_unfinished(connection: Connection) -> int:
     """How many transactions are not finished."""
-    return connection.execute(select(func.count()).where(transactions.c.wake_at.is_not(None))).scalar_one()
+    return sum(connection.execute(select(func.count()).where(kind)).scalar_one() for kind in _UNFINISHED)
 
 
 def count_hung(connection: Connection) -> int:
     """How many transactions are hung."""
-    return connection.execute(select(func.count()).where(transactions.c.hung_since.is_not(None))).scalar_one()
-
-
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    conditions = [
-        column == value
-        for column, value in (
-            (transactions.c.phase, wanted.phase),
-            (transactions.c.name, wanted.name),
-            (transactions.c.reference, wanted.reference),
-        )
-        if value is not None
-    ]
-    if wanted.participant is not None:
-        member = transaction_participants.c
-        conditions.append(
-            exists().where(member.participant == wanted.participant, member.transaction_id == transactions.c.id)
-        )
-    if wanted.hung is not None:
-        since = transactions.c.hung_since
-        conditions.append(since.is_not(None) if wanted.hung else since.is_(None))
-    return conditions
+    return connection.execute(select(func.count()).where(_HANGS)).scalar_one()
 
 
 def _hung_conditions(wanted: HungFilter) -> list[ColumnElement[bool]]:
@@ -516,9 +583,8 @@ def _delete_participant(connection: Connection, name: str) -> bool | None:
     if connection.execute(select(participants.c.name).where(participants.c.name == name)).first() is None:
         return None
     member = transaction_participants.c
-    needed = select(member.transaction_id).where(
-        member.participant == name, member.transaction_id == transactions.c.id, transactions.c.wake_at.is_not(None)
-    )
-    if connection.execute(needed.limit(1)).first() is not None:
-        return False
+    needs = exists().where(member.participant == name, member.transaction_id == transactions.c.id)
+    for kind in _UNFINISHED:
+        if connection.execute(select(transactions.c.id).where(kind, needs).limit(1)).first() is not None:
+            return False
     return connection.execute(delete(participants).where(participants.c.name == name)).rowcount == 1

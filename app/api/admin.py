@@ -31,11 +31,10 @@ async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Res
     wanted = store.HungFilter(participant=query.participant, name=query.name, hung_before=hung_before)
     since, after_id = parse_or_problem(query.cursor, float, str) if query.cursor is not None else (None, None)
     after = None if since is None else (since, after_id)
-    found = await parts.journal.read(store.list_hung, wanted, query.limit + 1, after)
+    page = await parts.journal.read(store.list_hung, wanted, query.limit, after)
     totals = await parts.journal.read(store.total_hung, wanted)
-    last = found[query.limit - 1] if len(found) > query.limit else None
-    next_cursor = cursor_of(last.hung_since, last.id) if last and last.hung_since is not None else None
-    items = [transaction_json(it) for it in found[: query.limit]]
+    next_cursor = page.next_after and cursor_of(*page.next_after)
+    items = [transaction_json(it) for it in page.transactions]
     return json_response({"items": items, "next_cursor": next_cursor, "totals": totals_json(totals)})
 
 

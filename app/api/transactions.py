@@ -127,9 +127,9 @@ async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query(
     """Transactions, newest first."""
     before_id = parse_or_problem(query.cursor, str)[0] if query.cursor is not None else None
     wanted = store.Filter(**query.model_dump(exclude={"limit", "cursor"}))
-    found = await parts.journal.read(store.list_newest, wanted, query.limit + 1, before_id)
-    next_cursor = cursor_of(found[query.limit - 1].id) if len(found) > query.limit else None
-    return json_response({"items": [transaction_json(it) for it in found[: query.limit]], "next_cursor": next_cursor})
+    page = await parts.journal.read(store.list_newest, wanted, query.limit, before_id)
+    items = [transaction_json(it) for it in page.transactions]
+    return json_response({"items": items, "next_cursor": page.next_after and cursor_of(*page.next_after)})
 
 
 @router.get(
