@@ -14,10 +14,8 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Exists,
     Integer,
     Row,
-    Select,
     Table,
     and_,
     bindparam,
@@ -25,7 +23,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    or_,
     select,
     text,
     union_all,
@@ -48,15 +45,13 @@ from app.models import (
     definition_of,
     transaction_of,
 )
-from app.transaction import Phase, Transaction
+from app.transaction import Transaction
 from holdfast.wire import Answer, Decision, Operation
 
 log = logging.getLogger(__name__)
 
-PAGE_BYTES_MAX: Final = 8 * 1024 * 1024
-"""A page ends early when its documents come to more, whatever its limit; one transaction is always there."""
-CANDIDATES_MAX: Final = 10_000
-"""Rows that a page of a list with several filters looks at: it ends early rather than search a table of millions."""
+READ_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Documents that are read at once: a page ends early when its own come to more, whatever its limit."""
 
 
 def _table(model: type) -> Table:
@@ -133,46 +128,6 @@ class Claim:
     hung: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """What a list shows; every member that is not None must match."""
-
-    phase: str | None = None
-    name: str | None = None
-    reference: str | None = None
-    participant: str | None = None
-    hung: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HungFilter:
-    """Which hung transactions a list shows; `hung_before` in seconds since the epoch."""
-
-    participant: str | None = None
-    name: str | None = None
-    hung_before: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """What a list shows, and behind which key the next page begins; None at the end.
-
-    A page may be short, or empty, and not the last: see PAGE_BYTES_MAX and CANDIDATES_MAX.
-    """
-
-    transactions: list[Transaction]
-    next_after: tuple[Any, ...] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HungTotal:
-    """How many branches hang at one participant for one reason; `participant` None for branches given by URLs."""
-
-    participant: str | None
-    reason: str
-    count: int
-
-
 # --- writes: what the protocol needs -----------------------------------------------------------------------------
 
 
@@ -195,14 +150,19 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]
             answers.append(recorded)
     if new:
         connection.execute(insert(transactions), [_new_row(item) for item in new])
-    memberships = [
-        {"participant": participant, "transaction_id": item.transaction.id}
-        for item in new
-        for participant in sorted({b.participant for b in item.transaction.branches if b.participant})
-    ]
-    if memberships:
-        connection.execute(insert(transaction_participants), memberships)
+    rows = memberships(item.transaction for item in new)
+    if rows:
+        connection.execute(insert(transaction_participants), rows)
     return answers
+
+
+def memberships(of: Iterable[Transaction]) -> list[dict[str, str]]:
+    """The rows that say which registered participants these transactions have."""
+    return [
+        {"participant": participant, "transaction_id": it.id}
+        for it in of
+        for participant in sorted({b.participant for b in it.branches if b.participant})
+    ]
 
 
 def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
@@ -268,9 +228,9 @@ def announce(connection: Connection, items: Sequence[str]) -> list[None]:
     return [None] * len(items)
 
 
-_HANGS = transactions.c.hung_since.is_not(None)
+HANGS = transactions.c.hung_since.is_not(None)
 _IS_UNDER_WAY = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_since.is_(None))
-_UNFINISHED = (_IS_UNDER_WAY, _HANGS)
+_UNFINISHED = (_IS_UNDER_WAY, HANGS)
 """All that is not finished, in two kinds, of which each has an index of its own: what hangs stands in nobody's way."""
 
 _SAVE = (
@@ -345,7 +305,7 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
     if item.transaction_id is not None:
         wanted = wanted.where(transactions.c.id == item.transaction_id)
     if item.hung is not None:
-        wanted = wanted.where(_HANGS if item.hung else _IS_UNDER_WAY)
+        wanted = wanted.where(HANGS if item.hung else _IS_UNDER_WAY)
     wanted = wanted.order_by(transactions.c.wake_at).limit(item.limit).with_for_update(skip_locked=True)
     rows = connection.execute(wanted).mappings().all()
     if not rows:
@@ -380,6 +340,22 @@ def find(connection: Connection, transaction_id: str) -> Transaction | None:
     return None if row is None else transaction_of(row)
 
 
+def find_all(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[Transaction]:
+    """The transactions of these ids of which the conditions hold, in this order, but for those that can't be read."""
+    query = select(transactions).where(transactions.c.id.in_(ids), *conditions)
+    rows = {row["id"]: row for row in connection.execute(query).mappings()}
+    return _readable(rows[id_] for id_ in ids if id_ in rows)
+
+
+def fitting(connection: Connection, ids: Sequence[str]) -> Sequence[str]:
+    """The first of `ids` whose documents together fit into READ_BYTES_MAX; the first one always does."""
+    column = transactions.c
+    sizes = select(column.id, octet_length(column.definition) + octet_length(column.state)).where(column.id.in_(ids))
+    bytes_of: dict[str, int] = dict(connection.execute(sizes).all())
+    totals = accumulate(bytes_of.get(id_, 0) for id_ in ids)
+    return ids[: max(1, bisect_right(list(totals), READ_BYTES_MAX))]
+
+
 def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
     """Whether a transaction has this idempotency key."""
     return bool(_recorded_under(connection, [idempotency_key]))
@@ -392,102 +368,10 @@ def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision
     return None if row is None else (Decision(row[0]), row[1])
 
 
-def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Page:
-    """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
-    conditions = _conditions(wanted)
-    candidates = _candidates(wanted, conditions)
-    id_ = candidates.selected_columns.id
-    newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
-    if len(conditions) <= 1 and wanted.hung is not False:
-        return _page(connection, connection.execute(newest.limit(limit + 1)), limit, *conditions)
-    among = newest.limit(CANDIDATES_MAX).subquery()
-    matching = select(transactions.c.id).join(among, among.c.id == transactions.c.id).where(*conditions)
-    keys = connection.execute(matching.order_by(among.c.id.desc()).limit(limit + 1))
-    page = _page(connection, keys, limit, *conditions)
-    if page.next_after is not None:
-        return page
-    last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
-    return replace(page, next_after=last and tuple(last))  # there may be more beyond the candidates
-
-
-def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None) -> Page:
-    """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
-    since, id_ = transactions.c.hung_since, transactions.c.id
-    conditions = [_HANGS, *_hung_conditions(wanted)]
-    keys = select(since, id_).where(*conditions).order_by(since, id_).limit(limit + 1)
-    if after is not None:  # said so that each database finds the place in the index
-        keys = keys.where(since >= after[0], or_(since > after[0], id_ > after[1]))
-    return _page(connection, connection.execute(keys), limit, *conditions)
-
-
-def _page(connection: Connection, keys: Iterable[Row[Any]], limit: int, *conditions: ColumnElement[bool]) -> Page:
-    """The page of `keys`, each of which ends with an id; there is one more of them than `limit` if there is more.
-
-    Rows to which the conditions no longer apply, and those that can't be read, are left out.
-    """
-    by_id = {key[-1]: tuple(key) for key in keys}
-    ids = _fitting(connection, list(by_id)[:limit])
-    page = select(transactions).where(transactions.c.id.in_(ids), *conditions)
-    rows = {row["id"]: row for row in connection.execute(page).mappings()}
-    return Page(
-        transactions=_readable(rows[id_] for id_ in ids if id_ in rows),
-        next_after=by_id[ids[-1]] if len(ids) < len(by_id) else None,
-    )
-
-
-def _fitting(connection: Connection, ids: list[str]) -> list[str]:
-    """The first of `ids` whose documents together fit into a page; the first one always does."""
-    column = transactions.c
-    sizes = select(column.id, octet_length(column.definition) + octet_length(column.state)).where(column.id.in_(ids))
-    bytes_of: dict[str, int] = dict(connection.execute(sizes).all())
-    totals = accumulate(bytes_of.get(id_, 0) for id_ in ids)
-    return ids[: max(1, bisect_right(list(totals), PAGE_BYTES_MAX))]
-
-
-def _candidates(wanted: Filter, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    """The ids that match the first condition, from an index that has them in their order.
-
-    That is not left to the database, which can't know how many rows match several filters at once.
-    """
-    member = transaction_participants.c
-    if wanted.participant is not None and isinstance(conditions[0], Exists):
-        return select(member.transaction_id.label("id")).where(member.participant == wanted.participant)
-    only_hung_is_false = wanted.hung is False and len(conditions) == 1
-    return select(transactions.c.id).where(*([] if only_hung_is_false else conditions[:1]))
-
-
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    """What must hold; that which most likely leaves the fewest comes first."""
-    column, member = transactions.c, transaction_participants.c
-    has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
-    in_order = (
-        (wanted.reference is not None, column.reference == wanted.reference),
-        (wanted.hung is True, _HANGS),
-        (wanted.phase not in (None, Phase.CONFIRMED), column.phase == wanted.phase),
-        (wanted.participant is not None, has_participant),
-        (wanted.name is not None, column.name == wanted.name),
-        (wanted.phase == Phase.CONFIRMED, column.phase == wanted.phase),
-        (wanted.hung is False, column.hung_since.is_(None)),
-    )
-    return [condition for is_wanted, condition in in_order if is_wanted]
-
-
-def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
-    """How many branches hang, by participant and reason."""
-    columns = (hung_branches.c.participant, hung_branches.c.reason)
-    query: Select[Any] = select(*columns, func.count()).group_by(*columns).order_by(*columns)
-    if wanted.participant is not None:
-        query = query.where(hung_branches.c.participant == wanted.participant)
-    if wanted.name is not None or wanted.hung_before is not None:
-        query = query.join(transactions, transactions.c.id == hung_branches.c.transaction_id)
-        query = query.where(*_hung_conditions(HungFilter(name=wanted.name, hung_before=wanted.hung_before)))
-    return [HungTotal(participant=p, reason=reason, count=count) for p, reason, count in connection.execute(query)]
-
-
 def list_calls(connection: Connection, transaction_id: str, limit: int, after_id: int) -> list[tuple[int, CallRecord]]:
     """The calls of a transaction, oldest first, from `after_id` on (exclusive), each with its id."""
     query = select(calls).where(calls.c.transaction_id == transaction_id, calls.c.id > after_id)
-    return [(row.id, _call_record(row)) for row in connection.execute(query.order_by(calls.c.id).limit(limit))]
+    return [(row.id, call_record(row)) for row in connection.execute(query.order_by(calls.c.id).limit(limit))]
 
 
 def next_wake_at(connection: Connection) -> float | None:
@@ -504,24 +388,11 @@ def count_unfinished(connection: Connection) -> int:
 
 def count_hung(connection: Connection) -> int:
     """How many transactions are hung."""
-    return connection.execute(select(func.count()).where(_HANGS)).scalar_one()
+    return connection.execute(select(func.count()).where(HANGS)).scalar_one()
 
 
-def _hung_conditions(wanted: HungFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if wanted.name is not None:
-        conditions.append(transactions.c.name == wanted.name)
-    if wanted.hung_before is not None:
-        conditions.append(transactions.c.hung_since <= wanted.hung_before)
-    if wanted.participant is not None:
-        branch = hung_branches.c
-        conditions.append(
-            exists().where(branch.transaction_id == transactions.c.id, branch.participant == wanted.participant)
-        )
-    return conditions
-
-
-def _call_record(row: Row[Any]) -> CallRecord:
+def call_record(row: Row[Any]) -> CallRecord:
+    """The call that a row of `calls` stands for."""
     return CallRecord(
         transaction_id=row.transaction_id,
         branch=row.branch,

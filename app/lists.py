@@ -1,0 +1,153 @@
+"""What lists of transactions show: filters, pages and totals, as functions of a connection like those of store.py.
+
+A page costs the same wherever it is and whatever the filters, because it looks at a limited number of rows and reads a
+limited number of bytes; where that is too little for its limit it ends early, and the next goes on from there.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Exists, Row, Select, exists, func, or_, select
+
+from app import store
+from app.store import HANGS, hung_branches, transaction_participants, transactions
+from app.transaction import Phase, Transaction
+
+CANDIDATES_MAX: Final = 10_000
+"""Rows that a page of a list with several filters looks at: it ends early rather than search a table of millions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What a list shows; every member that is not None must match."""
+
+    phase: str | None = None
+    name: str | None = None
+    reference: str | None = None
+    participant: str | None = None
+    hung: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HungFilter:
+    """Which hung transactions a list shows; `hung_before` in seconds since the epoch."""
+
+    participant: str | None = None
+    name: str | None = None
+    hung_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a list shows, and behind which key the next page begins; None at the end.
+
+    A page may be short, or empty, and not the last: see store.READ_BYTES_MAX and CANDIDATES_MAX.
+    """
+
+    transactions: list[Transaction]
+    next_after: tuple[Any, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HungTotal:
+    """How many branches hang at one participant for one reason; `participant` None for branches given by URLs."""
+
+    participant: str | None
+    reason: str
+    count: int
+
+
+def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Page:
+    """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
+    conditions = _conditions(wanted)
+    candidates = _candidates(wanted, conditions)
+    id_ = candidates.selected_columns.id
+    newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
+    if len(conditions) <= 1 and wanted.hung is not False:
+        return _page(connection, connection.execute(newest.limit(limit + 1)), limit, *conditions)
+    among = newest.limit(CANDIDATES_MAX).subquery()
+    matching = select(transactions.c.id).join(among, among.c.id == transactions.c.id).where(*conditions)
+    keys = connection.execute(matching.order_by(among.c.id.desc()).limit(limit + 1))
+    page = _page(connection, keys, limit, *conditions)
+    if page.next_after is not None:
+        return page
+    last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
+    return replace(page, next_after=last and tuple(last))  # there may be more beyond the candidates
+
+
+def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None) -> Page:
+    """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
+    since, id_ = transactions.c.hung_since, transactions.c.id
+    conditions = [HANGS, *_hung_conditions(wanted)]
+    keys = select(since, id_).where(*conditions).order_by(since, id_).limit(limit + 1)
+    if after is not None:  # said so that each database finds the place in the index
+        keys = keys.where(since >= after[0], or_(since > after[0], id_ > after[1]))
+    return _page(connection, connection.execute(keys), limit, *conditions)
+
+
+def _page(connection: Connection, keys: Iterable[Row[Any]], limit: int, *conditions: ColumnElement[bool]) -> Page:
+    """The page of `keys`, each of which ends with an id; there is one more of them than `limit` if there is more.
+
+    Rows to which the conditions no longer apply, and those that can't be read, are left out.
+    """
+    by_id = {key[-1]: tuple(key) for key in keys}
+    ids = store.fitting(connection, list(by_id)[:limit])
+    return Page(
+        transactions=store.find_all(connection, ids, *conditions),
+        next_after=by_id[ids[-1]] if len(ids) < len(by_id) else None,
+    )
+
+
+def _candidates(wanted: Filter, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """The ids that match the first condition, from an index that has them in their order.
+
+    That is not left to the database, which can't know how many rows match several filters at once.
+    """
+    member = transaction_participants.c
+    if wanted.participant is not None and isinstance(conditions[0], Exists):
+        return select(member.transaction_id.label("id")).where(member.participant == wanted.participant)
+    only_hung_is_false = wanted.hung is False and len(conditions) == 1
+    return select(transactions.c.id).where(*([] if only_hung_is_false else conditions[:1]))
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    """What must hold; that which most likely leaves the fewest comes first."""
+    column, member = transactions.c, transaction_participants.c
+    has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
+    in_order = (
+        (wanted.reference is not None, column.reference == wanted.reference),
+        (wanted.hung is True, HANGS),
+        (wanted.phase not in (None, Phase.CONFIRMED), column.phase == wanted.phase),
+        (wanted.participant is not None, has_participant),
+        (wanted.name is not None, column.name == wanted.name),
+        (wanted.phase == Phase.CONFIRMED, column.phase == wanted.phase),
+        (wanted.hung is False, column.hung_since.is_(None)),
+    )
+    return [condition for is_wanted, condition in in_order if is_wanted]
+
+
+def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
+    """How many branches hang, by participant and reason."""
+    columns = (hung_branches.c.participant, hung_branches.c.reason)
+    query: Select[Any] = select(*columns, func.count()).group_by(*columns).order_by(*columns)
+    if wanted.participant is not None:
+        query = query.where(hung_branches.c.participant == wanted.participant)
+    if wanted.name is not None or wanted.hung_before is not None:
+        query = query.join(transactions, transactions.c.id == hung_branches.c.transaction_id)
+        query = query.where(*_hung_conditions(HungFilter(name=wanted.name, hung_before=wanted.hung_before)))
+    return [HungTotal(participant=p, reason=reason, count=count) for p, reason, count in connection.execute(query)]
+
+
+def _hung_conditions(wanted: HungFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.name is not None:
+        conditions.append(transactions.c.name == wanted.name)
+    if wanted.hung_before is not None:
+        conditions.append(transactions.c.hung_since <= wanted.hung_before)
+    if wanted.participant is not None:
+        branch = hung_branches.c
+        conditions.append(
+            exists().where(branch.transaction_id == transactions.c.id, branch.participant == wanted.participant)
+        )
+    return conditions
