@@ -4,11 +4,11 @@ A page costs the same wherever it is and whatever the filters, because it looks 
 limited number of bytes; where that is too little for its limit it ends early, and the next goes on from there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Exists, Row, Select, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Exists, Select, exists, func, or_, select
 
 from app import store
 from app.store import HANGS, hung_branches, transaction_participants, transactions
@@ -64,39 +64,35 @@ def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: s
     candidates = _candidates(wanted, conditions)
     id_ = candidates.selected_columns.id
     newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
-    if len(conditions) <= 1 and wanted.hung is not False:
-        return _page(connection, connection.execute(newest.limit(limit + 1)), limit, *conditions)
-    among = newest.limit(CANDIDATES_MAX).subquery()
-    matching = select(transactions.c.id).join(among, among.c.id == transactions.c.id).where(*conditions)
-    keys = connection.execute(matching.order_by(among.c.id.desc()).limit(limit + 1))
-    page = _page(connection, keys, limit, *conditions)
-    if page.next_after is not None:
-        return page
-    last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
-    return replace(page, next_after=last and tuple(last))  # there may be more beyond the candidates
+    is_one_index = len(conditions) <= 1 and wanted.hung is not False
+    among = newest.limit(limit + 1 if is_one_index else CANDIDATES_MAX).subquery()
+    keys = select(store.DOCUMENT_BYTES, transactions.c.id).join(among, among.c.id == transactions.c.id)
+    page = _page(connection, keys.where(*conditions).order_by(among.c.id.desc()), limit, conditions)
+    if page.next_after is None and not is_one_index:  # there may be more beyond the candidates
+        last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
+        return replace(page, next_after=last and tuple(last))
+    return page
 
 
 def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None) -> Page:
     """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
     since, id_ = transactions.c.hung_since, transactions.c.id
     conditions = [HANGS, *_hung_conditions(wanted)]
-    keys = select(since, id_).where(*conditions).order_by(since, id_).limit(limit + 1)
+    keys = select(store.DOCUMENT_BYTES, since, id_).where(*conditions).order_by(since, id_)
     if after is not None:  # said so that each database finds the place in the index
         keys = keys.where(since >= after[0], or_(since > after[0], id_ > after[1]))
-    return _page(connection, connection.execute(keys), limit, *conditions)
+    return _page(connection, keys, limit, conditions)
 
 
-def _page(connection: Connection, keys: Iterable[Row[Any]], limit: int, *conditions: ColumnElement[bool]) -> Page:
-    """The page of `keys`, each of which ends with an id; there is one more of them than `limit` if there is more.
+def _page(connection: Connection, keys: Select[Any], limit: int, conditions: Sequence[ColumnElement[bool]]) -> Page:
+    """The first rows of `keys`, which has the bytes of each, and its key with the id at the end.
 
     Rows to which the conditions no longer apply, and those that can't be read, are left out.
     """
-    by_id = {key[-1]: tuple(key) for key in keys}
-    ids = store.fitting(connection, list(by_id)[:limit])
-    return Page(
-        transactions=store.find_all(connection, ids, *conditions),
-        next_after=by_id[ids[-1]] if len(ids) < len(by_id) else None,
-    )
+    rows = connection.execute(keys.limit(limit + 1)).all()
+    here = store.fitting(rows[:limit])
+    transactions_ = store.find_all(connection, [row[-1] for row in here], *conditions)
+    return Page(transactions=transactions_, next_after=tuple(here[-1][1:]) if len(here) < len(rows) else None)
 
 
 def _candidates(wanted: Filter, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:

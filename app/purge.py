@@ -62,16 +62,16 @@ def _purge(connection: Connection, item: Purge) -> Purged:
     looked_at = connection.execute(window.order_by(column.id).limit(item.limit)).scalars().all()
     if not looked_at:
         return Purged(count=0, last_id=None)
-    old = select(column.id).where(column.id.in_(looked_at), *_purgeable(item)).order_by(column.id)
-    ids = connection.execute(old.with_for_update(skip_locked=True)).scalars().all()
-    if not ids:
+    old = select(store.DOCUMENT_BYTES, column.id).where(column.id.in_(looked_at), *_purgeable(item))
+    rows = connection.execute(old.order_by(column.id).with_for_update(skip_locked=True)).all()
+    if not rows:
         return Purged(count=0, last_id=looked_at[-1])
-    fitting = store.fitting(connection, ids)
-    read = store.find_all(connection, fitting)
+    fitting = store.fitting(rows)
+    read = store.find_all(connection, [row.id for row in fitting])
     if item.export is not None:
         item.export(_with_calls(connection, read))
     _delete(connection, item, read)
-    return Purged(count=len(read), last_id=looked_at[-1] if len(fitting) == len(ids) else fitting[-1])
+    return Purged(count=len(read), last_id=looked_at[-1] if len(fitting) == len(rows) else fitting[-1].id)
 
 
 def _purgeable(item: Purge) -> list[Any]:

@@ -228,6 +228,7 @@ def announce(connection: Connection, items: Sequence[str]) -> list[None]:
     return [None] * len(items)
 
 
+DOCUMENT_BYTES = octet_length(transactions.c.definition) + octet_length(transactions.c.state)
 HANGS = transactions.c.hung_since.is_not(None)
 _IS_UNDER_WAY = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_since.is_(None))
 _UNFINISHED = (_IS_UNDER_WAY, HANGS)
@@ -342,18 +343,20 @@ def find(connection: Connection, transaction_id: str) -> Transaction | None:
 
 def find_all(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[Transaction]:
     """The transactions of these ids of which the conditions hold, in this order, but for those that can't be read."""
+    if not ids:
+        return []
     query = select(transactions).where(transactions.c.id.in_(ids), *conditions)
     rows = {row["id"]: row for row in connection.execute(query).mappings()}
     return _readable(rows[id_] for id_ in ids if id_ in rows)
 
 
-def fitting(connection: Connection, ids: Sequence[str]) -> Sequence[str]:
-    """The first of `ids` whose documents together fit into READ_BYTES_MAX; the first one always does."""
-    column = transactions.c
-    sizes = select(column.id, octet_length(column.definition) + octet_length(column.state)).where(column.id.in_(ids))
-    bytes_of: dict[str, int] = dict(connection.execute(sizes).all())
-    totals = accumulate(bytes_of.get(id_, 0) for id_ in ids)
-    return ids[: max(1, bisect_right(list(totals), READ_BYTES_MAX))]
+def fitting(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """The first of `rows` whose documents together fit into READ_BYTES_MAX; DOCUMENT_BYTES come first in each.
+
+    The first row always fits.
+    """
+    totals = list(accumulate(row[0] for row in rows))
+    return rows[: max(1, bisect_right(totals, READ_BYTES_MAX))]
 
 
 def is_key_taken(connection: Connection, idempotency_key: str) -> bool:

@@ -1,6 +1,6 @@
 """Indexes hold the rows that they are for; a record that a person resolved says so in a column.
 
-On PostgreSQL the table is locked against writes while the indexes are built: some ten seconds for each million rows.
+On PostgreSQL the table is locked against writes while the indexes are built: some twenty seconds for each million rows.
 
 Revision ID: 0002
 Revises: 0001
