@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Exists, Select, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select, text, true
 
 from app import store
 from app.store import HANGS, hung_branches, transaction_participants, transactions
 from app.transaction import Phase, Transaction
 
-CANDIDATES_MAX: Final = 10_000
+CANDIDATES_MAX: Final = 2_000
 """Rows that a page of a list with several filters looks at: it ends early rather than search a table of millions."""
+
+
+IS_NOT_CONFIRMED: Final = text("transactions.phase <> 'confirmed'")
+"""Said in words that the databases recognise: ix_transactions_phase_id is of these rows only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +64,13 @@ class HungTotal:
 
 def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Page:
     """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
-    conditions = _conditions(wanted)
-    candidates = _candidates(wanted, conditions)
+    candidates, others = _candidates(wanted)
     id_ = candidates.selected_columns.id
     newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
-    is_one_index = len(conditions) <= 1 and wanted.hung is not False
-    among = newest.limit(limit + 1 if is_one_index else CANDIDATES_MAX).subquery()
+    among = newest.limit(CANDIDATES_MAX if others else limit + 1).subquery()
     keys = select(store.DOCUMENT_BYTES, transactions.c.id).join(among, among.c.id == transactions.c.id)
-    page = _page(connection, keys.where(*conditions).order_by(among.c.id.desc()), limit, conditions)
-    if page.next_after is None and not is_one_index:  # there may be more beyond the candidates
+    page = _page(connection, keys.where(*others).order_by(among.c.id.desc()), limit, _changing(wanted))
+    if others and page.next_after is None:  # there may be more beyond the candidates
         last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
         return replace(page, next_after=last and tuple(last))
     return page
@@ -79,8 +81,8 @@ def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tup
     since, id_ = transactions.c.hung_since, transactions.c.id
     conditions = [HANGS, *_hung_conditions(wanted)]
     keys = select(store.DOCUMENT_BYTES, since, id_).where(*conditions).order_by(since, id_)
-    if after is not None:  # said so that each database finds the place in the index
-        keys = keys.where(since >= after[0], or_(since > after[0], id_ > after[1]))
+    if after is not None:  # said so that each database goes on in the index from there, and in its order
+        keys = keys.where(since >= after[0], or_(since != after[0], id_ > after[1]))
     return _page(connection, keys, limit, conditions)
 
 
@@ -95,32 +97,36 @@ def _page(connection: Connection, keys: Select[Any], limit: int, conditions: Seq
     return Page(transactions=transactions_, next_after=tuple(here[-1][1:]) if len(here) < len(rows) else None)
 
 
-def _candidates(wanted: Filter, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    """The ids that match the first condition, from an index that has them in their order.
+def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]:
+    """The ids that match the filter which most likely leaves the fewest, from an index in their order; and the others.
 
-    That is not left to the database, which can't know how many rows match several filters at once.
+    That is not left to the database, which can't know how many rows match several filters at once. What matches nearly
+    all rows has no index and is among the others.
     """
-    member = transaction_participants.c
-    if wanted.participant is not None and isinstance(conditions[0], Exists):
-        return select(member.transaction_id.label("id")).where(member.participant == wanted.participant)
-    only_hung_is_false = wanted.hung is False and len(conditions) == 1
-    return select(transactions.c.id).where(*([] if only_hung_is_false else conditions[:1]))
-
-
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    """What must hold; that which most likely leaves the fewest comes first."""
     column, member = transactions.c, transaction_participants.c
     has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
     in_order = (
         (wanted.reference is not None, column.reference == wanted.reference),
         (wanted.hung is True, HANGS),
-        (wanted.phase not in (None, Phase.CONFIRMED), column.phase == wanted.phase),
+        (wanted.phase not in (None, Phase.CONFIRMED), and_(column.phase == wanted.phase, IS_NOT_CONFIRMED)),
         (wanted.participant is not None, has_participant),
         (wanted.name is not None, column.name == wanted.name),
-        (wanted.phase == Phase.CONFIRMED, column.phase == wanted.phase),
-        (wanted.hung is False, column.hung_since.is_(None)),
     )
-    return [condition for is_wanted, condition in in_order if is_wanted]
+    first, *others = [condition for is_wanted, condition in in_order if is_wanted] or [true()]
+    others += [column.phase == wanted.phase] if wanted.phase == Phase.CONFIRMED else []
+    others += [column.hung_since.is_(None)] if wanted.hung is False else []
+    if first is has_participant:
+        return select(member.transaction_id.label("id")).where(member.participant == wanted.participant), others
+    return select(column.id).where(first), others
+
+
+def _changing(wanted: Filter) -> list[ColumnElement[bool]]:
+    """What may have become untrue of a transaction a moment after it was found to match."""
+    column = transactions.c
+    conditions = [] if wanted.phase is None else [column.phase == wanted.phase]
+    if wanted.hung is not None:
+        conditions.append(HANGS if wanted.hung else column.hung_since.is_(None))
+    return conditions
 
 
 def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:

@@ -52,13 +52,13 @@ def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -
 class TransactionRow(_Table, table=True):
     """One global transaction. `wake_at` is null when it is finished; `version` is bumped by every write.
 
-    `resolved_at` is when a person last settled a branch of it: such a record is kept for ever. Only lists have indexes
-    that hold finished rows; all others stay as small as what is under way.
+    `resolved_at` is when a person last settled a branch of it: such a record is kept for ever. No index is
+    of all rows but the primary key: each save writes an entry into every index that the row is in.
     """
 
     __tablename__ = "transactions"
     __table_args__ = (
-        Index("ix_transactions_phase_id", "phase", "id"),
+        _partial_index("ix_transactions_phase_id", "phase", "id", where="phase <> 'confirmed'"),
         _partial_index("ix_transactions_name_id", "name", "id", where="name IS NOT NULL"),
         _partial_index("ix_transactions_reference_id", "reference", "id", where="reference IS NOT NULL"),
         _partial_index("ix_transactions_wake_at", "wake_at", where="wake_at IS NOT NULL AND hung_since IS NULL"),

@@ -17,6 +17,7 @@ depends_on = None
 TABLE = "transactions"
 KEY = "uq_transactions_idempotency_key"
 PARTIAL = {
+    "ix_transactions_phase_id": (["phase", "id"], "phase <> 'confirmed'"),
     "ix_transactions_name_id": (["name", "id"], "name IS NOT NULL"),
     "ix_transactions_reference_id": (["reference", "id"], "reference IS NOT NULL"),
     "ix_transactions_wake_at": (["wake_at"], "wake_at IS NOT NULL AND hung_since IS NULL"),
