@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select, text, true
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, select, text, true, tuple_
 
 from app import store
 from app.store import HANGS, hung_branches, transaction_participants, transactions
@@ -81,8 +81,8 @@ def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tup
     since, id_ = transactions.c.hung_since, transactions.c.id
     conditions = [HANGS, *_hung_conditions(wanted)]
     keys = select(store.DOCUMENT_BYTES, since, id_).where(*conditions).order_by(since, id_)
-    if after is not None:  # said so that each database goes on in the index from there, and in its order
-        keys = keys.where(since >= after[0], or_(since != after[0], id_ > after[1]))
+    if after is not None:  # said twice, because MySQL finds the place in the index by the first alone
+        keys = keys.where(since >= after[0], tuple_(since, id_) > tuple_(*after))
     return _page(connection, keys, limit, conditions)
 
 

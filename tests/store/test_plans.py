@@ -128,6 +128,9 @@ STATEMENTS: Final[dict[str, Statement]] = {
 }
 READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|transaction_participants|calls)\b(?! USING)")
 """What is registered, and what hangs, may be read whole; and of SQLite an index from one end on."""
+SORTS: Final = re.compile(r"Sort|TEMP B-TREE")
+IN_ORDER: Final = {"claim", "claim what hangs", "hung", "hung, further"}
+"""What takes its first rows from an index in its order, however many there are."""
 
 
 @contextmanager
@@ -161,8 +164,9 @@ def faults(engine: Engine, connection: Connection) -> dict[str, list[str]]:
             savepoint.rollback()
         whole = [line for line in lines if READS_ALL.search(line)]
         missing = [index for index in uses if not any(re.search(rf"\b{index}\b", line) for line in lines)]
-        if whole or missing:
-            found[name] = [*missing, *whole]
+        sorts = [line for line in lines if SORTS.search(line)] if name in IN_ORDER else []
+        if whole or missing or sorts:
+            found[name] = [*missing, *whole, *sorts]
     return found
 
 
