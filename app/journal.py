@@ -82,6 +82,18 @@ class Journal:
         self._queue.put(_Write(function, item, loop, future))
         return await future
 
+    async def write_apart(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
+        """As `write`, but nobody waits for it: in a database transaction of its own, beside the writer's.
+
+        On SQLite, where only one can write at a time, it goes along with the others.
+        """
+        if self.engine.dialect.name == "sqlite":
+            return await self.write(function, item)
+        if self._closed:
+            raise JournalClosed
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._write_apart, function, item)
+
     async def read(self, function: Callable[..., _Result], *args: Any) -> _Result:
         """Run `function(connection, *args)` in a reading thread and return what it returns."""
         if self._closed:
@@ -105,6 +117,10 @@ class Journal:
                 raise
         with self.engine.connect() as connection:
             return function(connection, *args)
+
+    def _write_apart(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
+        with self._writing_engine.begin() as connection:
+            return function(connection, [item])[0]
 
     def _write_until_closed(self) -> None:
         closing = False

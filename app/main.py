@@ -1,5 +1,6 @@
 """The composition root: settings → database → store → caller → coordinator → routes. Everything is wired here once."""
 
+import asyncio
 import logging
 import sys
 import time
@@ -13,6 +14,7 @@ from app import store
 from app.api import admin, health, participants, problems, transactions
 from app.api.body_limit import BodyLimit
 from app.api.dependencies import Parts
+from app.api.rendering import exported
 from app.caller import Caller
 from app.coordinator import Coordinator
 from app.journal import Journal, is_embedded
@@ -22,6 +24,7 @@ from app.models import RegisteredParticipant
 from app.notices import Notices
 from app.recovery import Recovery
 from app.registry import Registry
+from app.retention import DAY_S, Export, Retention
 from app.settings import Settings
 from app.transport import Transport
 
@@ -102,12 +105,14 @@ async def running(
             lease_s=settings.lease_s,
             clock=clock,
         )
+        retention = _retention(settings, parts)
         recovery.start()
         await notices.start(parts.coordinator.heard)
+        retention.start()
         try:
             yield parts
         finally:
-            await recovery.stop()
+            await asyncio.gather(retention.stop(), recovery.stop())
             await parts.coordinator.stop(settings.shutdown_timeout_s)
             await notices.stop()
     finally:
@@ -139,6 +144,17 @@ def _assemble(
         metrics=metrics,
         allowed=settings.allowed,
         clock=clock,
+    )
+
+
+def _retention(settings: Settings, parts: Parts) -> Retention:
+    directory = settings.export_directory
+    return Retention(
+        journal=parts.journal,
+        metrics=parts.metrics,
+        retention_s=settings.retention_days * DAY_S,
+        export=None if directory is None else Export(directory, exported),
+        clock=parts.clock,
     )
 
 

@@ -18,6 +18,12 @@ class Metrics:
         self.claimed = Counter(
             "holdfast_transactions_claimed", "Transactions that recovery took over", registry=self.registry
         )
+        self.purged = Counter(
+            "holdfast_transactions_purged", "Transactions deleted after their retention", registry=self.registry
+        )
+        self.purge_failures = Counter(
+            "holdfast_purge_failures", "Batches that could not be exported or deleted", registry=self.registry
+        )
         self.running = Gauge("holdfast_transactions_running", "Worked on by this process now", registry=self.registry)
         self.unfinished = Gauge(
             "holdfast_transactions_unfinished", "Not ended, in the database", registry=self.registry

@@ -23,6 +23,8 @@ def migrate(database_url: str) -> None:
     engine = make_engine(database_url)
     try:
         with engine.execution_options(holdfast_writes=True).begin() as connection:
+            if connection.dialect.name == "postgresql":  # an index of millions of rows takes more than a statement may
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Text
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Text, text
 from sqlmodel import Field, SQLModel
 
 from app.transaction import (
@@ -44,16 +44,29 @@ class _Table(SQLModel):
     metadata = metadata
 
 
+def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """An index of the rows that it is for; of all rows where the database has no partial indexes."""
+    return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
+
+
 class TransactionRow(_Table, table=True):
-    """One global transaction. `wake_at` is null when it is finished; `version` is bumped by every write."""
+    """One global transaction. `wake_at` is null when it is finished; `version` is bumped by every write.
+
+    `resolved_at` is when a person last settled a branch of it: such a record is kept for ever. No index is
+    of all rows but the primary key: each save writes an entry into every index that the row is in.
+    """
 
     __tablename__ = "transactions"
     __table_args__ = (
-        Index("ix_transactions_phase_id", "phase", "id"),
-        Index("ix_transactions_name_id", "name", "id"),
-        Index("ix_transactions_reference_id", "reference", "id"),
-        Index("ix_transactions_wake_at", "wake_at"),
-        Index("ix_transactions_hung_since_id", "hung_since", "id"),
+        _partial_index("ix_transactions_phase_id", "phase", "id", where="phase <> 'confirmed'"),
+        _partial_index("ix_transactions_name_id", "name", "id", where="name IS NOT NULL"),
+        _partial_index("ix_transactions_reference_id", "reference", "id", where="reference IS NOT NULL"),
+        _partial_index("ix_transactions_wake_at", "wake_at", where="wake_at IS NOT NULL AND hung_since IS NULL"),
+        _partial_index("ix_transactions_hung_wake_at", "wake_at", where="hung_since IS NOT NULL"),
+        _partial_index("ix_transactions_hung_since_id", "hung_since", "id", where="hung_since IS NOT NULL"),
+        _partial_index(
+            "uq_transactions_idempotency_key", "idempotency_key", where="idempotency_key IS NOT NULL", unique=True
+        ),
     )
 
     id: str = Field(sa_column=Column(String(ID_CHARS), primary_key=True))
@@ -63,7 +76,7 @@ class TransactionRow(_Table, table=True):
     name: str | None = Field(sa_column=Column(String(NAME_CHARS_MAX)))
     reference: str | None = Field(sa_column=Column(String(NAME_CHARS_MAX)))
     try_order: str = Field(sa_column=Column(String(16), nullable=False))
-    idempotency_key: str | None = Field(sa_column=Column(String(KEY_CHARS_MAX), unique=True))
+    idempotency_key: str | None = Field(sa_column=Column(String(KEY_CHARS_MAX)))
     request_hash: str | None = Field(sa_column=Column(String(64)))
     created_at: float = Field(sa_column=Column(Double, nullable=False))
     deadline: float = Field(sa_column=Column(Double, nullable=False))
@@ -71,6 +84,7 @@ class TransactionRow(_Table, table=True):
     finished_at: float | None = Field(sa_column=Column(Double))
     hung_since: float | None = Field(sa_column=Column(Double))
     wake_at: float | None = Field(sa_column=Column(Double))
+    resolved_at: float | None = Field(sa_column=Column(Double))
     definition: str = Field(sa_column=Column(Text, nullable=False))
     state: str = Field(sa_column=Column(Text, nullable=False))
 
@@ -173,6 +187,7 @@ def changing_columns(transaction: Transaction) -> dict[str, Any]:
         "finished_at": transaction.finished_at,
         "hung_since": transaction.hung_since,
         "wake_at": transaction.wake_at,
+        "resolved_at": max((b.resolution.at for b in transaction.branches if b.resolution), default=None),
         "state": to_json(_state(transaction)).decode(),
     }
 

@@ -4,6 +4,7 @@ The table in docs/operations.md is made from this; units are in the names. Nothi
 """
 
 import json
+from pathlib import Path
 from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -65,6 +66,13 @@ class Settings(BaseSettings):
     inflight_max: int = Field(10_000, ge=1, description="transactions worked on at once; more are answered 503")
     lease_s: Seconds = Field(15.0, description="a replica silent for so long loses its transactions to another")
     shutdown_timeout_s: Seconds = Field(10.0, description="time to finish what is under way after SIGTERM")
+
+    retention_days: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="finished transactions are purged after so many days; 0 keeps them"
+    )
+    export_directory: Path | None = Field(
+        None, description="an existing directory, to which they are appended as JSON lines before they are purged"
+    )
 
     @field_validator("participants", mode="before")
     @classmethod

@@ -5,16 +5,17 @@ expects. No commit, no clock and no transition of the protocol here. Runs as it 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Integer,
     Row,
-    RowMapping,
-    Select,
     Table,
     and_,
     bindparam,
@@ -22,11 +23,14 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    or_,
     select,
     text,
+    union_all,
     update,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
 
 from app.models import (
     CallRecord,
@@ -46,10 +50,26 @@ from holdfast.wire import Answer, Decision, Operation
 
 log = logging.getLogger(__name__)
 
+READ_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Documents that are read at once: a page ends early when its own come to more, whatever its limit."""
+
 
 def _table(model: type) -> Table:
     table: Table = model.__table__  # type: ignore[attr-defined]
     return table
+
+
+class octet_length(GenericFunction[int]):
+    """How many bytes a text takes."""
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(octet_length, "sqlite")
+def _octet_length_sqlite(element: octet_length, compiler: SQLCompiler, **options: Any) -> str:
+    """SQLite has the function since 3.43 only."""
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
 
 
 transactions = _table(TransactionRow)
@@ -108,35 +128,6 @@ class Claim:
     hung: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """What a list shows; every member that is not None must match."""
-
-    phase: str | None = None
-    name: str | None = None
-    reference: str | None = None
-    participant: str | None = None
-    hung: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HungFilter:
-    """Which hung transactions a list shows; `hung_before` in seconds since the epoch."""
-
-    participant: str | None = None
-    name: str | None = None
-    hung_before: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HungTotal:
-    """How many branches hang at one participant for one reason; `participant` None for branches given by URLs."""
-
-    participant: str | None
-    reason: str
-    count: int
-
-
 # --- writes: what the protocol needs -----------------------------------------------------------------------------
 
 
@@ -159,14 +150,19 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]
             answers.append(recorded)
     if new:
         connection.execute(insert(transactions), [_new_row(item) for item in new])
-    memberships = [
-        {"participant": participant, "transaction_id": item.transaction.id}
-        for item in new
-        for participant in sorted({b.participant for b in item.transaction.branches if b.participant})
-    ]
-    if memberships:
-        connection.execute(insert(transaction_participants), memberships)
+    rows = memberships(item.transaction for item in new)
+    if rows:
+        connection.execute(insert(transaction_participants), rows)
     return answers
+
+
+def memberships(of: Iterable[Transaction]) -> list[dict[str, str]]:
+    """The rows that say which registered participants these transactions have."""
+    return [
+        {"participant": participant, "transaction_id": it.id}
+        for it in of
+        for participant in sorted({b.participant for b in it.branches if b.participant})
+    ]
 
 
 def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
@@ -212,8 +208,15 @@ def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transacti
 
 def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
     """Make everything unfinished due at once, at the time given in seconds since the epoch; answers how many."""
-    later = transactions.c.wake_at
-    return [connection.execute(update(transactions).where(later > now).values(wake_at=now)).rowcount for now in items]
+    return [
+        sum(
+            connection.execute(
+                update(transactions).where(kind, transactions.c.wake_at > now).values(wake_at=now)
+            ).rowcount
+            for kind in _UNFINISHED
+        )
+        for now in items
+    ]
 
 
 def announce(connection: Connection, items: Sequence[str]) -> list[None]:
@@ -225,11 +228,17 @@ def announce(connection: Connection, items: Sequence[str]) -> list[None]:
     return [None] * len(items)
 
 
+DOCUMENT_BYTES = octet_length(transactions.c.definition) + octet_length(transactions.c.state)
+HANGS = transactions.c.hung_since.is_not(None)
+_IS_UNDER_WAY = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_since.is_(None))
+_UNFINISHED = (_IS_UNDER_WAY, HANGS)
+"""All that is not finished, in two kinds, of which each has an index of its own: what hangs stands in nobody's way."""
+
 _SAVE = (
     update(transactions)
     .where(transactions.c.id == bindparam("expected_id"), transactions.c.version == bindparam("expected_version"))
     .values({name: bindparam(name) for name in ("version", "phase", "decision", "decided_at", "finished_at")})
-    .values({name: bindparam(name) for name in ("hung_since", "wake_at", "state")})
+    .values({name: bindparam(name) for name in ("hung_since", "wake_at", "resolved_at", "state")})
 )
 
 
@@ -297,8 +306,7 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
     if item.transaction_id is not None:
         wanted = wanted.where(transactions.c.id == item.transaction_id)
     if item.hung is not None:
-        since = transactions.c.hung_since
-        wanted = wanted.where(since.is_not(None) if item.hung else since.is_(None))
+        wanted = wanted.where(HANGS if item.hung else _IS_UNDER_WAY)
     wanted = wanted.order_by(transactions.c.wake_at).limit(item.limit).with_for_update(skip_locked=True)
     rows = connection.execute(wanted).mappings().all()
     if not rows:
@@ -333,6 +341,24 @@ def find(connection: Connection, transaction_id: str) -> Transaction | None:
     return None if row is None else transaction_of(row)
 
 
+def find_all(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[Transaction]:
+    """The transactions of these ids of which the conditions hold, in this order, but for those that can't be read."""
+    if not ids:
+        return []
+    query = select(transactions).where(transactions.c.id.in_(ids), *conditions)
+    rows = {row["id"]: row for row in connection.execute(query).mappings()}
+    return _readable(rows[id_] for id_ in ids if id_ in rows)
+
+
+def fitting(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """The first of `rows` whose documents together fit into READ_BYTES_MAX; DOCUMENT_BYTES come first in each.
+
+    The first row always fits.
+    """
+    totals = list(accumulate(row[0] for row in rows))
+    return rows[: max(1, bisect_right(totals, READ_BYTES_MAX))]
+
+
 def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
     """Whether a transaction has this idempotency key."""
     return bool(_recorded_under(connection, [idempotency_key]))
@@ -345,116 +371,31 @@ def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision
     return None if row is None else (Decision(row[0]), row[1])
 
 
-def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> list[Transaction]:
-    """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
-    query = select(transactions).where(*_conditions(wanted)).order_by(transactions.c.id.desc())
-    beyond = None if before_id is None else transactions.c.id < before_id
-    return _page(connection, query, limit, beyond, lambda last: transactions.c.id < last["id"])
-
-
-def list_hung(
-    connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None
-) -> list[Transaction]:
-    """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
-    since, id_ = transactions.c.hung_since, transactions.c.id
-
-    def later(hung_since: float, id_before: str) -> ColumnElement[bool]:
-        return or_(since > hung_since, and_(since == hung_since, id_ > id_before))
-
-    query = select(transactions).where(since.is_not(None), *_hung_conditions(wanted)).order_by(since, id_)
-    beyond = None if after is None else later(*after)
-    return _page(connection, query, limit, beyond, lambda last: later(last["hung_since"], last["id"]))
-
-
-def _page(
-    connection: Connection,
-    query: Select[Any],
-    limit: int,
-    beyond: ColumnElement[bool] | None,
-    beyond_row: Callable[[RowMapping], ColumnElement[bool]],
-) -> list[Transaction]:
-    """Up to `limit` transactions from `beyond` on; fewer only at the end of the list, whatever rows are unreadable."""
-    read: list[Transaction] = []
-    while True:
-        wanted = limit - len(read)
-        page = query.limit(wanted) if beyond is None else query.where(beyond).limit(wanted)
-        rows = connection.execute(page).mappings().all()
-        read += _readable(rows)
-        if len(read) == limit or len(rows) < wanted:
-            return read
-        beyond = beyond_row(rows[-1])
-
-
-def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
-    """How many branches hang, by participant and reason."""
-    columns = (hung_branches.c.participant, hung_branches.c.reason)
-    query: Select[Any] = select(*columns, func.count()).group_by(*columns).order_by(*columns)
-    if wanted.participant is not None:
-        query = query.where(hung_branches.c.participant == wanted.participant)
-    if wanted.name is not None or wanted.hung_before is not None:
-        query = query.join(transactions, transactions.c.id == hung_branches.c.transaction_id)
-        query = query.where(*_hung_conditions(HungFilter(name=wanted.name, hung_before=wanted.hung_before)))
-    return [HungTotal(participant=p, reason=reason, count=count) for p, reason, count in connection.execute(query)]
-
-
 def list_calls(connection: Connection, transaction_id: str, limit: int, after_id: int) -> list[tuple[int, CallRecord]]:
     """The calls of a transaction, oldest first, from `after_id` on (exclusive), each with its id."""
     query = select(calls).where(calls.c.transaction_id == transaction_id, calls.c.id > after_id)
-    return [(row.id, _call_record(row)) for row in connection.execute(query.order_by(calls.c.id).limit(limit))]
+    return [(row.id, call_record(row)) for row in connection.execute(query.order_by(calls.c.id).limit(limit))]
 
 
 def next_wake_at(connection: Connection) -> float | None:
     """When the first unfinished transaction is due."""
-    wake_at: float | None = connection.execute(select(func.min(transactions.c.wake_at))).scalar_one()
+    firsts = union_all(*(select(func.min(transactions.c.wake_at).label("at")).where(kind) for kind in _UNFINISHED))
+    wake_at: float | None = connection.execute(select(func.min(firsts.subquery().c.at))).scalar_one()
     return wake_at
 
 
 def count_unfinished(connection: Connection) -> int:
     """How many transactions are not finished."""
-    return connection.execute(select(func.count()).where(transactions.c.wake_at.is_not(None))).scalar_one()
+    return sum(connection.execute(select(func.count()).where(kind)).scalar_one() for kind in _UNFINISHED)
 
 
 def count_hung(connection: Connection) -> int:
     """How many transactions are hung."""
-    return connection.execute(select(func.count()).where(transactions.c.hung_since.is_not(None))).scalar_one()
+    return connection.execute(select(func.count()).where(HANGS)).scalar_one()
 
 
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    conditions = [
-        column == value
-        for column, value in (
-            (transactions.c.phase, wanted.phase),
-            (transactions.c.name, wanted.name),
-            (transactions.c.reference, wanted.reference),
-        )
-        if value is not None
-    ]
-    if wanted.participant is not None:
-        member = transaction_participants.c
-        conditions.append(
-            exists().where(member.participant == wanted.participant, member.transaction_id == transactions.c.id)
-        )
-    if wanted.hung is not None:
-        since = transactions.c.hung_since
-        conditions.append(since.is_not(None) if wanted.hung else since.is_(None))
-    return conditions
-
-
-def _hung_conditions(wanted: HungFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if wanted.name is not None:
-        conditions.append(transactions.c.name == wanted.name)
-    if wanted.hung_before is not None:
-        conditions.append(transactions.c.hung_since <= wanted.hung_before)
-    if wanted.participant is not None:
-        branch = hung_branches.c
-        conditions.append(
-            exists().where(branch.transaction_id == transactions.c.id, branch.participant == wanted.participant)
-        )
-    return conditions
-
-
-def _call_record(row: Row[Any]) -> CallRecord:
+def call_record(row: Row[Any]) -> CallRecord:
+    """The call that a row of `calls` stands for."""
     return CallRecord(
         transaction_id=row.transaction_id,
         branch=row.branch,
@@ -516,9 +457,8 @@ def _delete_participant(connection: Connection, name: str) -> bool | None:
     if connection.execute(select(participants.c.name).where(participants.c.name == name)).first() is None:
         return None
     member = transaction_participants.c
-    needed = select(member.transaction_id).where(
-        member.participant == name, member.transaction_id == transactions.c.id, transactions.c.wake_at.is_not(None)
-    )
-    if connection.execute(needed.limit(1)).first() is not None:
-        return False
+    needs = exists().where(member.participant == name, member.transaction_id == transactions.c.id)
+    for kind in _UNFINISHED:
+        if connection.execute(select(transactions.c.id).where(kind, needs).limit(1)).first() is not None:
+            return False
     return connection.execute(delete(participants).where(participants.c.name == name)).rowcount == 1

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from app import store
+from app import lists
 from app.api.dependencies import PartsOf
 from app.api.problems import responses
 from app.api.rendering import json_response, known_id, parse_or_problem
@@ -28,14 +28,13 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
 async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Response:
     """Hung transactions, oldest first, and how many branches hang by participant and reason."""
     hung_before = None if query.older_than_s is None else parts.clock() - query.older_than_s
-    wanted = store.HungFilter(participant=query.participant, name=query.name, hung_before=hung_before)
+    wanted = lists.HungFilter(participant=query.participant, name=query.name, hung_before=hung_before)
     since, after_id = parse_or_problem(query.cursor, float, str) if query.cursor is not None else (None, None)
     after = None if since is None else (since, after_id)
-    found = await parts.journal.read(store.list_hung, wanted, query.limit + 1, after)
-    totals = await parts.journal.read(store.total_hung, wanted)
-    last = found[query.limit - 1] if len(found) > query.limit else None
-    next_cursor = cursor_of(last.hung_since, last.id) if last and last.hung_since is not None else None
-    items = [transaction_json(it) for it in found[: query.limit]]
+    page = await parts.journal.read(lists.list_hung, wanted, query.limit, after)
+    totals = await parts.journal.read(lists.total_hung, wanted)
+    next_cursor = page.next_after and cursor_of(*page.next_after)
+    items = [transaction_json(it) for it in page.transactions]
     return json_response({"items": items, "next_cursor": next_cursor, "totals": totals_json(totals)})
 
 

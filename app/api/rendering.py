@@ -1,6 +1,7 @@
 """What all routes share: bodies, ids and cursors coming in, JSON going out."""
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -9,8 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from app.api.problems import Problem
-from app.api.schemas import is_id, parse_cursor
+from app.api.schemas import call_json, is_id, parse_cursor, transaction_json
 from app.coordinator import UnknownTransactionError
+from app.models import CallRecord
+from app.transaction import Transaction
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -50,3 +53,11 @@ def parse_or_problem(cursor: str, *types: type) -> tuple[Any, ...]:
 
 def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(to_json(content), status, headers, "application/json")
+
+
+def exported(transaction: Transaction, calls: Iterable[CallRecord]) -> Iterator[bytes]:
+    """The transaction resource with its calls as a JSON object, in pieces: there may be very many calls."""
+    yield to_json(transaction_json(transaction)).removesuffix(b"}") + b',"calls":['
+    for place, call in enumerate(calls):
+        yield (b"," if place else b"") + to_json(call_json(call))
+    yield b"]}"

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app.coordinator import Begin
+from app.lists import HungTotal
 from app.models import NAME_CHARS_MAX, CallRecord, RegisteredParticipant
 from app.settings import BRANCHES_LIMIT, ParticipantName, Settings
-from app.store import HungTotal
 from app.transaction import (
     Branch,
     BranchPhase,

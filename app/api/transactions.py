@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import store
+from app import lists, store
 from app.api.dependencies import Parts, PartsOf
 from app.api.preferences import Preferences, parse_idempotency_key, parse_prefer, parse_traceparent
 from app.api.problems import Problem, responses
@@ -126,10 +126,10 @@ router.add_api_route(
 async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query()]) -> Response:
     """Transactions, newest first."""
     before_id = parse_or_problem(query.cursor, str)[0] if query.cursor is not None else None
-    wanted = store.Filter(**query.model_dump(exclude={"limit", "cursor"}))
-    found = await parts.journal.read(store.list_newest, wanted, query.limit + 1, before_id)
-    next_cursor = cursor_of(found[query.limit - 1].id) if len(found) > query.limit else None
-    return json_response({"items": [transaction_json(it) for it in found[: query.limit]], "next_cursor": next_cursor})
+    wanted = lists.Filter(**query.model_dump(exclude={"limit", "cursor"}))
+    page = await parts.journal.read(lists.list_newest, wanted, query.limit, before_id)
+    items = [transaction_json(it) for it in page.transactions]
+    return json_response({"items": items, "next_cursor": page.next_after and cursor_of(*page.next_after)})
 
 
 @router.get(

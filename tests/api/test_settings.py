@@ -1,5 +1,6 @@
 """The settings of docs/protocol.md, section 6, and the allow-list of URLs."""
 
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -26,6 +27,8 @@ DEFAULTS: Final[dict[str, Any]] = {
     "body_max_bytes": 1_048_576,
     "response_max_bytes": 65_536,
     "inflight_max": 10_000,
+    "retention_days": 30,
+    "export_directory": None,
 }
 
 
@@ -47,6 +50,7 @@ def test_defaults_are_those_of_the_contract() -> None:
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "participants"])
 def test_every_setting_is_read_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value = {"database_url": "postgresql://h/d", "host": "::1", "timeout_default_s": 7.0, "retry_base_s": 7.0}
+    value["export_directory"] = Path("exports")
     wanted = value.get(name, 2048)
     monkeypatch.setenv(f"HOLDFAST_{name.upper()}", str(wanted))
     if name in ("branches_max", "wait_default_s"):
@@ -78,6 +82,8 @@ def test_participants_are_base_urls_or_bodies(monkeypatch: pytest.MonkeyPatch) -
         ("BODY_MAX_BYTES", "1 MiB"),
         ("INFLIGHT_MAX", "0"),
         ("WAIT_DEFAULT_S", "-1"),
+        ("RETENTION_DAYS", "-1"),
+        ("RETENTION_DAYS", "inf"),
         ("ALLOWED_ENDPOINTS", "localhost:80"),
         ("PARTICIPANTS", "not JSON"),
         ("PARTICIPANTS", '["http://127.0.0.1"]'),

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 import app.coordinator
-from app import store
+from app import lists, store
 from app.transaction import HungReason
 from holdfast.wire import Operation
 from tests.coordinator.network import SILENT, Network, Reply, Script
@@ -127,12 +127,12 @@ async def test_a_broken_invariant_sets_one_transaction_aside_and_heals(
     network.check(ended.id)
     with engine.connect() as connection:
         assert store.count_hung(connection) == 0
-        assert store.total_hung(connection, store.HungFilter()) == []
+        assert lists.total_hung(connection, lists.HungFilter()) == []
 
 
 def check_hung_with_internal_error(engine: Engine, transaction_id: str) -> None:
     with engine.connect() as connection:
-        hung = store.list_hung(connection, store.HungFilter(), 10, None)
+        hung = lists.list_hung(connection, lists.HungFilter(), 10, None).transactions
     assert [(it.id, it.hung_reason) for it in hung] == [(transaction_id, HungReason.INTERNAL_ERROR)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, text
 
-from app import recovery, store
+from app import lists, recovery, store
 from app.coordinator import Begin
 from app.models import UnreadableRowError
 from holdfast.wire import Operation
@@ -144,7 +144,7 @@ async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptur
                 assert (await node.end_of(id_)).phase == "confirmed"
     assert any(odd in message and "row_unreadable" in message for message in caplog.messages)
     with engine.connect() as connection:
-        listed = store.list_newest(connection, store.Filter(), 10, None)
+        listed = lists.list_newest(connection, lists.Filter(), 10, None).transactions
         assert {it.id for it in listed} == {first, *others}
         assert store.count_unfinished(connection) == 1  # it is still there, and still counts
         with pytest.raises(UnreadableRowError, match=odd):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, text
 
-from app import store
-from app.transaction import Branch, HungReason, Transaction
+from app import lists, store
+from app.transaction import Branch, HungReason
 from holdfast.wire import Answer, Decision, Operation
 from tests.store.values import CAR, call, found, recorded, transaction, written
 
@@ -14,8 +14,16 @@ FLIGHT = Branch(name="flight", participant="flight")
 REFUSED, UNANSWERED = HungReason.CONFIRM_REFUSED, HungReason.CONFIRM_UNANSWERED
 
 
-def numbers(listed: list[Transaction]) -> list[int]:
-    return [int(it.id[-12:]) for it in listed]
+def numbers(page: lists.Page) -> list[int]:
+    return [int(it.id[-12:]) for it in page.transactions]
+
+
+def all_numbers(engine: Engine, wanted: lists.Filter, limit: int) -> list[list[int]]:
+    """What each page of a list shows, until there is no next one."""
+    pages = [found(engine, lists.list_newest, wanted, limit, None)]
+    while pages[-1].next_after is not None:
+        pages.append(found(engine, lists.list_newest, wanted, limit, *pages[-1].next_after))
+    return [numbers(page) for page in pages]
 
 
 def hang(engine: Engine, number: int, since: float, *reasons: HungReason | None, name: str | None = None) -> None:
@@ -30,56 +38,74 @@ def hang(engine: Engine, number: int, since: float, *reasons: HungReason | None,
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        (store.Filter(), [5, 4, 3, 2, 1]),
-        (store.Filter(phase="trying"), [3, 2, 1]),
-        (store.Filter(phase="cancelled"), [4]),
-        (store.Filter(name="order"), [4, 2]),
-        (store.Filter(reference="r-1"), [2, 1]),
-        (store.Filter(participant="flight"), [3, 2]),
-        (store.Filter(participant="flight", reference="r-1"), [2]),
-        (store.Filter(hung=True), [5]),
-        (store.Filter(hung=False, phase="trying", name="order"), [2]),
-        (store.Filter(name="' OR 1=1 --"), []),
+        (lists.Filter(), [5, 4, 3, 2, 1]),
+        (lists.Filter(phase="trying"), [3, 2, 1]),
+        (lists.Filter(phase="cancelled"), [4]),
+        (lists.Filter(name="order"), [4, 2]),
+        (lists.Filter(reference="r-1"), [2, 1]),
+        (lists.Filter(participant="flight"), [3, 2]),
+        (lists.Filter(participant="flight", reference="r-1"), [2]),
+        (lists.Filter(hung=True), [5]),
+        (lists.Filter(hung=False, phase="trying", name="order"), [2]),
+        (lists.Filter(name="' OR 1=1 --"), []),
     ],
 )
 def test_a_list_shows_what_matches_every_filter_newest_first(
-    engine: Engine, wanted: store.Filter, expected: list[int]
+    engine: Engine, wanted: lists.Filter, expected: list[int]
 ) -> None:
     ended = transaction(4, name="order", decision=Decision.CANCEL, finished_at=9.0, wake_at=None)
     both = transaction(2, CAR, FLIGHT, name="order", reference="r-1")
     recorded(engine, transaction(1, reference="r-1"), both, transaction(3, FLIGHT), ended)
     hang(engine, 5, 7.0, REFUSED)
-    assert numbers(found(engine, store.list_newest, wanted, 10, None)) == expected
+    assert numbers(found(engine, lists.list_newest, wanted, 10, None)) == expected
 
 
 def test_pages_have_no_gaps_and_no_duplicates_while_rows_are_inserted(engine: Engine) -> None:
     recorded(engine, *(transaction(n) for n in range(0, 40, 2)))
     seen: list[int] = []
-    before_id = None
-    while page := found(engine, store.list_newest, store.Filter(), 3, before_id):
+    before_id: tuple[str, ...] | None = (transaction(999).id,)
+    while before_id:
+        page = found(engine, lists.list_newest, lists.Filter(), 3, *before_id)
         seen += numbers(page)
-        before_id = page[-1].id
+        before_id = page.next_after
         recorded(engine, transaction(100 + len(seen)), transaction(len(seen) * 2 + 1, name="in between"))
     assert [n for n in seen if n % 2 == 0] == list(range(38, -1, -2))
     assert len(seen) == len(set(seen)) == len(sorted(seen, reverse=True))
     assert seen == sorted(seen, reverse=True)
 
 
-def test_a_page_is_full_whatever_rows_can_not_be_read(engine: Engine) -> None:
+def test_a_row_that_can_not_be_read_is_left_out_and_ends_no_list(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(10)))
     for number in range(10):
         hang(engine, 20 + number, float(number // 3), REFUSED)
-    odd = [transaction(n).id for n in (1, 7, 8, 20, 21, 25)]
+    odd = [transaction(n).id for n in (1, 6, 7, 20, 21, 25)]
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         for id_ in odd:
             connection.execute(text("UPDATE transactions SET state = '{' WHERE id = :id"), {"id": id_})
-    page = found(engine, store.list_newest, store.Filter(phase="trying"), 5, transaction(9).id)
-    assert numbers(page) == [6, 5, 4, 3, 2]
-    assert numbers(found(engine, store.list_newest, store.Filter(phase="trying"), 5, page[-1].id)) == [0]
-    first = found(engine, store.list_hung, store.HungFilter(), 4, None)
-    assert numbers(first) == [22, 23, 24, 26]
-    rest = found(engine, store.list_hung, store.HungFilter(), 4, (first[-1].hung_since, first[-1].id))
-    assert numbers(rest) == [27, 28, 29]
+    assert all_numbers(engine, lists.Filter(phase="trying"), 2) == [[9, 8], [], [5, 4], [3, 2], [0]]
+    first = found(engine, lists.list_hung, lists.HungFilter(), 6, None)
+    assert numbers(first) == [22, 23, 24]
+    rest = found(engine, lists.list_hung, lists.HungFilter(), 6, first.next_after)
+    assert (numbers(rest), rest.next_after) == ([26, 27, 28, 29], None)
+
+
+def test_a_page_ends_early_when_its_documents_are_large(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "READ_BYTES_MAX", 10_000)
+    large = {2: 4_000, 3: 4_000, 4: 4_000, 6: 50_000}
+    for number in range(10):
+        payload = "\u20ac" * (large.get(number, 0) // 3)  # three bytes each
+        recorded(engine, transaction(number, replace(CAR, payload=payload)))
+    assert all_numbers(engine, lists.Filter(), 3) == [[9, 8, 7], [6], [5, 4, 3], [2, 1, 0]]
+    assert all_numbers(engine, lists.Filter(phase="trying", hung=False), 9) == [[9, 8, 7], [6], [5, 4, 3], [2, 1, 0]]
+
+
+def test_a_page_looks_at_so_many_rows_and_no_more(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "CANDIDATES_MAX", 4)
+    recorded(engine, *(transaction(n, name="a" if n in (1, 2, 8, 9) else "b", reference="r") for n in range(12)))
+    assert all_numbers(engine, lists.Filter(name="a", reference="r"), 3) == [[9, 8], [], [2, 1], []]
+    assert all_numbers(engine, lists.Filter(name="a"), 3) == [[9, 8, 2], [1]]
+    assert all_numbers(engine, lists.Filter(name="a", hung=False), 9) == [[9, 8, 2, 1], []]
+    assert all_numbers(engine, lists.Filter(name="b", participant="flight"), 9) == [[]]
 
 
 def test_hung_transactions_are_listed_oldest_first_page_by_page(engine: Engine) -> None:
@@ -88,32 +114,33 @@ def test_hung_transactions_are_listed_oldest_first_page_by_page(engine: Engine) 
     recorded(engine, transaction(50))
     expected = [n for start in (9, 6, 3, 0) for n in range(start, start + 3)]
     seen: list[int] = []
-    after = None
-    while page := found(engine, store.list_hung, store.HungFilter(), 4, after):
+    after: tuple[float, str] | None = (0.0, "")
+    while after:
+        page = found(engine, lists.list_hung, lists.HungFilter(), 4, after)
         seen += numbers(page)
-        after = (page[-1].hung_since, page[-1].id)
+        after = page.next_after
     assert seen == expected
 
 
 @pytest.mark.parametrize(
     ("wanted", "listed", "totals"),
     [
-        (store.HungFilter(), [1, 3, 2], {("car", REFUSED): 2, ("car", UNANSWERED): 1, ("flight", UNANSWERED): 1}),
-        (store.HungFilter(participant="flight"), [3], {("flight", UNANSWERED): 1}),
-        (store.HungFilter(name="order"), [1], {("car", REFUSED): 1}),
-        (store.HungFilter(hung_before=20.0), [1, 3], {("car", REFUSED): 2, ("flight", UNANSWERED): 1}),
-        (store.HungFilter(hung_before=20.0, participant="car"), [1, 3], {("car", REFUSED): 2}),
-        (store.HungFilter(name="order", hung_before=9.0), [], {}),
+        (lists.HungFilter(), [1, 3, 2], {("car", REFUSED): 2, ("car", UNANSWERED): 1, ("flight", UNANSWERED): 1}),
+        (lists.HungFilter(participant="flight"), [3], {("flight", UNANSWERED): 1}),
+        (lists.HungFilter(name="order"), [1], {("car", REFUSED): 1}),
+        (lists.HungFilter(hung_before=20.0), [1, 3], {("car", REFUSED): 2, ("flight", UNANSWERED): 1}),
+        (lists.HungFilter(hung_before=20.0, participant="car"), [1, 3], {("car", REFUSED): 2}),
+        (lists.HungFilter(name="order", hung_before=9.0), [], {}),
     ],
 )
 def test_hung_transactions_are_filtered_and_totalled_alike(
-    engine: Engine, wanted: store.HungFilter, listed: list[int], totals: dict[tuple[str, str], int]
+    engine: Engine, wanted: lists.HungFilter, listed: list[int], totals: dict[tuple[str, str], int]
 ) -> None:
     hang(engine, 1, 10.0, REFUSED, name="order")
     hang(engine, 2, 30.0, UNANSWERED, None)
     hang(engine, 3, 20.0, REFUSED, UNANSWERED)
-    assert numbers(found(engine, store.list_hung, wanted, 10, None)) == listed
-    counted = {(it.participant, it.reason): it.count for it in found(engine, store.total_hung, wanted)}
+    assert numbers(found(engine, lists.list_hung, wanted, 10, None)) == listed
+    counted = {(it.participant, it.reason): it.count for it in found(engine, lists.total_hung, wanted)}
     assert counted == totals
     assert found(engine, store.count_hung) == 3
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
-from app import store
+from app import lists, store
 from app.journal import make_engine
 from app.models import RegisteredParticipant
 from app.transaction import Branch, HungReason, Transaction
@@ -106,11 +106,11 @@ def test_a_save_writes_the_step_and_its_calls_and_bumps_the_version(engine: Engi
 def test_a_stale_save_changes_nothing(engine: Engine, other: int) -> None:
     recorded(engine, transaction(1), transaction(2))
     written(engine, store.save, decided(transaction(1)))
-    before = found(engine, store.list_newest, store.Filter(), 10, None)
+    before = found(engine, lists.list_newest, lists.Filter(), 10, None)
     stale = replace(transaction(1), version=other, branches=(HUNG,))
     with pytest.raises(store.StaleError):
         written(engine, store.save, decided(transaction(2)), decided(stale))
-    assert found(engine, store.list_newest, store.Filter(), 10, None) == before
+    assert found(engine, lists.list_newest, lists.Filter(), 10, None) == before
     assert count(engine, store.calls) == 2
     assert count(engine, store.hung_branches) == 0
 
