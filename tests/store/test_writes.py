@@ -148,7 +148,7 @@ def test_hung_branches_are_kept_in_step(engine: Engine) -> None:
 # --- claim -------------------------------------------------------------------------------------------------------
 
 
-def claim(due_by: float, limit: int = 100, id_: str | None = None) -> store.Claim:
+def claim(due_by: float | None, limit: int = 100, id_: str | None = None) -> store.Claim:
     return store.Claim(due_by=due_by, lease_until=1000.0, limit=limit, transaction_id=id_)
 
 
@@ -173,8 +173,7 @@ def test_a_claim_stops_whoever_had_it(engine: Engine) -> None:
 
 def test_one_transaction_is_claimed_by_its_id_whoever_has_it(engine: Engine) -> None:
     recorded(engine, transaction(1), transaction(2, wake_at=None, decision=Decision.CANCEL, finished_at=5.0))
-    everything = float("inf")
-    wanted = [claim(everything, id_=transaction(n).id) for n in (1, 2, 3)]
+    wanted = [claim(None, id_=transaction(n).id) for n in (1, 2, 3)]
     taken, finished, unknown = written(engine, store.claim, *wanted)
     assert ([it.version for it in taken], finished, unknown) == ([2], [], [])
 
