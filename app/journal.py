@@ -42,9 +42,9 @@ CLOSE_MAX_S: Final = 15.0
 UNDONE_MAX: Final = 5
 """How often writes that the database undid in favour of others are tried again, at once."""
 _UNDONE: Final = frozenset({"40001", "40P01"})
-"""SQLSTATE of serialization failure (of MySQL's deadlocks and of Galera's conflicts too) and of PostgreSQL's deadlock."""
+"""SQLSTATE of serialization failure (MySQL's deadlocks and Galera's conflicts have it too) and of a deadlock."""
 _WAITED_TOO_LONG: Final = frozenset({"55P03", "57014", "HY000", "70100"})
-"""SQLSTATE of lock_not_available and query_canceled; what MySQL says with them, and says when it has answered at all."""
+"""SQLSTATE of lock_not_available and query_canceled, and the two that MySQL has for such and other troubles."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -201,7 +201,7 @@ def _is_out_of_reach(result: Any) -> bool:
 
 
 def _was_undone(error: Exception) -> bool:
-    """Whether the database says that it rolled back in favour of others: nothing of it is there, even after a commit."""
+    """Whether the database rolled back in favour of others: nothing is there, even if it said so on commit."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNDONE
 
 
@@ -252,7 +252,8 @@ def normal_url(database_url: str) -> URL:
     url = make_url(database_url)
     backend = url.drivername.partition("+")[0]
     if backend not in _DRIVERS:
-        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend} is not supported; use sqlite:///…, postgresql://… or mysql://…")
+        known = "sqlite:///…, postgresql://… or mysql://…"
+        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend} is not supported; use {known}")
     return url.set(drivername=_DRIVERS[backend])
 
 
@@ -278,7 +279,7 @@ def make_engine(database_url: str, *, patient: bool = False) -> Engine:
 
 
 def _postgresql_arguments(patient: bool) -> dict[str, Any]:
-    connect_args = {
+    connect_args: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "tcp_user_timeout": 1000 * SILENCE_MAX_S,
         "keepalives_idle": SILENCE_MAX_S,

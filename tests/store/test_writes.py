@@ -58,6 +58,14 @@ def test_a_key_that_is_there_answers_what_has_it_and_changes_nothing(engine: Eng
     assert found(engine, store.find, transaction(2).id) is None
 
 
+def test_keys_that_differ_a_little_are_different_keys(engine: Engine) -> None:
+    keys = ["key", "Key", "key ", "keY", " key"]
+    answers = written(engine, store.record, *(keyed(n, key, "a") for n, key in enumerate(keys)))
+    again = written(engine, store.record, *(keyed(n + 10, key, "a") for n, key in enumerate(keys)))
+    assert all(it.created for it in answers)
+    assert [(it.transaction_id, it.created) for it in again] == [(transaction(n).id, False) for n in range(len(keys))]
+
+
 def test_a_key_raced_for_by_two_connections_is_recorded_once(engine: Engine) -> None:
     with engine.execution_options(holdfast_writes=True).connect() as first, first.begin() as begun:
         (mine,) = store.record(first, [keyed(1, "k")])

@@ -41,6 +41,7 @@ _START_ATTEMPTS_MAX: Final = 5
 _READY: Final = "database system is ready to accept connections"
 _USER: Final = "postgres"
 
+
 class PostgresError(ServerError):
     """The server could not be started or did not stop; the message ends with the last lines of its log."""
 
