@@ -10,7 +10,6 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
 from app import store
-from app.journal import make_engine
 from app.models import RegisteredParticipant
 from app.transaction import Branch, HungReason, Transaction
 from holdfast.wire import Decision
@@ -202,24 +201,15 @@ def test_claims_that_race_are_disjoint(engine: Engine) -> None:
     assert sorted(one + two) == [transaction(n).id for n in range(40)]
 
 
-def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(postgres_url: str) -> None:
-    engine = store_on(postgres_url)
+@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(6)))
     with engine.begin() as first, engine.begin() as second:
-        second.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
         (one,) = store.claim(first, [claim(999.0, limit=3)])
         (two,) = store.claim(second, [claim(999.0, limit=100)])
         (none,) = store.claim(second, [claim(999.0, id_=transaction(0).id)])
     assert [it.id for it in one + two] == [transaction(n).id for n in range(6)]
     assert none == []
-    engine.dispose()
-
-
-def store_on(url: str) -> Engine:
-    engine = make_engine(url)
-    with engine.begin() as connection:
-        store.transactions.metadata.create_all(connection)
-    return engine
 
 
 def test_released_leases_are_due_at_once(engine: Engine) -> None:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -75,12 +76,8 @@ class MariadbServer:
         self.port = 0
 
     def __enter__(self) -> Self:
-        if missing := why_no_mariadb():
-            raise MariadbError(missing)
-        self.home = temporary_home("holdfast-mariadb-")
+        self.prepare()
         try:
-            os.chown(self.home, *self._identity)
-            self._initialise()
             self._start_somewhere()
         except BaseException:
             self.__exit__()
@@ -94,6 +91,19 @@ class MariadbServer:
             if self.home is not None:
                 shutil.rmtree(self.home, ignore_errors=True)
                 self.home = None
+
+    def prepare(self) -> None:
+        """Make the home and the system's tables, and choose a port; whoever calls this starts the server, and exits."""
+        if missing := why_no_mariadb():
+            raise MariadbError(missing)
+        self.home = temporary_home("holdfast-mariadb-")
+        try:
+            os.chown(self.home, *self._identity)
+            self._initialise()
+            self.port = free_port()
+        except BaseException:
+            self.__exit__()
+            raise
 
     @property
     def running(self) -> bool:
@@ -111,16 +121,16 @@ class MariadbServer:
         """The last lines that the server wrote."""
         return "" if self._process is None else self._process.log
 
-    def start(self, *options: str, also_ready: tuple[str, ...] = ()) -> None:
+    def start(self) -> None:
         """Start again, on the same port, after `stop`. Returns when connections are accepted."""
-        self.launch(*options, also_ready=also_ready)
+        self.launch()
         self.wait_ready()
 
-    def launch(self, *options: str, also_ready: tuple[str, ...] = ()) -> None:
-        """Start without waiting, with further options; it is ready when it has also written the lines `also_ready`."""
+    def launch(self, options: Sequence[str] = (), *, also_ready: str = _READY) -> None:
+        """Start without waiting, with further options; it is ready when it has also written the line `also_ready`."""
         assert not self.running, "the server is running already"
         command = [*self._server_command(), *options]
-        self._process = ServerProcess(command, self._identity, ready_lines=(_READY, *also_ready), error=MariadbError)
+        self._process = ServerProcess(command, self._identity, ready_lines=(_READY, also_ready), error=MariadbError)
 
     def wait_ready(self) -> None:
         """Return when the server that was launched is ready. Fails with its log when it isn't."""
@@ -163,12 +173,15 @@ class MariadbServer:
 
     def execute(self, statement: str) -> tuple[tuple[object, ...], ...]:
         """Run one statement outside any database, as the administrator; returns its rows."""
-        connection = pymysql.connect(
-            host="127.0.0.1", port=self.port, user=_USER, autocommit=True, connect_timeout=10, ssl_disabled=True
-        )
-        with connection, connection.cursor() as cursor:
+        with self.connect() as connection, connection.cursor() as cursor:
             cursor.execute(statement)
             return tuple(cursor.fetchall())
+
+    def connect(self) -> pymysql.Connection:
+        """A connection of the administrator's, outside any database; each statement is a transaction of its own."""
+        return pymysql.connect(
+            host="127.0.0.1", port=self.port, user=_USER, autocommit=True, connect_timeout=10, ssl_disabled=True
+        )
 
     def _initialise(self) -> None:
         options = ["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--debug-no-sync"]
@@ -181,12 +194,12 @@ class MariadbServer:
     def _start_somewhere(self) -> None:
         """Start on a free port. Another process may take it between the choice and the bind: choose again."""
         for attempt in range(1, _START_ATTEMPTS_MAX + 1):
-            self.port = free_port()
             try:
                 return self.start()
             except MariadbError:
                 if attempt == _START_ATTEMPTS_MAX or "Address already in use" not in self.log:
                     raise
+                self.port = free_port()
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _server_command(self) -> list[str | Path]:
