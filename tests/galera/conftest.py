@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from app.journal import Journal, make_engine
-from app.models import metadata
+from app.journal import Journal
+from app.migrations import migrate
 from tests.support.galera import GaleraCluster, why_no_galera
 
 
@@ -31,10 +31,7 @@ def cluster(_cluster_session: GaleraCluster) -> GaleraCluster:
 def urls(cluster: GaleraCluster) -> list[str]:
     """The URLs of one database with the tables, one for each node."""
     made = cluster.create_database()
-    engine = make_engine(made[0])
-    with engine.begin() as connection:
-        metadata.create_all(connection)
-    engine.dispose()
+    migrate(made[0])
     return made
 
 
