@@ -77,3 +77,15 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each supported kind; the test runs once for each."""
     url: str = request.getfixturevalue(URL_FIXTURES[request.param])
     return url
+
+
+on_servers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+"""Runs a test on the databases that have a server of their own."""
+
+
+@pytest.fixture
+def database_server(database_url: str, request: pytest.FixtureRequest) -> PostgresServer | MariadbServer:
+    """The server behind `database_url`, to be killed and started again."""
+    kind = "mariadb" if database_url.startswith("mysql") else "postgres"
+    server: PostgresServer | MariadbServer = request.getfixturevalue(f"{kind}_server")
+    return server

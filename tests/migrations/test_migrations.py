@@ -14,6 +14,7 @@ from app import store
 from app.journal import make_engine
 from app.migrations import migrate, schema_is_current
 from app.models import metadata
+from tests.conftest import on_servers
 from tests.store.values import found, recorded, transaction
 from tests.support.coordinator_process import CoordinatorProcess
 from tests.support.repository import ROOT
@@ -124,7 +125,7 @@ def test_where_each_statement_commits_what_was_half_done_is_dropped_by_hand(data
     assert found(engine, schema_is_current)
 
 
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@on_servers
 def test_several_that_migrate_at_once_wait_for_each_other(database_url: str, engine: Engine) -> None:
     made = [CoordinatorProcess({"HOLDFAST_DATABASE_URL": database_url}, command="migrate") for _ in range(2)]
     for process in made:

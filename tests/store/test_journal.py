@@ -11,8 +11,9 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from app import store
-from app.journal import UNDONE_MAX, Journal, JournalClosed, make_engine
+from app.journal import UNDONE_MAX, Journal, JournalClosed, make_engine, normal_url
 from app.models import metadata
+from tests.conftest import on_servers
 from tests.store.values import call, found, recorded, transaction
 from tests.support.mariadb import MariadbServer
 from tests.support.postgres import PostgresServer
@@ -211,29 +212,6 @@ def test_sqlite_is_durable_and_has_one_writer(sqlite_url: str) -> None:
 # --- the database goes away -----------------------------------------------------------------------------------------
 
 
-class Server:
-    """The server behind `database_url`, to be killed and started again."""
-
-    def __init__(self, server: PostgresServer | MariadbServer) -> None:
-        self._server = server
-        self.start = server.start
-
-    def crash(self) -> None:
-        if isinstance(self._server, PostgresServer):
-            self._server.stop("immediate")
-        else:
-            self._server.stop("crash")
-
-
-servers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
-
-
-@pytest.fixture
-def server(database_url: str, request: pytest.FixtureRequest) -> Server:
-    kind = "mariadb" if database_url.startswith("mysql") else "postgres"
-    return Server(request.getfixturevalue(f"{kind}_server"))
-
-
 def with_tables(url: str) -> Engine:
     engine = make_engine(url)
     with engine.begin() as connection:
@@ -241,18 +219,20 @@ def with_tables(url: str) -> Engine:
     return engine
 
 
-@servers
-async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(database_url: str, server: Server) -> None:
+@on_servers
+async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(
+    database_url: str, database_server: PostgresServer | MariadbServer
+) -> None:
     engine = with_tables(database_url)
     journal = Journal(database_url)
     try:
         await journal.write(*new(0))
-        await asyncio.to_thread(server.crash)
+        await asyncio.to_thread(database_server.crash)
         outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)), return_exceptions=True)
         assert {type(it) for it in outcomes} == {OperationalError}
         with pytest.raises(OperationalError):
             await journal.read(store.count_unfinished)
-        server.start()  # not in a thread: the server ends with the thread that started it
+        database_server.start()  # not in a thread: the server ends with the thread that started it
         outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)))
         assert all(it.created for it in outcomes)
         assert await journal.read(store.count_unfinished) == 30
@@ -261,21 +241,21 @@ async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(dat
         engine.dispose()
 
 
-@servers
+@on_servers
 async def test_a_crash_of_the_database_between_write_and_commit_is_told_to_all(
-    database_url: str, server: Server
+    database_url: str, database_server: PostgresServer | MariadbServer
 ) -> None:
     engine = with_tables(database_url)
     journal = Journal(database_url)
 
     def crash(_connection: Connection, items: Sequence[Any]) -> Sequence[Any]:
-        server.crash()
+        database_server.crash()
         return items
 
     try:
         outcomes = await outcomes_of_one_batch(journal, new(1), new(2), (crash, None))
         assert all(isinstance(it, DBAPIError) for it in outcomes)
-        server.start()  # not in a thread: the server ends with the thread that started it
+        database_server.start()  # not in a thread: the server ends with the thread that started it
         assert await journal.read(store.count_unfinished) == 0
         assert (await journal.write(*new(1))).created
     finally:
@@ -299,7 +279,7 @@ async def test_a_panic_fails_its_batch_and_the_writer_lives_on(journal: Journal,
     assert found(engine, store.find, transaction(2).id) is not None
 
 
-@servers
+@on_servers
 async def test_a_row_that_somebody_else_holds_does_not_hold_up_the_others(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +304,7 @@ async def test_a_row_that_somebody_else_holds_does_not_hold_up_the_others(
 # --- what the database undid in favour of others ------------------------------------------------------------------
 
 
-@servers
+@on_servers
 async def test_a_deadlock_is_nobodys_error(database_url: str) -> None:
     """Each of two journals holds a row and wants the other's: the one that the database undoes does it again."""
     engine = with_tables(database_url)
@@ -421,3 +401,35 @@ MYSQL_SAID = {
     "idle_transaction_timeout": "10",
     "wsrep_sync_wait": "7",
 }
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgres://h/d", "postgresql+psycopg://h/d"),
+        ("postgresql+asyncpg://u:p@h:1/d?sslmode=require", "postgresql+psycopg://u:p@h:1/d?sslmode=require"),
+        ("mysql://u:p%40@h/d", "mysql+pymysql://u:p%40@h/d"),
+        ("mysql+mysqldb://h/d?charset=latin1", "mysql+pymysql://h/d?charset=latin1"),
+        ("mariadb://h/d", "mysql+pymysql://h/d"),
+        ("mariadb+asyncmy://h/d", "mysql+pymysql://h/d"),
+        ("sqlite+aiosqlite:///file.db", "sqlite:///file.db"),
+    ],
+)
+def test_urls_that_people_have_work_with_the_driver_that_is_there(given: str, used: str) -> None:
+    assert normal_url(given).render_as_string(hide_password=False) == used
+
+
+@pytest.mark.parametrize("url", ["oracle://h/d", "mongodb://h/d"])
+def test_other_databases_are_refused_by_name(url: str) -> None:
+    with pytest.raises(ValueError, match=r"is not supported; use sqlite:///…, postgresql://… or mysql://…"):
+        normal_url(url)
+
+
+def test_mysql_s_character_set_is_ours_whatever_the_url_says(mariadb_url: str) -> None:
+    engine = make_engine(f"{mariadb_url}&charset=latin1")
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT '\U0001f4ba', @@character_set_client")).one() == (
+            "\U0001f4ba",
+            "utf8mb4",
+        )
+    engine.dispose()

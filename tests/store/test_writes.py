@@ -13,6 +13,7 @@ from app import store
 from app.models import RegisteredParticipant
 from app.transaction import Branch, HungReason, Transaction
 from holdfast.wire import Decision
+from tests.conftest import on_servers
 from tests.store.values import CAR, call, found, recorded, transaction, written
 
 URLS = replace(CAR, name="urls", participant=None)
@@ -201,7 +202,7 @@ def test_claims_that_race_are_disjoint(engine: Engine) -> None:
     assert sorted(one + two) == [transaction(n).id for n in range(40)]
 
 
-@pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+@on_servers
 def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(6)))
     with engine.begin() as first, engine.begin() as second:

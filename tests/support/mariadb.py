@@ -144,6 +144,10 @@ class MariadbServer:
         if self._process is not None:
             self._process.stop(_STOP_SIGNAL[mode])
 
+    def crash(self) -> None:
+        """Kill the server; what was committed is there after the next start."""
+        self.stop("crash")
+
     def restart(self, mode: StopMode = "clean") -> None:
         """Stop and start on the same port; "crash" is kill -9, and recovery from the log."""
         self.stop(mode)

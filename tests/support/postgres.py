@@ -112,6 +112,10 @@ class PostgresServer:
         if self._process is not None:
             self._process.stop(_STOP_SIGNAL[mode])
 
+    def crash(self) -> None:
+        """Stop as in a power cut; what was committed is there after the next start."""
+        self.stop("immediate")
+
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop and start on the same port; "immediate" is what a crash of the database looks like."""
         self.stop(mode)
