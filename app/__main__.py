@@ -68,7 +68,7 @@ def _serve(settings: Settings) -> int:
         return _fail(f"HOLDFAST_HOST, HOLDFAST_PORT: can't listen on {where} ({error.strerror or error})")
     with listener, _sole_use(settings.database_url) as is_sole:
         if not is_sole:
-            return _fail("HOLDFAST_DATABASE_URL: another coordinator serves this file; several need PostgreSQL")
+            return _fail("HOLDFAST_DATABASE_URL: another coordinator serves this file; several need a database server")
         return _serve_on(listener, settings)
 
 

@@ -526,7 +526,7 @@ class Coordinator:
 
     async def _claim(self, transaction_id: str) -> None:
         now = self._clock()
-        claim = store.Claim(due_by=float("inf"), lease_until=now + self._policy.lease_s, transaction_id=transaction_id)
+        claim = store.Claim(due_by=None, lease_until=now + self._policy.lease_s, transaction_id=transaction_id)
         claimed = await self._journal.write(store.claim, claim)
         if not claimed:
             return

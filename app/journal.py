@@ -39,7 +39,12 @@ STATEMENT_MAX_S: Final = 10
 """How long a statement may take, and how long a transaction of a frozen process keeps its locks."""
 CLOSE_MAX_S: Final = 15.0
 """How long closing waits for the writes that are under way."""
-_WAITED_TOO_LONG: Final = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled
+UNDONE_MAX: Final = 5
+"""How often writes that the database undid in favour of others are tried again, at once."""
+_UNDONE: Final = frozenset({"40001", "40P01"})
+"""SQLSTATE of serialization failure (MySQL's deadlocks and Galera's conflicts have it too) and of a deadlock."""
+_WAITED_TOO_LONG: Final = frozenset({"55P03", "57014", "HY000", "70100"})
+"""SQLSTATE of lock_not_available and query_canceled, and the two that MySQL has for such and other troubles."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -145,7 +150,7 @@ class Journal:
     def _commit(self, batch: list[_Write], *, again: bool = False) -> list[Any]:
         """The results of `batch`, in its order; an exception stands for a write that failed."""
         try:
-            return self._commit_together(batch)
+            return self._commit_undone_again(batch)
         except _CommitFailed as failed:
             return [failed.cause] * len(batch)  # it may be durable or not: nobody may take it for either
         except Exception as error:
@@ -162,6 +167,16 @@ class Journal:
             if _is_out_of_reach(results[-1]):
                 return results + [results[-1]] * (len(batch) - position - 1)  # no database: no use in asking on
         return results
+
+    def _commit_undone_again(self, batch: list[_Write]) -> list[Any]:
+        for _ in range(UNDONE_MAX):
+            try:
+                return self._commit_together(batch)
+            except DBAPIError as error:
+                if not _was_undone(error):
+                    raise
+                log.info("event=writes_undone writes=%d", len(batch))
+        return self._commit_together(batch)
 
     def _commit_together(self, batch: list[_Write]) -> list[Any]:
         results: list[Any] = [None] * len(batch)
@@ -183,6 +198,8 @@ class Journal:
                 transaction.commit()
             except Exception as error:
                 connection.invalidate()  # on SQLite it would still be in the transaction, and hold the lock
+                if _was_undone(error):
+                    raise
                 raise _CommitFailed(error) from error
         return results
 
@@ -196,7 +213,12 @@ def _is_out_of_reach(result: Any) -> bool:
     """Whether a write failed for want of a database, not because somebody else holds what it needs."""
     if not isinstance(result, (OperationalError, InterfaceError)):
         return False
-    return getattr(result.orig, "sqlstate", None) not in _WAITED_TOO_LONG
+    return getattr(result.orig, "sqlstate", None) not in _WAITED_TOO_LONG | _UNDONE
+
+
+def _was_undone(error: Exception) -> bool:
+    """Whether the database rolled back in favour of others: nothing is there, even if it said so on commit."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNDONE
 
 
 class _CommitFailed(Exception):
@@ -229,7 +251,13 @@ def _settle(answers: list[tuple["asyncio.Future[Any]", Any]]) -> None:
 
 # --- engines -----------------------------------------------------------------------------------------------------
 
-_DRIVERS: Final = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_DRIVERS: Final = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mysql+pymysql",
+}
 
 
 def normal_url(database_url: str) -> URL:
@@ -240,7 +268,8 @@ def normal_url(database_url: str) -> URL:
     url = make_url(database_url)
     backend = url.drivername.partition("+")[0]
     if backend not in _DRIVERS:
-        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend} is not supported; use sqlite:///… or postgresql://…")
+        known = "sqlite:///…, postgresql://… or mysql://…"
+        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend} is not supported; use {known}")
     return url.set(drivername=_DRIVERS[backend])
 
 
@@ -249,20 +278,71 @@ def is_embedded(database_url: str) -> bool:
     return normal_url(database_url).get_backend_name() == "sqlite"
 
 
-def make_engine(database_url: str) -> Engine:
-    """An engine as the coordinator needs it; on SQLite durable (synchronous=FULL) and with one writer at a time."""
+def make_engine(database_url: str, *, patient: bool = False) -> Engine:
+    """An engine as the coordinator needs it; on SQLite durable (synchronous=FULL) and with one writer at a time.
+
+    With a `patient` one statements may take as long as they like: a migration does.
+    """
     url = normal_url(database_url)
-    if url.get_backend_name() != "sqlite":
-        limits = {
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "tcp_user_timeout": 1000 * SILENCE_MAX_S,
-            "keepalives_idle": SILENCE_MAX_S,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
-            "options": f"-c lock_timeout={LOCK_WAIT_MAX_S}s -c statement_timeout={STATEMENT_MAX_S}s "
-            f"-c idle_in_transaction_session_timeout={STATEMENT_MAX_S}s",
-        }
-        return create_engine(url, pool_size=READERS + 2, max_overflow=2, connect_args=limits)
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return _sqlite_engine(url)
+    arguments = _postgresql_arguments(patient) if backend == "postgresql" else _mysql_arguments(patient)
+    engine = create_engine(url, pool_size=READERS + 2, max_overflow=2, **arguments)
+    if backend == "mysql" and not patient:
+        event.listen(engine, "connect", _limit_mysql)
+    return engine
+
+
+def _postgresql_arguments(patient: bool) -> dict[str, Any]:
+    connect_args: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": 1000 * SILENCE_MAX_S,
+        "keepalives_idle": SILENCE_MAX_S,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }
+    if not patient:
+        connect_args["options"] = (
+            f"-c lock_timeout={LOCK_WAIT_MAX_S}s -c statement_timeout={STATEMENT_MAX_S}s "
+            f"-c idle_in_transaction_session_timeout={STATEMENT_MAX_S}s"
+        )
+    return {"connect_args": connect_args}
+
+
+def _mysql_arguments(patient: bool) -> dict[str, Any]:
+    """Whatever the server's defaults are: all of Unicode, nothing cut off silently, no gap locks."""
+    connect_args = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "write_timeout": SILENCE_MAX_S,
+        "read_timeout": None if patient else STATEMENT_MAX_S + CONNECT_TIMEOUT_S,  # the server's own limit comes first
+        "charset": "utf8mb4",
+        "sql_mode": "STRICT_ALL_TABLES",
+    }
+    return {"connect_args": connect_args, "isolation_level": "READ COMMITTED"}
+
+
+def _limit_mysql(connection: Any, _record: Any) -> None:
+    """Set what this server has of limits, and that on a Galera node each transaction sees all that went before it.
+
+    MySQL bounds reads alone, and what a frozen process has locked only by how long its connection is idle.
+    """
+    limits = {
+        "innodb_lock_wait_timeout": LOCK_WAIT_MAX_S,
+        "max_statement_time": STATEMENT_MAX_S,  # MariaDB
+        "max_execution_time": 1000 * STATEMENT_MAX_S,  # MySQL
+        "idle_transaction_timeout": STATEMENT_MAX_S,  # MariaDB
+        "wsrep_sync_wait": 7,  # Galera, before reads, updates and inserts
+    }
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW SESSION VARIABLES WHERE Variable_name IN %s", [tuple(limits)])
+        has = {name: limits[name] for name, _ in cursor.fetchall()}
+        if "idle_transaction_timeout" not in has:
+            has["wait_timeout"] = 3 * STATEMENT_MAX_S
+        cursor.execute("SET " + ", ".join(f"SESSION {name} = {value}" for name, value in has.items()))
+
+
+def _sqlite_engine(url: URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise ValueError("HOLDFAST_DATABASE_URL: name a file, such as sqlite:///holdfast.db; memory forgets")
     engine = create_engine(url, pool_size=READERS + 1, connect_args={"timeout": SQLITE_BUSY_S})

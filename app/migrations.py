@@ -14,17 +14,22 @@ from sqlalchemy import Connection
 
 from app.journal import make_engine
 
+ONE_AT_A_TIME: Final = {
+    "postgresql": "SELECT pg_advisory_xact_lock(727565)",
+    "mysql": "SELECT GET_LOCK(CONCAT('holdfast-migrate-', MD5(DATABASE())), 86400)",
+}
+"""Waits until nobody else migrates this database; the lock goes with the connection. SQLite has one writer anyway."""
 MIGRATE_COMMAND: Final = "python -m app migrate"
 _ROOT = Path(__file__).parent.parent
 
 
 def migrate(database_url: str) -> None:
     """Bring the database to the newest schema. Raises sqlalchemy.exc.OperationalError when it can't be reached."""
-    engine = make_engine(database_url)
+    engine = make_engine(database_url, patient=True)
     try:
         with engine.execution_options(holdfast_writes=True).begin() as connection:
-            if connection.dialect.name == "postgresql":  # an index of millions of rows takes more than a statement may
-                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            if engine.dialect.name in ONE_AT_A_TIME:
+                connection.exec_driver_sql(ONE_AT_A_TIME[engine.dialect.name])
             config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")

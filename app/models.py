@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Text, text
+from sqlalchemy.dialects.mysql import LONGTEXT
+from sqlalchemy.ext.compiler import compiles
 from sqlmodel import Field, SQLModel
 
 from app.transaction import (
@@ -38,6 +40,21 @@ metadata = MetaData(naming_convention=NAMING)
 ID_CHARS = 36
 NAME_CHARS_MAX = 200
 KEY_CHARS_MAX = 255
+
+
+class Exact(String):
+    """Text in which every character counts when it is compared: case, accents, and spaces at its end."""
+
+
+@compiles(Exact, "mysql")
+def _exact_on_mysql(type_: Exact, compiler: Any, **_: Any) -> str:
+    """By itself MySQL compares by its database's collation. The one that counts everything has two names."""
+    collation = "utf8mb4_nopad_bin" if compiler.dialect.is_mariadb else "utf8mb4_0900_bin"
+    return f"VARCHAR({type_.length}) CHARACTER SET utf8mb4 COLLATE {collation}"
+
+
+DOCUMENT = Text().with_variant(LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql")
+"""Text of any length, which nobody searches for; on MySQL plain TEXT ends at 64 KiB."""
 
 
 class _Table(SQLModel):
@@ -69,15 +86,15 @@ class TransactionRow(_Table, table=True):
         ),
     )
 
-    id: str = Field(sa_column=Column(String(ID_CHARS), primary_key=True))
+    id: str = Field(sa_column=Column(Exact(ID_CHARS), primary_key=True))
     version: int = Field(sa_column=Column(Integer, nullable=False))
-    phase: str = Field(sa_column=Column(String(16), nullable=False))
-    decision: str = Field(sa_column=Column(String(16), nullable=False))
-    name: str | None = Field(sa_column=Column(String(NAME_CHARS_MAX)))
-    reference: str | None = Field(sa_column=Column(String(NAME_CHARS_MAX)))
-    try_order: str = Field(sa_column=Column(String(16), nullable=False))
-    idempotency_key: str | None = Field(sa_column=Column(String(KEY_CHARS_MAX)))
-    request_hash: str | None = Field(sa_column=Column(String(64)))
+    phase: str = Field(sa_column=Column(Exact(16), nullable=False))
+    decision: str = Field(sa_column=Column(Exact(16), nullable=False))
+    name: str | None = Field(sa_column=Column(Exact(NAME_CHARS_MAX)))
+    reference: str | None = Field(sa_column=Column(Exact(NAME_CHARS_MAX)))
+    try_order: str = Field(sa_column=Column(Exact(16), nullable=False))
+    idempotency_key: str | None = Field(sa_column=Column(Exact(KEY_CHARS_MAX)))
+    request_hash: str | None = Field(sa_column=Column(Exact(64)))
     created_at: float = Field(sa_column=Column(Double, nullable=False))
     deadline: float = Field(sa_column=Column(Double, nullable=False))
     decided_at: float | None = Field(sa_column=Column(Double))
@@ -85,8 +102,8 @@ class TransactionRow(_Table, table=True):
     hung_since: float | None = Field(sa_column=Column(Double))
     wake_at: float | None = Field(sa_column=Column(Double))
     resolved_at: float | None = Field(sa_column=Column(Double))
-    definition: str = Field(sa_column=Column(Text, nullable=False))
-    state: str = Field(sa_column=Column(Text, nullable=False))
+    definition: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    state: str = Field(sa_column=Column(DOCUMENT, nullable=False))
 
 
 class TransactionParticipantRow(_Table, table=True):
@@ -94,8 +111,8 @@ class TransactionParticipantRow(_Table, table=True):
 
     __tablename__ = "transaction_participants"
 
-    participant: str = Field(sa_column=Column(String(64), primary_key=True))
-    transaction_id: str = Field(sa_column=Column(String(ID_CHARS), primary_key=True))
+    participant: str = Field(sa_column=Column(Exact(64), primary_key=True))
+    transaction_id: str = Field(sa_column=Column(Exact(ID_CHARS), primary_key=True))
 
 
 class HungBranchRow(_Table, table=True):
@@ -103,10 +120,10 @@ class HungBranchRow(_Table, table=True):
 
     __tablename__ = "hung_branches"
 
-    transaction_id: str = Field(sa_column=Column(String(ID_CHARS), primary_key=True))
-    branch: str = Field(sa_column=Column(String(64), primary_key=True))
-    participant: str | None = Field(sa_column=Column(String(64), index=True))
-    reason: str = Field(sa_column=Column(String(32), nullable=False))
+    transaction_id: str = Field(sa_column=Column(Exact(ID_CHARS), primary_key=True))
+    branch: str = Field(sa_column=Column(Exact(64), primary_key=True))
+    participant: str | None = Field(sa_column=Column(Exact(64), index=True))
+    reason: str = Field(sa_column=Column(Exact(32), nullable=False))
 
 
 class CallRow(_Table, table=True):
@@ -119,16 +136,16 @@ class CallRow(_Table, table=True):
         default=None,
         sa_column=Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     )
-    transaction_id: str = Field(sa_column=Column(String(ID_CHARS), nullable=False))
-    branch: str = Field(sa_column=Column(String(64), nullable=False))
-    operation: str = Field(sa_column=Column(String(8), nullable=False))
+    transaction_id: str = Field(sa_column=Column(Exact(ID_CHARS), nullable=False))
+    branch: str = Field(sa_column=Column(Exact(64), nullable=False))
+    operation: str = Field(sa_column=Column(Exact(8), nullable=False))
     attempt: int = Field(sa_column=Column(Integer, nullable=False))
     started_at: float = Field(sa_column=Column(Double, nullable=False))
     duration_ms: float = Field(sa_column=Column(Double, nullable=False))
-    answer: str = Field(sa_column=Column(String(16), nullable=False))
+    answer: str = Field(sa_column=Column(Exact(16), nullable=False))
     http_status: int | None = Field(sa_column=Column(Integer))
-    error: str | None = Field(sa_column=Column(Text))
-    response: str | None = Field(sa_column=Column(Text))
+    error: str | None = Field(sa_column=Column(DOCUMENT))
+    response: str | None = Field(sa_column=Column(DOCUMENT))
 
 
 class ParticipantRow(_Table, table=True):
@@ -136,8 +153,8 @@ class ParticipantRow(_Table, table=True):
 
     __tablename__ = "participants"
 
-    name: str = Field(sa_column=Column(String(64), primary_key=True))
-    base_url: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Exact(64), primary_key=True))
+    base_url: str = Field(sa_column=Column(DOCUMENT, nullable=False))
     call_timeout_s: float | None = Field(sa_column=Column(Double))
     concurrency_max: int = Field(sa_column=Column(Integer, nullable=False))
 

@@ -1,7 +1,8 @@
 """Every SQL statement, as plain functions of a connection: one function, one intent.
 
 The writing ones take all the items that wait (journal.py) and answer each; every UPDATE names the version that it
-expects. No commit, no clock and no transition of the protocol here. Runs as it is on SQLite and PostgreSQL.
+expects. No commit, no clock and no transition of the protocol here. Runs as it is on SQLite, PostgreSQL,
+MySQL and MariaDB.
 """
 
 import logging
@@ -118,10 +119,10 @@ class Save:
 class Claim:
     """Which unfinished transactions to take over: those due by then, at the most so many, or one by its id.
 
-    `hung` restricts them to those that hang, or to those that don't.
+    `due_by` None means whenever they are due; `hung` restricts them to those that hang, or to those that don't.
     """
 
-    due_by: float
+    due_by: float | None
     lease_until: float
     limit: int = 1
     transaction_id: str | None = None
@@ -302,7 +303,8 @@ def _call_row(call: CallRecord) -> dict[str, Any]:
 
 
 def _claim(connection: Connection, item: Claim) -> list[Transaction]:
-    wanted = select(transactions).where(transactions.c.wake_at <= item.due_by)
+    due = transactions.c.wake_at
+    wanted = select(transactions).where(due.is_not(None) if item.due_by is None else due <= item.due_by)
     if item.transaction_id is not None:
         wanted = wanted.where(transactions.c.id == item.transaction_id)
     if item.hung is not None:

@@ -1,6 +1,6 @@
 """Fixtures for every test: databases of the kinds that Holdfast supports.
 
-The PostgreSQL server is real and starts with the first test that asks for it; each test gets a fresh,
+The PostgreSQL and MariaDB servers are real and start with the first test that asks for them; each test gets a fresh,
 empty database. Nothing here knows of tables: schemas are made by migrations or by the test.
 """
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mariadb import MariadbServer, why_no_mariadb
 from tests.support.postgres import PostgresServer
 
 
@@ -36,14 +37,55 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop_database(url)
 
 
+@pytest.fixture(scope="session")
+def _mariadb_session() -> Iterator[MariadbServer]:
+    if missing := why_no_mariadb():
+        pytest.skip(missing)
+    with MariadbServer() as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb_server(_mariadb_session: MariadbServer) -> MariadbServer:
+    """The running server, for tests that stop or restart it; one that was left stopped is started again."""
+    if not _mariadb_session.running:
+        _mariadb_session.start()
+    return _mariadb_session
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: MariadbServer) -> Iterator[str]:
+    """The URL of an empty MariaDB database of the test's own: `mysql+pymysql://...`."""
+    url = mariadb_server.create_database()
+    yield url
+    if not mariadb_server.running:
+        mariadb_server.start()
+    mariadb_server.drop_database(url)
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of an SQLite file of the test's own, which does not exist yet."""
     return f"sqlite:///{tmp_path / 'holdfast.db'}"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+URL_FIXTURES = {"sqlite": "sqlite_url", "postgresql": "postgres_url", "mariadb": "mariadb_url"}
+
+
+@pytest.fixture(params=URL_FIXTURES)
 def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each supported kind; the test runs once for each."""
-    url: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url")
+    url: str = request.getfixturevalue(URL_FIXTURES[request.param])
     return url
+
+
+on_servers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
+"""Runs a test on the databases that have a server of their own."""
+
+
+@pytest.fixture
+def database_server(database_url: str, request: pytest.FixtureRequest) -> PostgresServer | MariadbServer:
+    """The server behind `database_url`, to be killed and started again."""
+    kind = "mariadb" if database_url.startswith("mysql") else "postgres"
+    server: PostgresServer | MariadbServer = request.getfixturevalue(f"{kind}_server")
+    return server

@@ -7,6 +7,8 @@ Revises:
 import sqlalchemy as sa
 from alembic import op
 
+from app.models import DOCUMENT, Exact
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -17,61 +19,61 @@ def upgrade() -> None:
     op.create_table(
         "calls",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("transaction_id", sa.String(length=36), nullable=False),
-        sa.Column("branch", sa.String(length=64), nullable=False),
-        sa.Column("operation", sa.String(length=8), nullable=False),
+        sa.Column("transaction_id", Exact(36), nullable=False),
+        sa.Column("branch", Exact(64), nullable=False),
+        sa.Column("operation", Exact(8), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("started_at", sa.Double(), nullable=False),
         sa.Column("duration_ms", sa.Double(), nullable=False),
-        sa.Column("answer", sa.String(length=16), nullable=False),
+        sa.Column("answer", Exact(16), nullable=False),
         sa.Column("http_status", sa.Integer(), nullable=True),
-        sa.Column("error", sa.Text(), nullable=True),
-        sa.Column("response", sa.Text(), nullable=True),
+        sa.Column("error", DOCUMENT, nullable=True),
+        sa.Column("response", DOCUMENT, nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_calls")),
     )
     op.create_index("ix_calls_transaction_id_id", "calls", ["transaction_id", "id"], unique=False)
     op.create_table(
         "hung_branches",
-        sa.Column("transaction_id", sa.String(length=36), nullable=False),
-        sa.Column("branch", sa.String(length=64), nullable=False),
-        sa.Column("participant", sa.String(length=64), nullable=True),
-        sa.Column("reason", sa.String(length=32), nullable=False),
+        sa.Column("transaction_id", Exact(36), nullable=False),
+        sa.Column("branch", Exact(64), nullable=False),
+        sa.Column("participant", Exact(64), nullable=True),
+        sa.Column("reason", Exact(32), nullable=False),
         sa.PrimaryKeyConstraint("transaction_id", "branch", name=op.f("pk_hung_branches")),
     )
     op.create_index(op.f("ix_hung_branches_participant"), "hung_branches", ["participant"], unique=False)
     op.create_table(
         "participants",
-        sa.Column("name", sa.String(length=64), nullable=False),
-        sa.Column("base_url", sa.Text(), nullable=False),
+        sa.Column("name", Exact(64), nullable=False),
+        sa.Column("base_url", DOCUMENT, nullable=False),
         sa.Column("call_timeout_s", sa.Double(), nullable=True),
         sa.Column("concurrency_max", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_participants")),
     )
     op.create_table(
         "transaction_participants",
-        sa.Column("participant", sa.String(length=64), nullable=False),
-        sa.Column("transaction_id", sa.String(length=36), nullable=False),
+        sa.Column("participant", Exact(64), nullable=False),
+        sa.Column("transaction_id", Exact(36), nullable=False),
         sa.PrimaryKeyConstraint("participant", "transaction_id", name=op.f("pk_transaction_participants")),
     )
     op.create_table(
         "transactions",
-        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("id", Exact(36), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("phase", sa.String(length=16), nullable=False),
-        sa.Column("decision", sa.String(length=16), nullable=False),
-        sa.Column("name", sa.String(length=200), nullable=True),
-        sa.Column("reference", sa.String(length=200), nullable=True),
-        sa.Column("try_order", sa.String(length=16), nullable=False),
-        sa.Column("idempotency_key", sa.String(length=255), nullable=True),
-        sa.Column("request_hash", sa.String(length=64), nullable=True),
+        sa.Column("phase", Exact(16), nullable=False),
+        sa.Column("decision", Exact(16), nullable=False),
+        sa.Column("name", Exact(200), nullable=True),
+        sa.Column("reference", Exact(200), nullable=True),
+        sa.Column("try_order", Exact(16), nullable=False),
+        sa.Column("idempotency_key", Exact(255), nullable=True),
+        sa.Column("request_hash", Exact(64), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("deadline", sa.Double(), nullable=False),
         sa.Column("decided_at", sa.Double(), nullable=True),
         sa.Column("finished_at", sa.Double(), nullable=True),
         sa.Column("hung_since", sa.Double(), nullable=True),
         sa.Column("wake_at", sa.Double(), nullable=True),
-        sa.Column("definition", sa.Text(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("definition", DOCUMENT, nullable=False),
+        sa.Column("state", DOCUMENT, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_transactions")),
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_transactions_idempotency_key")),
     )

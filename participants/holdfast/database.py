@@ -23,8 +23,9 @@ T = TypeVar("T")
 AnyDatabase = Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]
 
 _COLLISIONS: Final = frozenset({"40001", "40P01"})
-"""SQLSTATE of serialization failure and deadlock (PostgreSQL; MySQL's driver says 1213 instead)."""
-_MYSQL_COLLISION: Final = 1213
+"""SQLSTATE of serialization failure and deadlock (PostgreSQL; MySQL's drivers say a number instead)."""
+_MYSQL_COLLISIONS: Final = frozenset({1213, 1020})
+"""A deadlock, or a conflict with another node of a cluster; a row that changed since this transaction read it."""
 _PASSING_CLASSES: Final = ("08", "40", "53", "55", "57")
 """SQLSTATE classes: connection, rollback, resources, object in use (lock not available), operator intervention."""
 
@@ -117,7 +118,7 @@ def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
 
 def collided(error: BaseException) -> bool:
     """Whether the database undid this transaction in favour of another: repeating it at once is what it asks for."""
-    return _sqlstate(error) in _COLLISIONS or _mysql_code(error) == _MYSQL_COLLISION
+    return _sqlstate(error) in _COLLISIONS or _mysql_code(error) in _MYSQL_COLLISIONS
 
 
 def will_pass(error: BaseException) -> bool:

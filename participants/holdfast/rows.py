@@ -88,7 +88,7 @@ def _exact(chars: int) -> String:
 
 
 def _json() -> Text:
-    return Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+    return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
 def branches_table(metadata: MetaData) -> Table:

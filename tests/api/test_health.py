@@ -9,6 +9,8 @@ from sqlalchemy import text
 from app.main import SchemaOutdatedError
 from app.migrations import migrate
 from tests.api.service import Gate, Service, check_problem, lost, reply, running, until
+from tests.conftest import on_servers
+from tests.support.mariadb import MariadbServer
 from tests.support.postgres import PostgresServer
 
 
@@ -47,26 +49,28 @@ async def test_metrics_count(service: Service) -> None:
     assert [float(v) for v in matching] == [1]
 
 
-async def test_a_database_that_is_not_migrated_is_refused(postgres_url: str) -> None:
+@on_servers
+async def test_a_database_that_is_not_migrated_is_refused(database_url: str) -> None:
     with pytest.raises(SchemaOutdatedError, match="python -m app migrate"):
-        async with running(postgres_url):
+        async with running(database_url):
             pass
 
 
 @pytest.fixture
-async def on_postgres(postgres_url: str) -> AsyncIterator[Service]:
-    migrate(postgres_url)
-    async with running(postgres_url, lease_s=1.0) as service:
+async def on_a_server(database_url: str) -> AsyncIterator[Service]:
+    migrate(database_url)
+    async with running(database_url, lease_s=1.0) as service:
         await service.register("inventory", "payment")
         yield service
 
 
+@on_servers
 async def test_without_the_database_everything_is_503_and_heals(
-    on_postgres: Service, postgres_server: PostgresServer
+    on_a_server: Service, database_server: PostgresServer | MariadbServer
 ) -> None:
-    service = on_postgres
+    service = on_a_server
     known = (await service.begin({"branches": [{"participant": "inventory"}]})).json()
-    postgres_server.stop("immediate")
+    database_server.crash()
     request = {"branches": [{"participant": "inventory"}]}
     path = f"/v1/transactions/{known['id']}"
     calls = len(service.participants.received)
@@ -89,26 +93,27 @@ async def test_without_the_database_everything_is_503_and_heals(
         assert int(answer.headers["retry-after"]) >= 1
     assert await service.json("/healthz") == {"status": "alive"}
     assert len(service.participants.received) == calls, "nothing is sent that is not recorded"
-    postgres_server.start()
+    database_server.start()
     assert (await service.client.get("/readyz")).status_code == 200
     assert (await service.begin(request)).status_code == 201
     assert await service.get(known["id"]) == known
 
 
+@on_servers
 async def test_a_database_that_goes_away_after_the_record_does_not_hide_the_record(
-    on_postgres: Service, postgres_server: PostgresServer
+    on_a_server: Service, database_server: PostgresServer | MariadbServer
 ) -> None:
-    service = on_postgres
+    service = on_a_server
     gate = Gate()
     service.participants.script("/inventory/try", [gate, reply(200)])
     waiting = asyncio.create_task(service.begin({"branches": [{"participant": "inventory"}]}))
     await gate.reached()
-    postgres_server.stop("immediate")
+    database_server.crash()
     gate.open()
     begun = await waiting
     assert begun.status_code == 202, "503 would say that nothing was recorded"
     assert service.participants.paths() == ["/inventory/try"], "no Confirm before the decision is durable"
-    postgres_server.start()
+    database_server.start()
 
     async def finished() -> bool:
         answer = await service.client.get(begun.headers["location"])

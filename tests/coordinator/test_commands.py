@@ -22,7 +22,7 @@ RESOLVE = BranchResolved(branch="car", settled=Settled.CANCELLED, by="ops", reas
 
 def claimed_by_a_stranger(engine: Engine, transaction_id: str) -> Transaction:
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        claim = store.Claim(due_by=float("inf"), lease_until=now() + 1.5, transaction_id=transaction_id)
+        claim = store.Claim(due_by=None, lease_until=now() + 1.5, transaction_id=transaction_id)
         ((taken,),) = store.claim(connection, [claim])
     return taken
 

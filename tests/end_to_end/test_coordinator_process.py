@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from tests.conftest import on_servers
 from tests.support.coordinator_process import CoordinatorProcess
 from tests.support.faults import FaultServer, Peer, Reply
 
@@ -257,14 +259,15 @@ def failed(settings: dict[str, str], command: str = "serve") -> str:
     return said[0]
 
 
-async def test_postgresql_is_served_once_it_is_migrated(settings: dict[str, str], postgres_url: str) -> None:
-    on_postgres = settings | {"HOLDFAST_DATABASE_URL": postgres_url.replace("+psycopg", "")}
-    assert "python -m app migrate" in await asyncio.to_thread(failed, on_postgres)
+@on_servers
+async def test_a_server_s_database_is_served_once_it_is_migrated(settings: dict[str, str], database_url: str) -> None:
+    on_a_server = settings | {"HOLDFAST_DATABASE_URL": re.sub(r"\+\w+:", ":", database_url)}
+    assert "python -m app migrate" in await asyncio.to_thread(failed, on_a_server)
     for _ in range(2):
-        migrating = CoordinatorProcess(on_postgres, command="migrate")
+        migrating = CoordinatorProcess(on_a_server, command="migrate")
         migrating.launch()
         assert await asyncio.to_thread(migrating.wait_end) == 0, migrating.log
-    process = await started(on_postgres)
+    process = await started(on_a_server)
     try:
         assert (await begin(process.url)).status_code == 201
         assert (await get(process.url, "/readyz")) == {"status": "ready"}
@@ -291,7 +294,11 @@ def test_settings_that_are_not_valid_are_named_in_one_line(tmp_path: Path) -> No
 
 def test_a_database_that_can_not_be_used_is_named_in_one_line(tmp_path: Path) -> None:
     for command in ("serve", "migrate"):
-        for url in (f"sqlite:///{tmp_path / 'none' / 'holdfast.db'}", "postgresql://nobody:secret@127.0.0.1:1/none"):
+        for url in (
+            f"sqlite:///{tmp_path / 'none' / 'holdfast.db'}",
+            "postgresql://nobody:secret@127.0.0.1:1/none",
+            "mysql://nobody:secret@127.0.0.1:1/none",
+        ):
             said = failed({"HOLDFAST_DATABASE_URL": url}, command)
             assert "HOLDFAST_DATABASE_URL" in said
             assert "secret" not in said

@@ -18,7 +18,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def url(kind: str, request: pytest.FixtureRequest) -> str:
     """An empty database for `kind`."""
-    url: str = request.getfixturevalue("sqlite_url" if kind.startswith("sqlite") else "postgres_url")
+    fixtures = {"sqlite": "sqlite_url", "postgresql": "postgres_url", "mysql": "mariadb_url", "mariadb": "mariadb_url"}
+    url: str = request.getfixturevalue(fixtures[kind.partition("+")[0]])
     return url
 
 

@@ -24,8 +24,11 @@ EFFECTS = Table(
     Column("transaction_id", String(64), nullable=False),
     Column("operation", String(16), nullable=False),
 )
-KINDS = ["sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"]
-ASYNCHRONOUS = {"aiosqlite", "asyncpg"}
+KINDS = [
+    *("sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"),
+    *("mariadb+pymysql", "mysql+asyncmy"),  # the same server, by both names
+]
+ASYNCHRONOUS = {"aiosqlite", "asyncpg", "asyncmy"}
 
 
 class SeatRequest(BaseModel):
@@ -69,9 +72,15 @@ class Service:
 
 
 def engine_for(url: str, kind: str) -> Engine | AsyncEngine:
-    """An engine of `kind` on the database at `url`."""
+    """An engine of `kind` on the database at `url`, as docs/sdk.md says to make it."""
     made = make_url(url).set(drivername=kind)
-    return create_async_engine(made) if kind.rsplit("+", maxsplit=1)[-1] in ASYNCHRONOUS else create_engine(made)
+    options: dict[str, Any] = {}
+    if made.get_backend_name() in ("mysql", "mariadb"):
+        options = {"isolation_level": "READ COMMITTED"}
+    if kind.endswith("asyncmy"):
+        made = made.set(query={})
+    asynchronous = kind.rsplit("+", maxsplit=1)[-1] in ASYNCHRONOUS
+    return create_async_engine(made, **options) if asynchronous else create_engine(made, **options)
 
 
 @asynccontextmanager

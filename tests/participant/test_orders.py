@@ -1,6 +1,6 @@
 """Every order and duplication of try, confirm, cancel and expiry: effects exactly once, no hanging hold.
 
-On SQLite and PostgreSQL, with an Engine and an AsyncEngine; one after the other and at the same time.
+On SQLite, PostgreSQL and MariaDB, with an Engine and an AsyncEngine; one after the other and at the same time.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import httpx
+import pymysql
 import pytest
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlmodel import Session as SQLModelSession
 
 from holdfast import Hold, Participant, Refused
+from holdfast.database import collided, will_pass
 from holdfast.execution import payload_hash
 from holdfast.testing import FakeCoordinator
 from holdfast.wire import Message, Operation
@@ -491,10 +493,19 @@ async def test_a_collision_is_repeated_at_once_but_not_for_ever(
     assert "4711-4712" not in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["postgresql+psycopg", "postgresql+asyncpg"])
-async def test_serializable_isolation_works_too(url: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "isolation"),
+    [
+        ("postgresql+psycopg", "SERIALIZABLE"),
+        ("postgresql+asyncpg", "SERIALIZABLE"),
+        ("mariadb+pymysql", "SERIALIZABLE"),
+        ("mariadb+pymysql", "REPEATABLE READ"),  # what MySQL and MariaDB do when nothing is said
+        ("mysql+asyncmy", "REPEATABLE READ"),
+    ],
+)
+async def test_stricter_isolation_works_too(url: str, kind: str, isolation: str) -> None:
     async with running(url, kind) as service:
-        strict = service.database.execution_options(isolation_level="SERIALIZABLE")
+        strict = service.database.execution_options(isolation_level=isolation)
         other = service_on(strict)  # type: ignore[arg-type]
         async with FakeCoordinator(other.participant) as coordinator:
             for _ in range(5):
@@ -506,6 +517,21 @@ async def test_serializable_isolation_works_too(url: str, kind: str) -> None:
                 assert await branch.phase() in ("confirmed", "cancelled")
                 assert (await service.effects(branch.transaction_id))["try"] == 1
                 assert (await service.effects(branch.transaction_id)).total() == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (pymysql.err.OperationalError(1213, "Deadlock found"), True),
+        (pymysql.err.OperationalError(1020, "Record has changed since last read"), True),
+        (pymysql.err.OperationalError(1205, "Lock wait timeout exceeded"), False),
+        (pymysql.err.OperationalError(2013, "Lost connection"), False),
+    ],
+)
+def test_what_the_database_undid_is_told_from_what_only_takes_time(error: Exception, again: bool) -> None:
+    raised = OperationalError("UPDATE", {}, error)
+    assert collided(raised) is again
+    assert will_pass(raised)
 
 
 def test_refused_has_a_detail() -> None:

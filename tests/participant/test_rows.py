@@ -17,8 +17,8 @@ KEY = Key("seats", "t-1", "left")
 
 
 @pytest.fixture
-def engine(sqlite_url: str) -> Iterator[Engine]:
-    engine = create_engine(sqlite_url)
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = create_engine(database_url)
     TABLE.create(engine)
     yield engine
     engine.dispose()
@@ -67,6 +67,16 @@ def test_a_write_is_conditional_on_what_was_seen(engine: Engine) -> None:
             rows.remove(session, TABLE, seen)
         rows.remove(session, TABLE, written)
         assert rows.lock(session, TABLE, KEY) is None
+
+
+def test_names_that_differ_in_case_or_accents_are_different_rows(engine: Engine) -> None:
+    with Session(engine) as session:
+        for branch in ("seat", "Seat", "s\u00e9at", "\U0001f4ba"):
+            payload = f'"{branch}{"x" * 70_000}"'
+            assert rows.insert_if_absent(session, TABLE, a_row(branch=branch, payload=payload))
+            found = rows.lock(session, TABLE, KEY._replace(branch=branch))
+            assert found is not None
+            assert found.payload == payload
 
 
 def test_claims_do_not_disturb_a_run(engine: Engine) -> None:

@@ -99,7 +99,7 @@ async def payment(url: str, kind: str) -> AsyncIterator[Payment]:
         yield Payment(service, coordinator)
 
 
-asynchronous = pytest.mark.parametrize("kind", ["sqlite+aiosqlite", "postgresql+asyncpg"])
+asynchronous = pytest.mark.parametrize("kind", ["sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy"])
 
 STEPS = [
     *("try", "confirm", "cancel", "lapse", "abandon"),

@@ -11,9 +11,11 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from app import store
-from app.journal import Journal, JournalClosed, make_engine
+from app.journal import UNDONE_MAX, Journal, JournalClosed, make_engine, normal_url
 from app.models import metadata
+from tests.conftest import on_servers
 from tests.store.values import call, found, recorded, transaction
+from tests.support.mariadb import MariadbServer
 from tests.support.postgres import PostgresServer
 
 
@@ -143,6 +145,7 @@ async def test_a_commit_that_fails_is_told_to_all_and_never_a_success(journal: J
     assert (await journal.write(*new(1))).created
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)  # MySQL's commits find out nothing
 async def test_what_only_the_commit_finds_out_is_told_to_all(journal: Journal, engine: Engine) -> None:
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
@@ -206,7 +209,7 @@ def test_sqlite_is_durable_and_has_one_writer(sqlite_url: str) -> None:
     assert pragmas == ["wal", 2]
 
 
-# --- PostgreSQL goes away ----------------------------------------------------------------------------------------
+# --- the database goes away -----------------------------------------------------------------------------------------
 
 
 def with_tables(url: str) -> Engine:
@@ -216,19 +219,20 @@ def with_tables(url: str) -> Engine:
     return engine
 
 
+@on_servers
 async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(
-    postgres_url: str, postgres_server: PostgresServer
+    database_url: str, database_server: PostgresServer | MariadbServer
 ) -> None:
-    engine = with_tables(postgres_url)
-    journal = Journal(postgres_url)
+    engine = with_tables(database_url)
+    journal = Journal(database_url)
     try:
         await journal.write(*new(0))
-        await asyncio.to_thread(postgres_server.stop, "immediate")
+        await asyncio.to_thread(database_server.crash)
         outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)), return_exceptions=True)
         assert {type(it) for it in outcomes} == {OperationalError}
         with pytest.raises(OperationalError):
             await journal.read(store.count_unfinished)
-        postgres_server.start()  # not in a thread: the server ends with the thread that started it
+        database_server.start()  # not in a thread: the server ends with the thread that started it
         outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)))
         assert all(it.created for it in outcomes)
         assert await journal.read(store.count_unfinished) == 30
@@ -237,20 +241,21 @@ async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(
         engine.dispose()
 
 
+@on_servers
 async def test_a_crash_of_the_database_between_write_and_commit_is_told_to_all(
-    postgres_url: str, postgres_server: PostgresServer
+    database_url: str, database_server: PostgresServer | MariadbServer
 ) -> None:
-    engine = with_tables(postgres_url)
-    journal = Journal(postgres_url)
+    engine = with_tables(database_url)
+    journal = Journal(database_url)
 
     def crash(_connection: Connection, items: Sequence[Any]) -> Sequence[Any]:
-        postgres_server.stop("immediate")
+        database_server.crash()
         return items
 
     try:
         outcomes = await outcomes_of_one_batch(journal, new(1), new(2), (crash, None))
         assert all(isinstance(it, DBAPIError) for it in outcomes)
-        postgres_server.start()  # not in a thread: the server ends with the thread that started it
+        database_server.start()  # not in a thread: the server ends with the thread that started it
         assert await journal.read(store.count_unfinished) == 0
         assert (await journal.write(*new(1))).created
     finally:
@@ -274,14 +279,15 @@ async def test_a_panic_fails_its_batch_and_the_writer_lives_on(journal: Journal,
     assert found(engine, store.find, transaction(2).id) is not None
 
 
+@on_servers
 async def test_a_row_that_somebody_else_holds_does_not_hold_up_the_others(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.journal.LOCK_WAIT_MAX_S", 1)
-    engine = with_tables(postgres_url)
+    engine = with_tables(database_url)
     frozen = store.NewRecord(transaction=transaction(1), idempotency_key="k", request_hash="h")
     same_key = store.NewRecord(transaction=transaction(2), idempotency_key="k", request_hash="h")
-    journal = Journal(postgres_url)
+    journal = Journal(database_url)
     try:
         with engine.connect() as stranger:  # stopped after its INSERT, before its COMMIT
             store.record(stranger, [frozen])
@@ -293,3 +299,137 @@ async def test_a_row_that_somebody_else_holds_does_not_hold_up_the_others(
     finally:
         await journal.close()
         engine.dispose()
+
+
+# --- what the database undid in favour of others ------------------------------------------------------------------
+
+
+@on_servers
+async def test_a_deadlock_is_nobodys_error(database_url: str) -> None:
+    """Each of two journals holds a row and wants the other's: the one that the database undoes does it again."""
+    engine = with_tables(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE counters (id INTEGER PRIMARY KEY, value INTEGER)"))
+        connection.execute(text("INSERT INTO counters VALUES (1, 0), (2, 0)"))
+    both_hold_one = threading.Barrier(2)
+
+    def count(first: int) -> Any:
+        tries: list[int] = []
+
+        def write(connection: Connection, items: Sequence[None]) -> Sequence[int]:
+            tries.append(1)
+            for id_ in (first, 3 - first):
+                connection.execute(text(f"UPDATE counters SET value = value + 1 WHERE id = {id_}"))
+                if len(tries) == 1 and id_ == first:
+                    both_hold_one.wait(timeout=30)
+            return [len(tries)] * len(items)
+
+        return write
+
+    journals = [Journal(database_url) for _ in range(2)]
+    try:
+        tries = await asyncio.gather(*(it.write(count(1 + n), None) for n, it in enumerate(journals)))
+        assert sorted(tries) == [1, 2]
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT value FROM counters")).scalars().all() == [2, 2]
+    finally:
+        for journal in journals:
+            await journal.close()
+        engine.dispose()
+
+
+class Undone(Exception):
+    sqlstate = "40001"
+
+
+def failing_commits(journal: Journal, times: int, error: Exception) -> list[int]:
+    """Have so many commits fail with `error`, as far as the journal is told; how often it was, so far."""
+    failed: list[int] = []
+
+    def fail(_connection: Connection) -> None:
+        if len(failed) < times:
+            failed.append(1)
+            raise OperationalError("COMMIT", None, error)
+
+    event.listen(journal.engine, "commit", fail)
+    return failed
+
+
+async def test_a_commit_that_was_undone_for_certain_is_done_again(journal: Journal, engine: Engine) -> None:
+    failed = failing_commits(journal, 3, Undone())
+    outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(5)))
+    assert all(it.created for it in outcomes)
+    assert len(failed) == 3
+    assert found(engine, store.count_unfinished) == 5
+
+
+async def test_what_is_always_undone_is_an_error_in_the_end(journal: Journal, engine: Engine) -> None:
+    failed = failing_commits(journal, 10**6, Undone())
+    with pytest.raises(OperationalError):
+        await journal.write(*new(1))
+    assert len(failed) == UNDONE_MAX + 1
+    assert found(engine, store.count_unfinished) == 0
+
+
+async def test_a_commit_of_which_nobody_knows_is_not_done_again(journal: Journal, engine: Engine) -> None:
+    failed = failing_commits(journal, 1, Exception("lost connection"))
+    with pytest.raises(OperationalError):
+        await journal.write(*new(1))
+    assert (len(failed), found(engine, store.count_unfinished)) == (1, 0)
+
+
+def test_mysql_is_told_the_limits_and_the_isolation_that_it_has(mariadb_url: str) -> None:
+    said = {}
+    for patient in (False, True):
+        engine = make_engine(mariadb_url, patient=patient)
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+            rows = connection.exec_driver_sql("SHOW SESSION VARIABLES")
+            said[patient] = {name: value for name, value in rows if name in MYSQL_SAID}
+        engine.dispose()
+    assert said[False] == MYSQL_SAID
+    unlimited = {"innodb_lock_wait_timeout": "50", "max_statement_time": "0.000000", "idle_transaction_timeout": "0"}
+    assert said[True] == MYSQL_SAID | unlimited | {"wsrep_sync_wait": "0"}
+
+
+MYSQL_SAID = {
+    "tx_isolation": "READ-COMMITTED",
+    "sql_mode": "STRICT_ALL_TABLES",
+    "character_set_connection": "utf8mb4",
+    "innodb_lock_wait_timeout": "3",
+    "max_statement_time": "10.000000",
+    "idle_transaction_timeout": "10",
+    "wsrep_sync_wait": "7",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgres://h/d", "postgresql+psycopg://h/d"),
+        ("postgresql+asyncpg://u:p@h:1/d?sslmode=require", "postgresql+psycopg://u:p@h:1/d?sslmode=require"),
+        ("mysql://u:p%40@h/d", "mysql+pymysql://u:p%40@h/d"),
+        ("mysql+mysqldb://h/d?charset=latin1", "mysql+pymysql://h/d?charset=latin1"),
+        ("mariadb://h/d", "mysql+pymysql://h/d"),
+        ("mariadb+asyncmy://h/d", "mysql+pymysql://h/d"),
+        ("sqlite+aiosqlite:///file.db", "sqlite:///file.db"),
+    ],
+)
+def test_urls_that_people_have_work_with_the_driver_that_is_there(given: str, used: str) -> None:
+    assert normal_url(given).render_as_string(hide_password=False) == used
+
+
+@pytest.mark.parametrize("url", ["oracle://h/d", "mongodb://h/d"])
+def test_other_databases_are_refused_by_name(url: str) -> None:
+    with pytest.raises(ValueError, match=r"is not supported; use sqlite:///…, postgresql://… or mysql://…"):
+        normal_url(url)
+
+
+def test_mysql_s_character_set_is_ours_whatever_the_url_says(mariadb_url: str) -> None:
+    engine = make_engine(f"{mariadb_url}&charset=latin1")
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT '\U0001f4ba', @@character_set_client")).one() == (
+            "\U0001f4ba",
+            "utf8mb4",
+        )
+    engine.dispose()

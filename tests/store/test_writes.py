@@ -10,10 +10,10 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
 
 from app import lists, store
-from app.journal import make_engine
 from app.models import RegisteredParticipant
 from app.transaction import Branch, HungReason, Transaction
 from holdfast.wire import Decision
+from tests.conftest import on_servers
 from tests.store.values import CAR, call, found, recorded, transaction, written
 
 URLS = replace(CAR, name="urls", participant=None)
@@ -56,6 +56,14 @@ def test_a_key_that_is_there_answers_what_has_it_and_changes_nothing(engine: Eng
     assert (answer.transaction_id, answer.request_hash, answer.created) == (transaction(1).id, "a", False)
     assert count(engine, store.transactions) == 1
     assert found(engine, store.find, transaction(2).id) is None
+
+
+def test_keys_that_differ_a_little_are_different_keys(engine: Engine) -> None:
+    keys = ["key", "Key", "key ", "keY", " key"]
+    answers = written(engine, store.record, *(keyed(n, key, "a") for n, key in enumerate(keys)))
+    again = written(engine, store.record, *(keyed(n + 10, key, "a") for n, key in enumerate(keys)))
+    assert all(it.created for it in answers)
+    assert [(it.transaction_id, it.created) for it in again] == [(transaction(n).id, False) for n in range(len(keys))]
 
 
 def test_a_key_raced_for_by_two_connections_is_recorded_once(engine: Engine) -> None:
@@ -148,7 +156,7 @@ def test_hung_branches_are_kept_in_step(engine: Engine) -> None:
 # --- claim -------------------------------------------------------------------------------------------------------
 
 
-def claim(due_by: float, limit: int = 100, id_: str | None = None) -> store.Claim:
+def claim(due_by: float | None, limit: int = 100, id_: str | None = None) -> store.Claim:
     return store.Claim(due_by=due_by, lease_until=1000.0, limit=limit, transaction_id=id_)
 
 
@@ -173,8 +181,7 @@ def test_a_claim_stops_whoever_had_it(engine: Engine) -> None:
 
 def test_one_transaction_is_claimed_by_its_id_whoever_has_it(engine: Engine) -> None:
     recorded(engine, transaction(1), transaction(2, wake_at=None, decision=Decision.CANCEL, finished_at=5.0))
-    everything = float("inf")
-    wanted = [claim(everything, id_=transaction(n).id) for n in (1, 2, 3)]
+    wanted = [claim(None, id_=transaction(n).id) for n in (1, 2, 3)]
     taken, finished, unknown = written(engine, store.claim, *wanted)
     assert ([it.version for it in taken], finished, unknown) == ([2], [], [])
 
@@ -195,24 +202,15 @@ def test_claims_that_race_are_disjoint(engine: Engine) -> None:
     assert sorted(one + two) == [transaction(n).id for n in range(40)]
 
 
-def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(postgres_url: str) -> None:
-    engine = store_on(postgres_url)
+@on_servers
+def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(6)))
     with engine.begin() as first, engine.begin() as second:
-        second.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
         (one,) = store.claim(first, [claim(999.0, limit=3)])
         (two,) = store.claim(second, [claim(999.0, limit=100)])
         (none,) = store.claim(second, [claim(999.0, id_=transaction(0).id)])
     assert [it.id for it in one + two] == [transaction(n).id for n in range(6)]
     assert none == []
-    engine.dispose()
-
-
-def store_on(url: str) -> Engine:
-    engine = make_engine(url)
-    with engine.begin() as connection:
-        store.transactions.metadata.create_all(connection)
-    return engine
 
 
 def test_released_leases_are_due_at_once(engine: Engine) -> None:

