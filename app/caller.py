@@ -36,7 +36,7 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class _Response:
     status: int
-    headers: httpx.Headers
+    headers: dict[str, str]
     body: bytes
 
 
@@ -126,7 +126,8 @@ class Caller:
         )
         response = await self._transport.handle_async_request(_request(message, url, _traceparent(call)))
         try:
-            return _Response(response.status_code, response.headers, await self._body(response))
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+            return _Response(response.status_code, headers, await self._body(response))
         finally:
             await _stream(response).aclose()
 

@@ -33,6 +33,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
+from app.bulk import insert_all, update_all
 from app.models import (
     CallRecord,
     CallRow,
@@ -149,11 +150,8 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]
                 )
         else:
             answers.append(recorded)
-    if new:
-        connection.execute(insert(transactions), [_new_row(item) for item in new])
-    rows = memberships(item.transaction for item in new)
-    if rows:
-        connection.execute(insert(transaction_participants), rows)
+    insert_all(connection, transactions, [_new_row(item) for item in new])
+    insert_all(connection, transaction_participants, memberships(item.transaction for item in new))
     return answers
 
 
@@ -176,20 +174,16 @@ def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
         | changing_columns(it.after)
         for it in items
     ]
-    if connection.execute(_SAVE, rows).rowcount != len(rows):
+    if update_all(connection, transactions, rows) != len(rows):
         raise StaleError(", ".join(it.after.id for it in items))
     _save_hung_branches(connection, items)
-    history = [_call_row(call) for it in items for call in it.calls]
-    if history:
-        connection.execute(insert(calls), history)
+    insert_all(connection, calls, [_call_row(call) for it in items for call in it.calls])
     return [replace(it.after, version=it.after.version + 1) for it in items]
 
 
 def add_calls(connection: Connection, items: Sequence[tuple[CallRecord, ...]]) -> list[None]:
     """Add calls to the history that ended after their transaction was last saved by whoever made them."""
-    rows = [_call_row(call) for calls_made in items for call in calls_made]
-    if rows:
-        connection.execute(insert(calls), rows)
+    insert_all(connection, calls, [_call_row(call) for calls_made in items for call in calls_made])
     return [None] * len(items)
 
 
@@ -235,13 +229,6 @@ _IS_UNDER_WAY = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_si
 _UNFINISHED = (_IS_UNDER_WAY, HANGS)
 """All that is not finished, in two kinds, of which each has an index of its own: what hangs stands in nobody's way."""
 
-_SAVE = (
-    update(transactions)
-    .where(transactions.c.id == bindparam("expected_id"), transactions.c.version == bindparam("expected_version"))
-    .values({name: bindparam(name) for name in ("version", "phase", "decision", "decided_at", "finished_at")})
-    .values({name: bindparam(name) for name in ("hung_since", "wake_at", "resolved_at", "state")})
-)
-
 
 def _recorded_under(connection: Connection, keys: list[str]) -> dict[str, Recorded]:
     if not keys:
@@ -274,9 +261,7 @@ def _save_hung_branches(connection: Connection, items: Sequence[Save]) -> None:
         return
     ids = [it.after.id for it in changed]
     connection.execute(delete(hung_branches).where(hung_branches.c.transaction_id.in_(ids)))
-    rows = [row for it in changed for row in _hung_rows(it.after)]
-    if rows:
-        connection.execute(insert(hung_branches), rows)
+    insert_all(connection, hung_branches, [row for it in changed for row in _hung_rows(it.after)])
 
 
 def _hung_rows(transaction: Transaction) -> list[dict[str, Any]]:
@@ -313,13 +298,16 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
     rows = connection.execute(wanted).mappings().all()
     if not rows:
         return []
-    claimed = connection.execute(
-        update(transactions)
-        .where(transactions.c.id == bindparam("claimed_id"), transactions.c.version == bindparam("claimed_version"))
-        .values(version=transactions.c.version + 1, wake_at=bindparam("lease_until")),
-        [{"claimed_id": row["id"], "claimed_version": row["version"], "lease_until": item.lease_until} for row in rows],
-    )
-    assert claimed.rowcount == len(rows), "the rows were locked"
+    lease = [
+        {
+            "expected_id": row["id"],
+            "expected_version": row["version"],
+            "version": row["version"] + 1,
+            "wake_at": item.lease_until,
+        }
+        for row in rows
+    ]
+    assert update_all(connection, transactions, lease) == len(rows), "the rows were locked"
     return _readable(dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -101,6 +102,7 @@ class Message:
         ).encode()
 
 
+@lru_cache(1024)
 def header_text(text: str) -> str:
     """`text` as a header can carry it: what is not plain ASCII, and quotes and backslashes, percent-encoded (UTF-8)."""
     return quote(text, safe=_HEADER_SAFE, errors="replace")
