@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Connection, delete, select
 
 from app import store
 from app.models import CallRecord
@@ -90,17 +90,16 @@ def _delete(connection: Connection, item: Purge, purged: Sequence[Transaction]) 
     if gone.rowcount != len(ids):
         raise store.StaleError("somebody else purges the same transactions")
     connection.execute(delete(calls).where(calls.c.transaction_id.in_(ids)))
-    memberships = store.memberships(purged)
-    if memberships:
+    of_participant: dict[str, list[str]] = {}
+    for row in store.memberships(purged):
+        of_participant.setdefault(row["participant"], []).append(row["transaction_id"])
+    member = transaction_participants.c
+    for participant, its_ids in of_participant.items():
         connection.execute(
-            _DELETE_MEMBERSHIP, [{f"its_{name}": value for name, value in it.items()} for it in memberships]
+            delete(transaction_participants).where(
+                member.participant == participant, member.transaction_id.in_(its_ids)
+            )
         )
-
-
-_DELETE_MEMBERSHIP = delete(transaction_participants).where(
-    transaction_participants.c.participant == bindparam("its_participant"),
-    transaction_participants.c.transaction_id == bindparam("its_transaction_id"),
-)
 
 
 def _with_calls(connection: Connection, read: Sequence[Transaction]) -> Iterator[Record]:

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 200
 """Transactions looked at, and so purged, at once."""
-PAUSE_FACTOR: Final = 4.0
-"""After a batch it pauses for so many times as long as the batch took: a fifth of one connection, at the most."""
+PAUSE_FACTOR: Final = 9.0
+"""After a batch it pauses for so many times as long as the batch took: a tenth of one connection, at the most."""
 PAUSE_MIN_S: Final = 0.02
 SWEEP_PAUSE_S: Final = 600.0
 """From one sweep through all that is old enough to the next, in seconds."""

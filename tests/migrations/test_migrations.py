@@ -96,6 +96,16 @@ def indexes(engine: Engine) -> dict[str, str]:
         return {name: " ".join(sql.split()) for name, sql in connection.execute(text(query))}
 
 
+def test_on_postgresql_the_indexes_are_vacuumed_often(postgres_url: str) -> None:
+    migrate(postgres_url)
+    engine = make_engine(postgres_url)
+    with engine.connect() as connection:
+        query = text("SELECT reloptions FROM pg_class WHERE relname = 'transactions'")
+        options = connection.execute(query).scalar_one()
+    engine.dispose()
+    assert options == ["autovacuum_vacuum_scale_factor=0.05", "vacuum_index_cleanup=on"]
+
+
 def test_records_that_a_person_resolved_are_known_after_the_migration(database_url: str, engine: Engine) -> None:
     moved(engine, "0001")
     columns = "id, version, phase, decision, try_order, created_at, deadline, decided_at, definition, state"
