@@ -59,6 +59,10 @@ class _Write:
     future: "asyncio.Future[Any]"
 
 
+class Outrun(Exception):
+    """What a write raises when others were quicker, and it is to be undone and done again."""
+
+
 class JournalClosed(Exception):
     """The journal was closed before this write was made durable."""
 
@@ -172,7 +176,7 @@ class Journal:
         for _ in range(UNDONE_MAX):
             try:
                 return self._commit_together(batch)
-            except DBAPIError as error:
+            except Exception as error:
                 if not _was_undone(error):
                     raise
                 log.info("event=writes_undone writes=%d", len(batch))
@@ -217,8 +221,10 @@ def _is_out_of_reach(result: Any) -> bool:
 
 
 def _was_undone(error: Exception) -> bool:
-    """Whether the database rolled back in favour of others: nothing is there, even if it said so on commit."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _UNDONE
+    """Whether it was rolled back in favour of others: nothing is there, even if the database said so on commit."""
+    if isinstance(error, DBAPIError):
+        return getattr(error.orig, "sqlstate", None) in _UNDONE
+    return isinstance(error, Outrun)
 
 
 class _CommitFailed(Exception):

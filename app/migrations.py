@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from app.journal import make_engine
 
 ONE_AT_A_TIME: Final = {
-    "postgresql": "SELECT pg_advisory_xact_lock(727565)",
+    "postgresql": "SELECT pg_advisory_lock(727565)",
     "mysql": "SELECT GET_LOCK(CONCAT('holdfast-migrate-', MD5(DATABASE())), 86400)",
 }
 """Waits until nobody else migrates this database; the lock goes with the connection. SQLite has one writer anyway."""

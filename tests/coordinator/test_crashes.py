@@ -5,6 +5,7 @@ repeats its begin under the same idempotency key, as it must when it got no answ
 """
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -31,6 +32,9 @@ class Scenario:
     """Phase, reason and the branch that is to blame."""
     script: Script = field(default_factory=dict)
     begin: Begin = field(default_factory=begin_of)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 SCENARIOS = [
@@ -126,7 +130,19 @@ def begin_of_key(scenario: Scenario) -> Begin:
     return Begin(**fields, idempotency_key="the key", request_hash="the hash")
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+on_sqlite_and_postgresql = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+"""What happens at a crash is decided above the database: one more of them, two of the scenarios, must do."""
+
+
+@pytest.mark.parametrize(
+    ("database_url", "scenario"),
+    [
+        *itertools.product(["sqlite", "postgresql"], SCENARIOS),
+        *itertools.product(["mariadb"], [SCENARIOS[0], SCENARIOS[2]]),
+    ],
+    indirect=["database_url"],
+    ids=str,
+)
 @in_virtual_time
 async def test_killed_at_every_point_it_ends_the_same(scenario: Scenario, database_url: str, engine: Engine) -> None:
     for point in range(1, POINTS_MAX):
@@ -138,6 +154,7 @@ async def test_killed_at_every_point_it_ends_the_same(scenario: Scenario, databa
 
 @pytest.mark.parametrize("scenario", [SCENARIOS[0], SCENARIOS[2]], ids=lambda scenario: scenario.name)
 @pytest.mark.parametrize("first", [6])
+@on_sqlite_and_postgresql
 @in_virtual_time
 async def test_the_one_that_recovers_is_killed_too(
     scenario: Scenario, first: int, database_url: str, engine: Engine

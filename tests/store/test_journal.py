@@ -338,6 +338,37 @@ async def test_a_deadlock_is_nobodys_error(database_url: str) -> None:
         engine.dispose()
 
 
+@on_servers
+async def test_claims_are_disjoint_where_nothing_is_locked(database_url: str) -> None:
+    """As on TiDB, which reads FOR UPDATE SKIP LOCKED and locks nothing: the version alone stops the second."""
+    engine = with_tables(database_url)
+    recorded(engine, *map(transaction, range(8)))
+    both_have_read = threading.Barrier(2)
+    tried = threading.local()
+
+    def without_locks(_c: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        return statement.replace("FOR UPDATE SKIP LOCKED", ""), parameters
+
+    def wait_for_the_other(_c: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT transactions.") and not hasattr(tried, "before"):
+            tried.before = True
+            both_have_read.wait(timeout=30)
+
+    journals = [Journal(database_url) for _ in range(2)]
+    try:
+        for journal in journals:
+            event.listen(journal.engine, "before_cursor_execute", without_locks, retval=True)
+            event.listen(journal.engine, "after_cursor_execute", wait_for_the_other)
+        wanted = store.Claim(due_by=999.0, lease_until=2000.0, limit=5)
+        claimed = await asyncio.gather(*(it.write(store.claim, wanted) for it in journals))
+        assert sorted(map(len, claimed)) == [3, 5]
+        assert {it.id for each in claimed for it in each} == {transaction(n).id for n in range(8)}
+    finally:
+        for journal in journals:
+            await journal.close()
+        engine.dispose()
+
+
 class Undone(Exception):
     sqlstate = "40001"
 
