@@ -67,12 +67,12 @@ class Caller:
         if isinstance(target, str):
             return self._unanswered(call, started_at, target)
         for_target, for_all = self._slots_of(target), self._all_slots
-        if not await _acquired(for_target, self._timeout_s(call, target)):
+        if not await self._acquired(for_target, call, target):
             return self._unanswered(
                 call, started_at, f"all {target.concurrency_max} slots were taken, nothing was sent"
             )
         try:
-            if not await _acquired(for_all, self._timeout_s(call, target)):
+            if not await self._acquired(for_all, call, target):
                 return self._unanswered(call, started_at, "too many calls were under way, nothing was sent")
             try:
                 return await self._call(call, target)
@@ -100,6 +100,15 @@ class Caller:
         except Exception as error:  # transports raise what they like; rule: whatever its class, unanswered
             return self._unanswered(call, started_at, f"{type(error).__name__}: {error}")
         return self._read(call, started_at, response)
+
+    async def _acquired(self, slots: asyncio.Semaphore, call: Call, target: Target) -> bool:
+        if not slots.locked():  # a timer costs more than a free slot
+            return await slots.acquire()
+        try:
+            async with asyncio.timeout(self._timeout_s(call, target)):
+                return await slots.acquire()
+        except TimeoutError:
+            return False
 
     def _timeout_s(self, call: Call, target: Target) -> float:
         if call.deadline is None:
@@ -193,16 +202,6 @@ class Caller:
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return response.stream
-
-
-async def _acquired(slots: asyncio.Semaphore, timeout_s: float) -> bool:
-    if not slots.locked():  # a timer costs more than a free slot
-        return await slots.acquire()
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await slots.acquire()
-    except TimeoutError:
-        return False
 
 
 def _request(message: wire.Message, url: httpx.URL, traceparent: str) -> httpx.Request:

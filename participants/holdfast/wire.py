@@ -30,7 +30,6 @@ JSON_DEPTH_MAX: Final = 100
 _HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-_AS_TEXT: Final = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 
 _UNANSWERED_4XX: Final = frozenset({408, 425, 429})
 
@@ -164,13 +163,7 @@ def is_portable(value: Any) -> bool:
     It must nest at most JSON_DEPTH_MAX levels deep and hold no NaN, no infinity (RFC 8259, section 6) and no lone
     surrogate (section 8.2).
     """
-    try:
-        if _deeper_than(value, JSON_DEPTH_MAX):
-            return False
-        _AS_TEXT.encode(value).encode()
-        return True
-    except ValueError:
-        return False
+    return _is_portable(value, JSON_DEPTH_MAX)
 
 
 def refusal_detail(body: bytes) -> str:
@@ -195,9 +188,25 @@ def _seconds(value: str) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _deeper_than(value: Any, levels: int) -> bool:
-    if isinstance(value, dict):
-        return levels == 0 or any(_deeper_than(each, levels - 1) for each in value.values())
-    if isinstance(value, list):
-        return levels == 0 or any(_deeper_than(each, levels - 1) for each in value)
-    return False
+def _is_portable(value: Any, levels: int) -> bool:
+    match value:
+        case str():
+            return _has_no_lone_surrogate(value)
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return levels > 0 and all(_is_portable(k, 0) and _is_portable(v, levels - 1) for k, v in value.items())
+        case list():
+            return levels > 0 and all(_is_portable(each, levels - 1) for each in value)
+        case _:
+            return True
+
+
+def _has_no_lone_surrogate(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
