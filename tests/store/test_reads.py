@@ -105,6 +105,7 @@ def test_a_page_looks_at_so_many_rows_and_no_more(engine: Engine, monkeypatch: p
     monkeypatch.setattr(lists, "CANDIDATES_MAX", 4)
     recorded(engine, *(transaction(n, name="a" if n in (1, 2, 8, 9) else "b", reference="r") for n in range(12)))
     assert all_numbers(engine, lists.Filter(name="a", reference="r"), 3) == [[9, 8], [], [2, 1], []]
+    assert all_numbers(engine, lists.Filter(name="a", reference="r"), 1) == [[9], [8], [2], [1]]
     assert all_numbers(engine, lists.Filter(name="a"), 3) == [[9, 8, 2], [1]]
     assert all_numbers(engine, lists.Filter(name="a", hung=False), 9) == [[9, 8, 2, 1], []]
     assert all_numbers(engine, lists.Filter(name="b", participant="flight"), 9) == [[]]
