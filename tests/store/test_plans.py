@@ -36,13 +36,6 @@ def some(number: int) -> Transaction:
     return replace(it, decision=decision, finished_at=number + 1.0, wake_at=None)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """MySQL and MariaDB have no partial indexes; their plans were looked at by hand."""
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return url
-
-
 @pytest.fixture
 def full(engine: Engine) -> Engine:
     """The database with its rows."""
