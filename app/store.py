@@ -308,9 +308,7 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
         }
         for row in rows
     ]
-    if update_all(connection, transactions, lease) != len(
-        rows
-    ):  # FOR UPDATE locked nothing: TiDB's SKIP LOCKED does not
+    if update_all(connection, transactions, lease) != len(rows):  # not locked after all: TiDB's SKIP LOCKED is no lock
         raise Outrun
     return _readable(dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows)
 
