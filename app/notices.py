@@ -26,7 +26,7 @@ ALONE_POLL_S: Final = 5.0
 """… and so often where no other process works on the database: only to be sure."""
 IDS_MAX: Final = 200
 """Transactions in one notice, whose text PostgreSQL limits to 8,000 bytes."""
-GATHER_S: Final = 0.01
+GATHER_S: Final = 0.05
 """Notices go out at most so often."""
 RECONNECT_S: Final = 1.0
 LOOK_UP_S: Final = 1.0
@@ -105,7 +105,7 @@ class Notices:
             for start in range(0, len(ids), IDS_MAX):
                 notice = f"{self._sender}:{','.join(ids[start : start + IDS_MAX])}"
                 try:
-                    await self._journal.write(store.announce, notice)
+                    await self._journal.write_apart(store.announce, notice)
                 except (SQLAlchemyError, JournalClosed) as error:
                     log.info("event=notice_not_sent error=%s", type(error).__name__)
             await asyncio.sleep(GATHER_S)
