@@ -183,6 +183,7 @@ INDEXES: Final = {
 """Indexes, and what needs each."""
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_every_statement_uses_its_index_and_misses_one_that_is_gone(full: Engine) -> None:
     with full.execution_options(holdfast_writes=True).connect() as connection, connection.begin() as whole:
         assert faults(full, connection) == {}

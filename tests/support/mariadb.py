@@ -189,7 +189,8 @@ class MariadbServer:
 
     def _initialise(self) -> None:
         options = ["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--debug-no-sync"]
-        install = [str(program("mariadb-install-db")), *options, f"--datadir={self.data}"]
+        directories = [f"--datadir={self.data}", f"--tmpdir={self.home}"]
+        install = [str(program("mariadb-install-db")), *options, *directories]
         process = ServerProcess(["/bin/sh", *install], self._identity, error=MariadbError)
         if process.wait_end(_START_TIMEOUT_S) != 0:
             process.stop(signal.SIGKILL)
@@ -209,6 +210,7 @@ class MariadbServer:
     def _server_command(self) -> list[str | Path]:
         settings = {
             "datadir": self.data,
+            "tmpdir": self.home,  # a server that starts removes what others have left in its own
             "bind-address": "127.0.0.1",
             "port": self.port,
             "socket": self.data / "socket",
