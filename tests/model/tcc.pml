@@ -37,6 +37,16 @@
 #define rule(it) assert(it)
 #endif
 #define effect(it) assert(it)
+#ifdef REACH
+#define reached(what, it) assert(REACH != what || !(it))
+#define ENDS_CONFIRMED 1
+#define ENDS_CANCELLED 2
+#define REFUSES_LATE_TRY 3
+#define RELEASED_WHEN_TOLD 4
+#define SAVES_IN_VAIN 5
+#else
+#define reached(what, it) skip
+#endif
 
 /* --- the safeguards, and what is left of them when one is left out ------------------------------------------------ */
 
@@ -53,9 +63,9 @@
 #endif
 
 #ifdef MISTAKE_CALLS_BEFORE_SAVE             /* the decision is saved when everything has been called */
-#define MUST_SAVE(r) (IS_FINAL(PHASE(r, 0)) && IS_FINAL(PHASE(r, 1)))
+#define MUST_SAVE(r) ALL_FINAL(r)
 #else
-#define MUST_SAVE(r) (must_save || (IS_FINAL(PHASE(r, 0)) && IS_FINAL(PHASE(r, 1))))
+#define MUST_SAVE(r) (must_save || ALL_FINAL(r))
 #endif
 
 #ifdef MISTAKE_NO_CANCEL_OF_UNANSWERED       /* a Try without an answer is taken for one that does not hold */
@@ -150,16 +160,39 @@ bool asked[4];         /* this is a repetition: whoever was overtaken finds out 
 #define NOTHING_COMES(r, b) !((requests[b] & BIT(OPERATION(r, b))) || \
   HEARD(b, OPERATION(r, b), Answer_SUCCEEDED) || HEARD(b, OPERATION(r, b), Answer_REFUSED))
 #define LEASE_HAS_LAPSED(r) (!WORKS(1 - (r)) || !is_current[1 - (r)] || !IS_UP(1 - (r)))
+#define MAY_END(r, b) (CALLING(r, b) && (FAULT || NOTHING_COMES(r, b) || \
+  HEARD(b, OPERATION(r, b), Answer_SUCCEEDED) || HEARD(b, OPERATION(r, b), Answer_REFUSED)))
 #else
 #define IS_UP(r) true
 #define FAULT true
 #define COUNT_FAULT skip
+#define NOTHING_COMES(r, b) false
+#define LEASE_HAS_LAPSED(r) false
+#define MAY_END(r, b) CALLING(r, b)
 #endif
 
-hidden byte to, ran;
-hidden byte must_save;
+/* scratch, zero between two steps */
+byte b_, operation_, answer_, to_, ran_;
+bool must_save;
 
 /* --- replicas ---------------------------------------------------------------------------------------------------- */
+
+#define WORKS(r) (decision[r] != NONE)
+#define ALL_FINAL(r) (IS_FINAL(PHASE(r, 0)) && IS_FINAL(PHASE(r, 1)))
+#define IS_REFUSED(r) (PHASE(r, 0) == BranchPhase_REFUSED || PHASE(r, 1) == BranchPhase_REFUSED)
+#ifdef SEQUENTIAL
+#define IS_ITS_TURN(r, b) ((b) == 0 || PHASE(r, 0) == BranchPhase_HELD)
+#else
+#define IS_ITS_TURN(r, b) true
+#endif
+#ifdef MISTAKE_NO_REPETITION                  /* what was called once is not called again */
+#define IS_WANTED(r, b) !ASKED(r, b)
+#else
+#define IS_WANTED(r, b) true
+#endif
+#define MAY_CALL(r, b) (WORKS(r) && !CALLING(r, b) && OPERATION(r, b) != NONE && IS_WANTED(r, b) && \
+  (OPERATION(r, b) != Operation_TRY || (decision[r] == Decision_UNDECIDED && IS_ITS_TURN(r, b))))
+#define MAY_CLAIM(r) (row_decision != NONE && !finished && !WORKS(r))
 
 inline forget(r) {
   decision[r] = NONE; is_current[r] = false;
@@ -174,19 +207,21 @@ inline forget(r) {
 inline save(r) {
   if
   :: MAY_SAVE(r) ->
-    rule(is_current[r]);                                                               /* a deposed save fails */
+    rule(is_current[r]);                                                        /* a deposed replica's save fails */
     rule(row_decision == NONE || row_decision == Decision_UNDECIDED || row_decision == decision[r]);
     row_decision = decision[r]; row_phase[0] = PHASE(r, 0); row_phase[1] = PHASE(r, 1);
     is_current[1 - r] = false; is_current[r] = true;
     if
-    :: IS_FINAL(row_phase[0]) && IS_FINAL(row_phase[1]) -> finished = true; check_end(); forget(r)
+    :: ALL_FINAL(r) -> finished = true; check_end(); forget(r)
     :: else
     fi
-  :: else -> forget(r)
+  :: else -> reached(SAVES_IN_VAIN, true); forget(r)
   fi
 }
 
 inline check_end() {
+  reached(ENDS_CONFIRMED, row_decision == Decision_CONFIRM);
+  reached(ENDS_CANCELLED, row_decision == Decision_CANCEL);
   effect(state[0] != State_HELD && state[1] != State_HELD);
   effect((row_decision == Decision_CONFIRM) == (state[0] == State_CONFIRMED));
   effect((row_decision == Decision_CONFIRM) == (state[1] == State_CONFIRMED))
@@ -194,32 +229,35 @@ inline check_end() {
 
 /* What follows from what is known: decide, turn the branches to Confirm or Cancel, and save what others must know. */
 inline advance(r) {
-  must_save = false;
   if
-  :: decision[r] == Decision_UNDECIDED && (PHASE(r, 0) == BranchPhase_REFUSED || PHASE(r, 1) == BranchPhase_REFUSED) ->
-    decision[r] = Decision_CANCEL; must_save = true
-  :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) ->
-    decision[r] = Decision_CONFIRM; must_save = true
-  :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) ->   /* the deadline has passed, or a hold is no longer safe */
-    decision[r] = Decision_CANCEL; must_save = true
+  :: decision[r] == Decision_UNDECIDED && IS_REFUSED(r) -> decide(r, Decision_CANCEL)
+  :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) -> decide(r, Decision_CONFIRM)
+  :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) -> decide(r, Decision_CANCEL)   /* too late, or no longer safe */
   :: else
   fi;
   follow(r)
 }
 
+inline decide(r, it) {
+  decision[r] = it; must_save = true
+}
+
 inline follow(r) {
-  follow_one(r, 0); follow_one(r, 1);
-  if
-  :: MUST_SAVE(r) -> save(r)
-  :: else
-  fi
+  d_step {
+    follow_one(r, 0); follow_one(r, 1);
+    if
+    :: MUST_SAVE(r) -> save(r)
+    :: else
+    fi;
+    to_ = 0; must_save = false
+  }
 }
 
 inline follow_one(r, b) {
-  to = AFTER(decision[r], PHASE(r, b));
+  to_ = AFTER(decision[r], PHASE(r, b));
   if
-  :: to != NONE && !CALLING(r, b) ->
-    PHASE(r, b) = to
+  :: to_ != NONE && !CALLING(r, b) ->
+    PHASE(r, b) = to_
 #ifdef LIVENESS
     ; ASKED(r, b) = false
 #endif
@@ -243,25 +281,31 @@ inline begin(r) {
 /* The version goes up, which stops whoever had the transaction; then all goes on from the row. */
 inline claim(r) {
   is_current[1 - r] = false; is_current[r] = true;
+#ifdef MISTAKE_FORGETS_DECISION
+  decision[r] = Decision_UNDECIDED; PHASE(r, 0) = BranchPhase_TRYING; PHASE(r, 1) = BranchPhase_TRYING;
+#else
   decision[r] = row_decision; PHASE(r, 0) = row_phase[0]; PHASE(r, 1) = row_phase[1];
+#endif
   advance(r)
 }
 
 inline call(r, b) {
-  if
-  :: PHASE(r, b) == BranchPhase_PENDING ->
-    PHASE(r, b) = BranchPhase_TRYING
+  d_step {
+    if
+    :: PHASE(r, b) == BranchPhase_PENDING ->
+      PHASE(r, b) = BranchPhase_TRYING
 #ifndef MISTAKE_PENDING_NOT_SAVED
-    ; save(r)
+      ; save(r)
 #endif
 #ifdef LIVENESS
-  :: PHASE(r, b) != BranchPhase_PENDING && ASKED(r, b) -> ASKED(r, b) = false; save(r)
+    :: PHASE(r, b) != BranchPhase_PENDING && ASKED(r, b) -> ASKED(r, b) = false; save(r)
 #endif
-  :: else ->
-    rule(begun && (row_decision != NONE || finished));                  /* the record is durable before a Try */
-    rule(OPERATION(r, b) == Operation_TRY || row_decision == decision[r] || finished);      /* and the decision before the rest */
-    requests[b] = requests[b] | BIT(OPERATION(r, b)); CALLING(r, b) = true
-  fi
+    :: else ->
+      rule(row_decision != NONE || finished);                                  /* the record is durable before a Try, */
+      rule(OPERATION(r, b) == Operation_TRY || row_decision == decision[r] || finished);  /* the decision before the rest */
+      requests[b] = requests[b] | BIT(OPERATION(r, b)); CALLING(r, b) = true
+    fi
+  }
 }
 
 inline end_call(r, b, answer) {
@@ -269,67 +313,63 @@ inline end_call(r, b, answer) {
   ASKED(r, b) = true;
   answers[b] = answers[b] & ~SAID(OPERATION(r, b), answer);
 #endif
-  PHASE(r, b) = BECOMES(OPERATION(r, b), answer); CALLING(r, b) = false;
-  advance(r)
-}
-
-inline give_up_call(r, b) {
 #ifdef MISTAKE_CONFIRM_GIVEN_UP               /* a Confirm that is not answered is cancelled instead */
   if
-  :: PHASE(r, b) == BranchPhase_CONFIRMING ->
-    decision[r] = Decision_CANCEL; PHASE(r, b) = BranchPhase_CANCELLING; CALLING(r, b) = false; save(r)
-  :: else -> end_call(r, b, Answer_UNANSWERED)
-  fi
+  :: OPERATION(r, b) == Operation_CONFIRM && answer == Answer_UNANSWERED ->
+    decide(r, Decision_CANCEL); PHASE(r, b) = BranchPhase_CANCELLING; CALLING(r, b) = false
+  :: else ->
+    PHASE(r, b) = BECOMES(OPERATION(r, b), answer); CALLING(r, b) = false
+  fi;
 #else
-  end_call(r, b, Answer_UNANSWERED)
+  PHASE(r, b) = BECOMES(OPERATION(r, b), answer); CALLING(r, b) = false;
 #endif
+  advance(r)
 }
-
-#define WORKS(r) (decision[r] != NONE)
-#define MAY_TAKE(r, b, answer) (CALLING(r, b) && HEARD(b, OPERATION(r, b), answer))
-#ifdef SEQUENTIAL
-#define IS_ITS_TURN(r, b) ((b) == 0 || PHASE(r, 0) == BranchPhase_HELD)
-#else
-#define IS_ITS_TURN(r, b) true
-#endif
-#ifdef MISTAKE_NO_REPETITION                  /* what was called once is not called again */
-#define IS_WANTED(r, b) !ASKED(r, b)
-#else
-#define IS_WANTED(r, b) true
-#endif
-#define MAY_CALL(r, b) (WORKS(r) && !CALLING(r, b) && OPERATION(r, b) != NONE && IS_WANTED(r, b) && \
-  (OPERATION(r, b) != Operation_TRY || (decision[r] == Decision_UNDECIDED && IS_ITS_TURN(r, b))))
-#define MAY_CLAIM(r) (row_decision != NONE && !finished && !WORKS(r))
 
 proctype replica(byte r) {
 end:
   do
-  :: atomic { IS_UP(r) && r == 0 && !begun -> begin(r) }
-  :: atomic { IS_UP(r) && decision[r] == Decision_UNDECIDED ->  /* the deadline has passed, or somebody cancels it */
-       decision[r] = Decision_CANCEL; must_save = true; follow(r) }
-  :: atomic { IS_UP(r) && MAY_CALL(r, 0) -> call(r, 0) }
-  :: atomic { IS_UP(r) && MAY_CALL(r, 1) -> call(r, 1) }
-  :: atomic { IS_UP(r) && MAY_TAKE(r, 0, Answer_SUCCEEDED) -> end_call(r, 0, Answer_SUCCEEDED) }
-  :: atomic { IS_UP(r) && MAY_TAKE(r, 1, Answer_SUCCEEDED) -> end_call(r, 1, Answer_SUCCEEDED) }
-  :: atomic { IS_UP(r) && MAY_TAKE(r, 0, Answer_REFUSED) -> end_call(r, 0, Answer_REFUSED) }
-  :: atomic { IS_UP(r) && MAY_TAKE(r, 1, Answer_REFUSED) -> end_call(r, 1, Answer_REFUSED) }
-  :: atomic { IS_UP(r) && FAULT && CALLING(r, 0) -> COUNT_FAULT; give_up_call(r, 0) }      /* too early, or lost */
-  :: atomic { IS_UP(r) && FAULT && CALLING(r, 1) -> COUNT_FAULT; give_up_call(r, 1) }
-  :: atomic { FAULT && WORKS(r) -> COUNT_FAULT; forget(r) }                                /* a crash */
-#ifdef LIVENESS
-#ifndef MISTAKE_NO_RECOVERY                   /* nobody claims what another left */
-  :: atomic { IS_UP(r) && MAY_CLAIM(r) && LEASE_HAS_LAPSED(r) -> claim(r) }
-  :: atomic { IS_UP(r) && MAY_CLAIM(r) && FAULT && !LEASE_HAS_LAPSED(r) -> COUNT_FAULT; claim(r) }
+  :: atomic { r == 0 && !begun && IS_UP(r) -> begin(r) }
+  :: atomic { decision[r] == Decision_UNDECIDED && IS_UP(r) ->  /* the deadline has passed, or somebody cancels it */
+       decide(r, Decision_CANCEL); follow(r) }
+  :: atomic { (MAY_CALL(r, 0) || MAY_CALL(r, 1)) && IS_UP(r) ->
+       if
+       :: MAY_CALL(r, 0)
+       :: MAY_CALL(r, 1) -> b_ = 1
+       fi;
+       call(r, b_); b_ = 0 }
+  :: atomic { (MAY_END(r, 0) || MAY_END(r, 1)) && IS_UP(r) ->
+       if
+       :: MAY_END(r, 0)
+       :: MAY_END(r, 1) -> b_ = 1
+       fi;
+       if
+       :: HEARD(b_, OPERATION(r, b_), Answer_SUCCEEDED) -> answer_ = Answer_SUCCEEDED
+       :: HEARD(b_, OPERATION(r, b_), Answer_REFUSED) -> answer_ = Answer_REFUSED
+       :: NOTHING_COMES(r, b_) -> answer_ = Answer_UNANSWERED
+       :: FAULT -> COUNT_FAULT; answer_ = Answer_UNANSWERED      /* given up before the answer is there */
+       fi;
+       end_call(r, b_, answer_); b_ = 0; answer_ = 0 }
+  :: atomic { WORKS(r) && FAULT -> COUNT_FAULT; forget(r) }      /* a crash */
+#ifndef MISTAKE_NO_RECOVERY                    /* else nobody claims what another left */
+  :: atomic { MAY_CLAIM(r) && IS_UP(r) ->
+       if
+       :: LEASE_HAS_LAPSED(r)
+       :: FAULT -> COUNT_FAULT
+       fi;
+       claim(r) }
 #endif
-  :: atomic { IS_UP(r) && CALLING(r, 0) && NOTHING_COMES(r, 0) -> give_up_call(r, 0) }
-  :: atomic { IS_UP(r) && CALLING(r, 1) && NOTHING_COMES(r, 1) -> give_up_call(r, 1) }
-  :: atomic { IS_UP(r) && FAULT && begun && IS_UP(1 - r) -> COUNT_FAULT; frozen[r] = 1 }
-  :: atomic { IS_UP(r) && FAULT && begun && IS_UP(1 - r) -> COUNT_FAULT; frozen[r] = 2 }
+#ifdef LIVENESS
+  :: atomic { FAULT && begun && IS_UP(r) && IS_UP(1 - r) ->
+       COUNT_FAULT;
+       if
+       :: frozen[r] = 1
+       :: frozen[r] = 2
+       fi }
   :: atomic { frozen[r] == 2 -> frozen[r] = 0 }
 #else
-  :: atomic { MAY_CLAIM(r) -> claim(r) }
-  :: atomic { WORKS(r) -> save(r) }                             /* the lease is renewed: known answers ride along */
-  :: atomic { r == 0 && finished && row_decision != NONE ->     /* purged */
+  :: atomic { WORKS(r) -> save(r) }                              /* the lease is renewed: known answers ride along */
+  :: atomic { r == 0 && finished && row_decision != NONE ->      /* purged */
        row_decision = NONE; row_phase[0] = NONE; row_phase[1] = NONE }
 #endif
   od
@@ -339,56 +379,52 @@ end:
 
 /* One local transaction: handlers and row together. */
 inline happen(b, event) {
-  ran = RUNS(state[b], event);
-  state[b] = THEN(state[b], event);
-  if
-  :: ran & BIT(Operation_TRY) ->
+  d_step {
+    ran_ = RUNS(state[b], event);
+    reached(REFUSES_LATE_TRY, state[b] == State_CANCELLED && event == Event_TRY);
+    reached(RELEASED_WHEN_TOLD, state[b] == State_HELD && event == Event_TOLD_CANCEL);
+    state[b] = THEN(state[b], event);
 #ifndef REACQUIRE
-    effect(!was_cancelled[b]);                                          /* no hold by a Try after its Cancel */
+    effect(!(ran_ & BIT(Operation_TRY)) || !was_cancelled[b]);          /* no hold by a Try after its Cancel, */
 #endif
-    effect(!finished)                                                   /* none after the end */
-  :: else
-  fi;
-  if
-  :: ran & BIT(Operation_CONFIRM) -> effect(!has_confirmed[b]); has_confirmed[b] = true   /* exactly once */
-  :: else
-  fi;
-  was_cancelled[b] = was_cancelled[b] || event == Event_CANCEL || event == Event_TOLD_CANCEL;
-  ran = 0;
-  effect(!(state[0] == State_CONFIRMED && state[1] == State_CANCELLED));
-  effect(!(state[1] == State_CONFIRMED && state[0] == State_CANCELLED))
+    effect(!(ran_ & BIT(Operation_TRY)) || !finished);                  /* and none after the end */
+    effect(!(ran_ & BIT(Operation_CONFIRM)) || !has_confirmed[b]);      /* an effect happens once */
+    has_confirmed[b] = has_confirmed[b] || (ran_ & BIT(Operation_CONFIRM));
+    was_cancelled[b] = was_cancelled[b] || event == Event_CANCEL || event == Event_TOLD_CANCEL;
+    effect(!(state[0] == State_CONFIRMED && state[1] == State_CANCELLED));
+    effect(!(state[1] == State_CONFIRMED && state[0] == State_CANCELLED));
+    ran_ = 0
+  }
 }
 
-inline deliver(b, operation) {
-  answers[b] = answers[b] | SAID(operation, REPLY(state[b], operation));
-  happen(b, operation)                        /* the events of the calls are numbered as the operations are */
-}
-
-inline consume(b, operation) {
-#ifdef LIVENESS
-  if
-  :: requests[b] = requests[b] & ~BIT(operation)
-  :: FAULT -> COUNT_FAULT                     /* it comes twice */
-  fi
-#else
-  skip
-#endif
-}
+#define MAY_ARRIVE(b, operation) (requests[b] & BIT(operation))
 
 proctype participant(byte b) {
 end:
   do
-  :: atomic { requests[b] & BIT(Operation_TRY) -> consume(b, Operation_TRY); deliver(b, Operation_TRY) }
-  :: atomic { requests[b] & BIT(Operation_TRY) && state[b] == State_NOTHING ->      /* refused: it leaves nothing behind */
-       consume(b, Operation_TRY); answers[b] = answers[b] | SAID(Operation_TRY, Answer_REFUSED) }
-  :: atomic { requests[b] & BIT(Operation_CONFIRM) -> consume(b, Operation_CONFIRM); deliver(b, Operation_CONFIRM) }
-  :: atomic { requests[b] & BIT(Operation_CANCEL) -> consume(b, Operation_CANCEL); deliver(b, Operation_CANCEL) }
+  :: atomic { requests[b] ->
+       if
+       :: MAY_ARRIVE(b, Operation_TRY) -> operation_ = Operation_TRY
+       :: MAY_ARRIVE(b, Operation_CONFIRM) -> operation_ = Operation_CONFIRM
+       :: MAY_ARRIVE(b, Operation_CANCEL) -> operation_ = Operation_CANCEL
+       fi;
 #ifdef LIVENESS
-  :: atomic { FAULT && requests[b] & BIT(Operation_TRY) -> COUNT_FAULT; requests[b] = requests[b] & ~BIT(Operation_TRY) }
-  :: atomic { FAULT && requests[b] & BIT(Operation_CONFIRM) -> COUNT_FAULT; requests[b] = requests[b] & ~BIT(Operation_CONFIRM) }
-  :: atomic { FAULT && requests[b] & BIT(Operation_CANCEL) -> COUNT_FAULT; requests[b] = requests[b] & ~BIT(Operation_CANCEL) }
-  :: atomic { FAULT && answers[b] -> COUNT_FAULT; answers[b] = 0 }
+       if
+       :: requests[b] = requests[b] & ~BIT(operation_)
+       :: FAULT -> COUNT_FAULT                                  /* it will come twice */
+       fi;
 #endif
+       if
+       :: answers[b] = answers[b] | SAID(operation_, REPLY(state[b], operation_));
+          happen(b, operation_)                                 /* the events of calls are numbered as operations are */
+       :: operation_ == Operation_TRY && state[b] == State_NOTHING ->   /* refused: it leaves nothing behind */
+          answers[b] = answers[b] | SAID(Operation_TRY, Answer_REFUSED)
+#ifdef LIVENESS
+       :: FAULT -> COUNT_FAULT                                  /* it is lost */
+       :: FAULT -> COUNT_FAULT; happen(b, operation_)           /* its answer is lost */
+#endif
+       fi;
+       operation_ = 0 }
   od
 }
 
@@ -397,7 +433,7 @@ proctype reaper(byte b) {
 end:
   do
   :: atomic { FENCE_ASKS(state[b]) && verdict[b] == NONE && TOLD != NONE ->
-       rule(row_decision != NONE);            /* of what is held, the coordinator always knows */
+       rule(row_decision != NONE);                              /* of what is held, the coordinator always knows */
        verdict[b] = TOLD }
   :: atomic { verdict[b] == Event_TOLD_CANCEL -> verdict[b] = NONE; happen(b, Event_TOLD_CANCEL) }
 #ifdef HARD_LIMIT
