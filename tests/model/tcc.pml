@@ -1,7 +1,7 @@
 /* Holdfast's protocol for spin: one transaction, two branches, two replicas of the coordinator, any network.
  *
  * `make model` searches it; docs/model.md says what is modelled, what is not, and what was found. Names are those
- * of the code with `_` for the dot (tables.pml). Every atomic block is one step that a crash can't divide: a commit,
+ * of the code with `_` for the dot (tables.pml). Every d_step is one step that a crash can't divide: a commit,
  * or a thought in the memory of one replica. All interleavings of these steps are searched.
  *
  * The network keeps every message for ever and delivers it at any time, any number of times, or never: it loses,
@@ -144,6 +144,12 @@ byte verdict[2];       /* what the participant was told and has not acted on; TO
 bool was_cancelled[2]; /* a Cancel was carried out here, or what an inquiry said in its place */
 bool has_confirmed[2]; /* the confirm handler ran */
 
+#ifdef HARD_LIMIT
+#define BOTH_HOLD true                       /* a participant that gives up alone may do so unseen */
+#else
+#define BOTH_HOLD (state[0] == State_HELD && state[1] == State_HELD)
+#endif
+
 /* --- faults, where they are counted ------------------------------------------------------------------------------ */
 
 #ifdef LIVENESS
@@ -152,6 +158,7 @@ bool has_confirmed[2]; /* the confirm handler ran */
 #endif
 byte faults;
 byte frozen[2];        /* 1: for ever, 2: it will wake */
+bool twice[2];         /* a request comes once more */
 bool asked[4];         /* this is a repetition: whoever was overtaken finds out before it calls again */
 #define ASKED(r, b) asked[2 * (r) + (b)]
 #define IS_UP(r) (frozen[r] == 0)
@@ -160,23 +167,22 @@ bool asked[4];         /* this is a repetition: whoever was overtaken finds out 
 #define NOTHING_COMES(r, b) !((requests[b] & BIT(OPERATION(r, b))) || \
   HEARD(b, OPERATION(r, b), Answer_SUCCEEDED) || HEARD(b, OPERATION(r, b), Answer_REFUSED))
 #define LEASE_HAS_LAPSED(r) (!WORKS(1 - (r)) || !is_current[1 - (r)] || !IS_UP(1 - (r)))
-#define MAY_END(r, b) (CALLING(r, b) && (FAULT || NOTHING_COMES(r, b) || \
-  HEARD(b, OPERATION(r, b), Answer_SUCCEEDED) || HEARD(b, OPERATION(r, b), Answer_REFUSED)))
+#define MAY_GIVE_UP(r, b) (CALLING(r, b) && (FAULT || NOTHING_COMES(r, b)))
 #else
 #define IS_UP(r) true
 #define FAULT true
 #define COUNT_FAULT skip
-#define NOTHING_COMES(r, b) false
-#define LEASE_HAS_LAPSED(r) false
-#define MAY_END(r, b) CALLING(r, b)
+#define LEASE_HAS_LAPSED(r) true
+#define MAY_GIVE_UP(r, b) CALLING(r, b)
 #endif
 
 /* scratch, zero between two steps */
-byte b_, operation_, answer_, to_, ran_;
+byte to_, ran_;
 bool must_save;
 
 /* --- replicas ---------------------------------------------------------------------------------------------------- */
 
+#define MAY_TAKE(r, b, answer) (CALLING(r, b) && HEARD(b, OPERATION(r, b), answer))
 #define WORKS(r) (decision[r] != NONE)
 #define ALL_FINAL(r) (IS_FINAL(PHASE(r, 0)) && IS_FINAL(PHASE(r, 1)))
 #define IS_REFUSED(r) (PHASE(r, 0) == BranchPhase_REFUSED || PHASE(r, 1) == BranchPhase_REFUSED)
@@ -209,6 +215,7 @@ inline save(r) {
   :: MAY_SAVE(r) ->
     rule(is_current[r]);                                                        /* a deposed replica's save fails */
     rule(row_decision == NONE || row_decision == Decision_UNDECIDED || row_decision == decision[r]);
+    effect(decision[r] != Decision_CONFIRM || row_decision == Decision_CONFIRM || BOTH_HOLD);
     row_decision = decision[r]; row_phase[0] = PHASE(r, 0); row_phase[1] = PHASE(r, 1);
     is_current[1 - r] = false; is_current[r] = true;
     if
@@ -232,7 +239,6 @@ inline advance(r) {
   if
   :: decision[r] == Decision_UNDECIDED && IS_REFUSED(r) -> decide(r, Decision_CANCEL)
   :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) -> decide(r, Decision_CONFIRM)
-  :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) -> decide(r, Decision_CANCEL)   /* too late, or no longer safe */
   :: else
   fi;
   follow(r)
@@ -243,14 +249,12 @@ inline decide(r, it) {
 }
 
 inline follow(r) {
-  d_step {
-    follow_one(r, 0); follow_one(r, 1);
-    if
-    :: MUST_SAVE(r) -> save(r)
-    :: else
-    fi;
-    to_ = 0; must_save = false
-  }
+  follow_one(r, 0); follow_one(r, 1);
+  if
+  :: MUST_SAVE(r) -> save(r)
+  :: else
+  fi;
+  to_ = NONE; must_save = false
 }
 
 inline follow_one(r, b) {
@@ -280,6 +284,12 @@ inline begin(r) {
 
 /* The version goes up, which stops whoever had the transaction; then all goes on from the row. */
 inline claim(r) {
+#ifdef LIVENESS
+  if
+  :: !LEASE_HAS_LAPSED(r) -> COUNT_FAULT      /* a clock is wrong, or its holder was slow */
+  :: else
+  fi;
+#endif
   is_current[1 - r] = false; is_current[r] = true;
 #ifdef MISTAKE_FORGETS_DECISION
   decision[r] = Decision_UNDECIDED; PHASE(r, 0) = BranchPhase_TRYING; PHASE(r, 1) = BranchPhase_TRYING;
@@ -290,26 +300,28 @@ inline claim(r) {
 }
 
 inline call(r, b) {
-  d_step {
-    if
-    :: PHASE(r, b) == BranchPhase_PENDING ->
-      PHASE(r, b) = BranchPhase_TRYING
+  if
+  :: PHASE(r, b) == BranchPhase_PENDING ->
+    PHASE(r, b) = BranchPhase_TRYING
 #ifndef MISTAKE_PENDING_NOT_SAVED
-      ; save(r)
+    ; save(r)
 #endif
 #ifdef LIVENESS
-    :: PHASE(r, b) != BranchPhase_PENDING && ASKED(r, b) -> ASKED(r, b) = false; save(r)
+  :: PHASE(r, b) != BranchPhase_PENDING && ASKED(r, b) -> ASKED(r, b) = false; save(r)
 #endif
-    :: else ->
-      rule(row_decision != NONE || finished);                                  /* the record is durable before a Try, */
-      rule(OPERATION(r, b) == Operation_TRY || row_decision == decision[r] || finished);  /* the decision before the rest */
-      requests[b] = requests[b] | BIT(OPERATION(r, b)); CALLING(r, b) = true
-    fi
-  }
+  :: else ->
+    rule(row_decision != NONE || finished);                                  /* the record is durable before a Try, */
+    rule(OPERATION(r, b) == Operation_TRY || row_decision == decision[r] || finished);  /* the decision before the rest */
+    requests[b] = requests[b] | BIT(OPERATION(r, b)); CALLING(r, b) = true
+  fi
 }
 
 inline end_call(r, b, answer) {
 #ifdef LIVENESS
+  if
+  :: answer == Answer_UNANSWERED && !NOTHING_COMES(r, b) -> COUNT_FAULT
+  :: else
+  fi;
   ASKED(r, b) = true;
   answers[b] = answers[b] & ~SAID(OPERATION(r, b), answer);
 #endif
@@ -329,49 +341,33 @@ inline end_call(r, b, answer) {
 proctype replica(byte r) {
 end:
   do
-  :: atomic { r == 0 && !begun && IS_UP(r) -> begin(r) }
-  :: atomic { decision[r] == Decision_UNDECIDED && IS_UP(r) ->  /* the deadline has passed, or somebody cancels it */
-       decide(r, Decision_CANCEL); follow(r) }
-  :: atomic { (MAY_CALL(r, 0) || MAY_CALL(r, 1)) && IS_UP(r) ->
-       if
-       :: MAY_CALL(r, 0)
-       :: MAY_CALL(r, 1) -> b_ = 1
-       fi;
-       call(r, b_); b_ = 0 }
-  :: atomic { (MAY_END(r, 0) || MAY_END(r, 1)) && IS_UP(r) ->
-       if
-       :: MAY_END(r, 0)
-       :: MAY_END(r, 1) -> b_ = 1
-       fi;
-       if
-       :: HEARD(b_, OPERATION(r, b_), Answer_SUCCEEDED) -> answer_ = Answer_SUCCEEDED
-       :: HEARD(b_, OPERATION(r, b_), Answer_REFUSED) -> answer_ = Answer_REFUSED
-       :: NOTHING_COMES(r, b_) -> answer_ = Answer_UNANSWERED
-       :: FAULT -> COUNT_FAULT; answer_ = Answer_UNANSWERED      /* given up before the answer is there */
-       fi;
-       end_call(r, b_, answer_); b_ = 0; answer_ = 0 }
-  :: atomic { WORKS(r) && FAULT -> COUNT_FAULT; forget(r) }      /* a crash */
-#ifndef MISTAKE_NO_RECOVERY                    /* else nobody claims what another left */
-  :: atomic { MAY_CLAIM(r) && IS_UP(r) ->
-       if
-       :: LEASE_HAS_LAPSED(r)
-       :: FAULT -> COUNT_FAULT
-       fi;
-       claim(r) }
+  :: d_step { r == 0 && !begun -> begin(r) }
+  :: d_step { decision[r] == Decision_UNDECIDED && IS_UP(r) ->  /* the deadline has passed, a hold may run out, or */
+       decide(r, Decision_CANCEL); follow(r) }                  /* somebody cancels */
+  :: d_step { WORKS(r) && FAULT -> COUNT_FAULT; forget(r) }     /* a crash */
+#ifndef MISTAKE_NO_RECOVERY                                     /* else nobody claims what another left */
+  :: d_step { MAY_CLAIM(r) && IS_UP(r) && (LEASE_HAS_LAPSED(r) || FAULT) -> claim(r) }
 #endif
 #ifdef LIVENESS
-  :: atomic { FAULT && begun && IS_UP(r) && IS_UP(1 - r) ->
-       COUNT_FAULT;
-       if
-       :: frozen[r] = 1
-       :: frozen[r] = 2
-       fi }
-  :: atomic { frozen[r] == 2 -> frozen[r] = 0 }
+  :: d_step { FAULT && begun && IS_UP(r) && IS_UP(1 - r) -> COUNT_FAULT; frozen[r] = 1 }
+  :: d_step { FAULT && begun && IS_UP(r) && IS_UP(1 - r) -> COUNT_FAULT; frozen[r] = 2 }
+  :: d_step { frozen[r] == 2 -> frozen[r] = 0 }
 #else
-  :: atomic { WORKS(r) -> save(r) }                              /* the lease is renewed: known answers ride along */
-  :: atomic { r == 0 && finished && row_decision != NONE ->      /* purged */
+  :: d_step { WORKS(r) -> save(r) }                             /* the lease is renewed: known answers ride along */
+  :: d_step { r == 0 && finished && row_decision != NONE ->     /* purged */
        row_decision = NONE; row_phase[0] = NONE; row_phase[1] = NONE }
 #endif
+  od
+}
+
+/* The calls of one replica to one branch. */
+proctype link(byte r; byte b) {
+end:
+  do
+  :: d_step { MAY_CALL(r, b) && IS_UP(r) -> call(r, b) }
+  :: d_step { MAY_TAKE(r, b, Answer_SUCCEEDED) && IS_UP(r) -> end_call(r, b, Answer_SUCCEEDED) }
+  :: d_step { MAY_TAKE(r, b, Answer_REFUSED) && IS_UP(r) -> end_call(r, b, Answer_REFUSED) }
+  :: d_step { MAY_GIVE_UP(r, b) && IS_UP(r) -> end_call(r, b, Answer_UNANSWERED) }
   od
 }
 
@@ -379,22 +375,37 @@ end:
 
 /* One local transaction: handlers and row together. */
 inline happen(b, event) {
-  d_step {
-    ran_ = RUNS(state[b], event);
-    reached(REFUSES_LATE_TRY, state[b] == State_CANCELLED && event == Event_TRY);
-    reached(RELEASED_WHEN_TOLD, state[b] == State_HELD && event == Event_TOLD_CANCEL);
-    state[b] = THEN(state[b], event);
+  ran_ = RUNS(state[b], event);
+  reached(REFUSES_LATE_TRY, state[b] == State_CANCELLED && event == Event_TRY);
+  reached(RELEASED_WHEN_TOLD, state[b] == State_HELD && event == Event_TOLD_CANCEL);
+  state[b] = THEN(state[b], event);
 #ifndef REACQUIRE
-    effect(!(ran_ & BIT(Operation_TRY)) || !was_cancelled[b]);          /* no hold by a Try after its Cancel, */
+  effect(!(ran_ & BIT(Operation_TRY)) || !was_cancelled[b]);            /* no hold by a Try after its Cancel, */
 #endif
-    effect(!(ran_ & BIT(Operation_TRY)) || !finished);                  /* and none after the end */
-    effect(!(ran_ & BIT(Operation_CONFIRM)) || !has_confirmed[b]);      /* an effect happens once */
-    has_confirmed[b] = has_confirmed[b] || (ran_ & BIT(Operation_CONFIRM));
-    was_cancelled[b] = was_cancelled[b] || event == Event_CANCEL || event == Event_TOLD_CANCEL;
-    effect(!(state[0] == State_CONFIRMED && state[1] == State_CANCELLED));
-    effect(!(state[1] == State_CONFIRMED && state[0] == State_CANCELLED));
-    ran_ = 0
-  }
+  effect(!(ran_ & BIT(Operation_TRY)) || !finished);                    /* and none after the end */
+  effect(!(ran_ & BIT(Operation_CONFIRM)) || !has_confirmed[b]);        /* an effect happens once */
+  has_confirmed[b] = has_confirmed[b] || (ran_ & BIT(Operation_CONFIRM));
+  was_cancelled[b] = was_cancelled[b] || event == Event_CANCEL || event == Event_TOLD_CANCEL;
+  effect(!(state[0] == State_CONFIRMED && state[1] == State_CANCELLED));
+  effect(!(state[1] == State_CONFIRMED && state[0] == State_CANCELLED));
+  ran_ = 0
+}
+
+inline deliver(b, operation) {
+  consume(b, operation);
+  answers[b] = answers[b] | SAID(operation, REPLY(state[b], operation));
+  happen(b, operation)                        /* the events of calls are numbered as the operations are */
+}
+
+inline consume(b, operation) {
+#ifdef LIVENESS
+  if
+  :: twice[b] -> twice[b] = false
+  :: else -> requests[b] = requests[b] & ~BIT(operation)
+  fi
+#else
+  skip
+#endif
 }
 
 #define MAY_ARRIVE(b, operation) (requests[b] & BIT(operation))
@@ -402,29 +413,16 @@ inline happen(b, event) {
 proctype participant(byte b) {
 end:
   do
-  :: atomic { requests[b] ->
-       if
-       :: MAY_ARRIVE(b, Operation_TRY) -> operation_ = Operation_TRY
-       :: MAY_ARRIVE(b, Operation_CONFIRM) -> operation_ = Operation_CONFIRM
-       :: MAY_ARRIVE(b, Operation_CANCEL) -> operation_ = Operation_CANCEL
-       fi;
+  :: d_step { MAY_ARRIVE(b, Operation_TRY) -> deliver(b, Operation_TRY) }
+  :: d_step { MAY_ARRIVE(b, Operation_TRY) && state[b] == State_NOTHING ->   /* refused: it leaves nothing behind */
+       consume(b, Operation_TRY); answers[b] = answers[b] | SAID(Operation_TRY, Answer_REFUSED) }
+  :: d_step { MAY_ARRIVE(b, Operation_CONFIRM) -> deliver(b, Operation_CONFIRM) }
+  :: d_step { MAY_ARRIVE(b, Operation_CANCEL) -> deliver(b, Operation_CANCEL) }
 #ifdef LIVENESS
-       if
-       :: requests[b] = requests[b] & ~BIT(operation_)
-       :: FAULT -> COUNT_FAULT                                  /* it will come twice */
-       fi;
+  :: d_step { FAULT && requests[b] && !twice[b] -> COUNT_FAULT; twice[b] = true }
+  :: d_step { FAULT && requests[b] -> COUNT_FAULT; requests[b] = 0; twice[b] = false }
+  :: d_step { FAULT && answers[b] -> COUNT_FAULT; answers[b] = 0 }
 #endif
-       if
-       :: answers[b] = answers[b] | SAID(operation_, REPLY(state[b], operation_));
-          happen(b, operation_)                                 /* the events of calls are numbered as operations are */
-       :: operation_ == Operation_TRY && state[b] == State_NOTHING ->   /* refused: it leaves nothing behind */
-          answers[b] = answers[b] | SAID(Operation_TRY, Answer_REFUSED)
-#ifdef LIVENESS
-       :: FAULT -> COUNT_FAULT                                  /* it is lost */
-       :: FAULT -> COUNT_FAULT; happen(b, operation_)           /* its answer is lost */
-#endif
-       fi;
-       operation_ = 0 }
   od
 }
 
@@ -432,20 +430,25 @@ end:
 proctype reaper(byte b) {
 end:
   do
-  :: atomic { FENCE_ASKS(state[b]) && verdict[b] == NONE && TOLD != NONE ->
+  :: d_step { FENCE_ASKS(state[b]) && verdict[b] == NONE && TOLD != NONE ->
        rule(row_decision != NONE);                              /* of what is held, the coordinator always knows */
        verdict[b] = TOLD }
-  :: atomic { verdict[b] == Event_TOLD_CANCEL -> verdict[b] = NONE; happen(b, Event_TOLD_CANCEL) }
+  :: d_step { verdict[b] == Event_TOLD_CANCEL -> verdict[b] = NONE; happen(b, Event_TOLD_CANCEL) }
 #ifdef HARD_LIMIT
-  :: atomic { FENCE_ASKS(state[b]) && verdict[b] == NONE -> happen(b, Event_ABANDONED) }
+  :: d_step { FENCE_ASKS(state[b]) && verdict[b] == NONE -> happen(b, Event_ABANDONED) }
 #endif
   od
 }
 
 init {
-  atomic { run replica(0); run replica(1); run participant(0); run participant(1); run reaper(0); run reaper(1) }
+  atomic {
+    run replica(0); run replica(1);
+    run link(0, 0); run link(0, 1); run link(1, 0); run link(1, 1);
+    run participant(0); run participant(1);
+    run reaper(0); run reaper(1)
+  }
 }
 
 #ifdef LIVENESS
-ltl ends { <> begun -> <> [] (finished && state[0] != State_HELD && state[1] != State_HELD) }
+ltl ends { <> [] (finished && state[0] != State_HELD && state[1] != State_HELD) }
 #endif
