@@ -150,6 +150,8 @@ bool has_confirmed[2]; /* the confirm handler ran */
 #define BOTH_HOLD (state[0] == State_HELD && state[1] == State_HELD)
 #endif
 
+#define IS_OVER ((finished || row_decision == NONE) && state[0] != State_HELD && state[1] != State_HELD)
+
 /* --- faults, where they are counted ------------------------------------------------------------------------------ */
 
 #ifdef LIVENESS
@@ -164,8 +166,8 @@ bool asked[4];         /* this is a repetition: whoever was overtaken finds out 
 #define IS_UP(r) (frozen[r] == 0)
 #define FAULT (faults < FAULTS_MAX)
 #define COUNT_FAULT faults++
-#define NOTHING_COMES(r, b) !((requests[b] & BIT(OPERATION(r, b))) || \
-  HEARD(b, OPERATION(r, b), Answer_SUCCEEDED) || HEARD(b, OPERATION(r, b), Answer_REFUSED))
+#define NOTHING_COMES(r, b) (!((requests[b] & BIT(OPERATION(r, b))) || \
+  HEARD(b, OPERATION(r, b), Answer_SUCCEEDED) || HEARD(b, OPERATION(r, b), Answer_REFUSED)))
 #define LEASE_HAS_LAPSED(r) (!WORKS(1 - (r)) || !is_current[1 - (r)] || !IS_UP(1 - (r)))
 #define MAY_GIVE_UP(r, b) (CALLING(r, b) && (FAULT || NOTHING_COMES(r, b)))
 #else
@@ -215,7 +217,7 @@ inline save(r) {
   :: MAY_SAVE(r) ->
     rule(is_current[r]);                                                        /* a deposed replica's save fails */
     rule(row_decision == NONE || row_decision == Decision_UNDECIDED || row_decision == decision[r]);
-    effect(decision[r] != Decision_CONFIRM || row_decision == Decision_CONFIRM || BOTH_HOLD);
+    rule(decision[r] != Decision_CONFIRM || row_decision == Decision_CONFIRM || BOTH_HOLD);
     row_decision = decision[r]; row_phase[0] = PHASE(r, 0); row_phase[1] = PHASE(r, 1);
     is_current[1 - r] = false; is_current[r] = true;
     if
@@ -286,7 +288,7 @@ inline begin(r) {
 inline claim(r) {
 #ifdef LIVENESS
   if
-  :: !LEASE_HAS_LAPSED(r) -> COUNT_FAULT      /* a clock is wrong, or its holder was slow */
+  :: !(LEASE_HAS_LAPSED(r)) -> COUNT_FAULT      /* a clock is wrong, or its holder was slow */
   :: else
   fi;
 #endif
@@ -447,8 +449,7 @@ init {
     run participant(0); run participant(1);
     run reaper(0); run reaper(1)
   }
-}
-
 #ifdef LIVENESS
-ltl ends { <> [] (finished && state[0] != State_HELD && state[1] != State_HELD) }
+  timeout -> effect(IS_OVER)                  /* nothing can happen any more */
 #endif
+}
