@@ -34,8 +34,7 @@ _HEAD: Final = """\
 
 def text() -> str:
     """The whole file."""
-    kinds = (Decision, PHASES, Operation, Answer, STATES, EVENTS)
-    blocks = [_HEAD, "#define NONE 0\n", *(_names(kind) for kind in kinds)]
+    blocks = [_HEAD, "#define NONE 0\n", *(_names(values) for values in kinds().values())]
     blocks += [
         _macro("FOLLOWS", ("decision", "phase"), {key: name(phase) for key, phase in FOLLOWS.items()}),
         _macro("ASKS", ("phase",), {(phase,): name(operation) for phase, operation in ASKS.items()}),
@@ -46,6 +45,14 @@ def text() -> str:
         *_fence("_REACQUIRING", {(s, e): decide(Seen(state=s), e, may_reacquire=True) for s in STATES for e in EVENTS}),
     ]
     return "\n".join(blocks)
+
+
+def kinds() -> dict[str, tuple[StrEnum, ...]]:
+    """The words of the model by kind; their numbers there are their places here, from 1."""
+    return {
+        type(values[0]).__name__: values
+        for values in (tuple(Decision), PHASES, tuple(Operation), tuple(Answer), STATES, EVENTS)
+    }
 
 
 def name(value: StrEnum) -> str:

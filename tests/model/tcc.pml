@@ -13,7 +13,8 @@
  *   SEQUENTIAL   the second Try leaves only when the first branch holds; else both leave at once
  *   HARD_LIMIT   participants give a hold up without being told (hold_max_s)
  *   REACQUIRE    and a late Confirm may have it again
- *   LIVENESS     faults are counted and at most FAULTS_MAX; a message is delivered once and lost only by a fault
+ *   LIVENESS     at some time the faults end: a message is delivered once, nobody crashes or is overtaken early; one
+ *                replica may be gone for ever. From then on every run must end, and end well
  *   EFFECTS      only what is seen at the participants is asserted, not the rules that prevent it
  *   MISTAKE_...  one safeguard is left out: an assertion must fail
  */
@@ -152,31 +153,25 @@ bool has_confirmed[2]; /* the confirm handler ran */
 
 #define IS_OVER ((finished || row_decision == NONE) && state[0] != State_HELD && state[1] != State_HELD)
 
-/* --- faults, where they are counted ------------------------------------------------------------------------------ */
+/* --- the calm after the faults ------------------------------------------------------------------------------------ */
 
 #ifdef LIVENESS
-#ifndef FAULTS_MAX
-#define FAULTS_MAX 3
-#endif
-byte faults;
-byte frozen[2];        /* 1: for ever, 2: it will wake */
-bool twice[2];         /* a request comes once more */
+bool is_calm, is_over;
+bool is_down[2];       /* for ever; at most one of the two */
 bool asked[4];         /* this is a repetition: whoever was overtaken finds out before it calls again */
 #define ASKED(r, b) asked[2 * (r) + (b)]
-#define IS_UP(r) (frozen[r] == 0)
-#define FAULT (faults < FAULTS_MAX)
-#define COUNT_FAULT faults++
-#define NOTHING_COMES(r, b) (!((requests[b] & BIT(OPERATION(r, b))) || \
+#define IS_CALM is_calm
+#define IS_UP(r) (!is_down[r])
+#define NOTHING_COMES(r, b) (!(MAY_ARRIVE(b, OPERATION(r, b)) || \
   HEARD(b, OPERATION(r, b), Answer_SUCCEEDED) || HEARD(b, OPERATION(r, b), Answer_REFUSED)))
-#define LEASE_HAS_LAPSED(r) (!WORKS(1 - (r)) || !is_current[1 - (r)] || !IS_UP(1 - (r)))
-#define MAY_GIVE_UP(r, b) (CALLING(r, b) && (FAULT || NOTHING_COMES(r, b)))
+#define LEASE_HAS_LAPSED(r) (!WORKS(1 - (r)) || !is_current[1 - (r)])
 #else
+#define IS_CALM false
 #define IS_UP(r) true
-#define FAULT true
-#define COUNT_FAULT skip
-#define LEASE_HAS_LAPSED(r) true
-#define MAY_GIVE_UP(r, b) CALLING(r, b)
+#define NOTHING_COMES(r, b) false
+#define LEASE_HAS_LAPSED(r) false
 #endif
+#define MAY_ARRIVE(b, operation) (requests[b] & BIT(operation))
 
 /* scratch, zero between two steps */
 byte to_, ran_;
@@ -205,10 +200,10 @@ bool must_save;
 inline forget(r) {
   decision[r] = NONE; is_current[r] = false;
   PHASE(r, 0) = NONE; PHASE(r, 1) = NONE;
-#ifdef LIVENESS
-  ASKED(r, 0) = false; ASKED(r, 1) = false;
-#endif
   CALLING(r, 0) = false; CALLING(r, 1) = false
+#ifdef LIVENESS
+  ; ASKED(r, 0) = false; ASKED(r, 1) = false
+#endif
 }
 
 /* One conditional write; whoever was overtaken learns it here, and stops. */
@@ -218,13 +213,14 @@ inline save(r) {
     rule(is_current[r]);                                                        /* a deposed replica's save fails */
     rule(row_decision == NONE || row_decision == Decision_UNDECIDED || row_decision == decision[r]);
     rule(decision[r] != Decision_CONFIRM || row_decision == Decision_CONFIRM || BOTH_HOLD);
+    printf("  saved: Decision %d, BranchPhase %d, BranchPhase %d\n", decision[r], PHASE(r, 0), PHASE(r, 1));
     row_decision = decision[r]; row_phase[0] = PHASE(r, 0); row_phase[1] = PHASE(r, 1);
     is_current[1 - r] = false; is_current[r] = true;
     if
     :: ALL_FINAL(r) -> finished = true; check_end(); forget(r)
     :: else
     fi
-  :: else -> reached(SAVES_IN_VAIN, true); forget(r)
+  :: else -> printf("  not saved: stale\n"); reached(SAVES_IN_VAIN, true); forget(r)
   fi
 }
 
@@ -286,12 +282,6 @@ inline begin(r) {
 
 /* The version goes up, which stops whoever had the transaction; then all goes on from the row. */
 inline claim(r) {
-#ifdef LIVENESS
-  if
-  :: !(LEASE_HAS_LAPSED(r)) -> COUNT_FAULT      /* a clock is wrong, or its holder was slow */
-  :: else
-  fi;
-#endif
   is_current[1 - r] = false; is_current[r] = true;
 #ifdef MISTAKE_FORGETS_DECISION
   decision[r] = Decision_UNDECIDED; PHASE(r, 0) = BranchPhase_TRYING; PHASE(r, 1) = BranchPhase_TRYING;
@@ -308,24 +298,24 @@ inline call(r, b) {
 #ifndef MISTAKE_PENDING_NOT_SAVED
     ; save(r)
 #endif
-#ifdef LIVENESS
+#if defined(LIVENESS) && !defined(MISTAKE_REPEATS_UNSAVED)      /* else whoever was overtaken may go on for ever */
   :: PHASE(r, b) != BranchPhase_PENDING && ASKED(r, b) -> ASKED(r, b) = false; save(r)
 #endif
   :: else ->
     rule(row_decision != NONE || finished);                                  /* the record is durable before a Try, */
     rule(OPERATION(r, b) == Operation_TRY || row_decision == decision[r] || finished);  /* the decision before the rest */
+    printf("replica %d calls participant %d: Operation %d\n", r, b, OPERATION(r, b));
     requests[b] = requests[b] | BIT(OPERATION(r, b)); CALLING(r, b) = true
   fi
 }
 
 inline end_call(r, b, answer) {
+  printf("replica %d: its call of participant %d has ended: Operation %d, Answer %d\n", r, b, OPERATION(r, b), answer);
 #ifdef LIVENESS
   if
-  :: answer == Answer_UNANSWERED && !NOTHING_COMES(r, b) -> COUNT_FAULT
+  :: is_calm -> ASKED(r, b) = true; answers[b] = answers[b] & ~SAID(OPERATION(r, b), answer)
   :: else
   fi;
-  ASKED(r, b) = true;
-  answers[b] = answers[b] & ~SAID(OPERATION(r, b), answer);
 #endif
 #ifdef MISTAKE_CONFIRM_GIVEN_UP               /* a Confirm that is not answered is cancelled instead */
   if
@@ -343,21 +333,20 @@ inline end_call(r, b, answer) {
 proctype replica(byte r) {
 end:
   do
-  :: d_step { r == 0 && !begun -> begin(r) }
-  :: d_step { decision[r] == Decision_UNDECIDED && IS_UP(r) ->  /* the deadline has passed, a hold may run out, or */
-       decide(r, Decision_CANCEL); follow(r) }                  /* somebody cancels */
-  :: d_step { WORKS(r) && FAULT -> COUNT_FAULT; forget(r) }     /* a crash */
+  :: d_step { r == 0 && !begun -> printf("replica %d begins the transaction\n", r); begin(r) }
+  :: d_step { decision[r] == Decision_UNDECIDED && IS_UP(r) ->
+       printf("replica %d: the deadline has passed, a hold may run out, or somebody cancels\n", r);
+       decide(r, Decision_CANCEL); follow(r) }
 #ifndef MISTAKE_NO_RECOVERY                                     /* else nobody claims what another left */
-  :: d_step { MAY_CLAIM(r) && IS_UP(r) && (LEASE_HAS_LAPSED(r) || FAULT) -> claim(r) }
+  :: d_step { MAY_CLAIM(r) && IS_UP(r) && (!IS_CALM || LEASE_HAS_LAPSED(r)) ->
+       printf("replica %d claims\n", r); claim(r) }
 #endif
-#ifdef LIVENESS
-  :: d_step { FAULT && begun && IS_UP(r) && IS_UP(1 - r) -> COUNT_FAULT; frozen[r] = 1 }
-  :: d_step { FAULT && begun && IS_UP(r) && IS_UP(1 - r) -> COUNT_FAULT; frozen[r] = 2 }
-  :: d_step { frozen[r] == 2 -> frozen[r] = 0 }
-#else
-  :: d_step { WORKS(r) -> save(r) }                             /* the lease is renewed: known answers ride along */
-  :: d_step { r == 0 && finished && row_decision != NONE ->     /* purged */
-       row_decision = NONE; row_phase[0] = NONE; row_phase[1] = NONE }
+  :: d_step { WORKS(r) && !IS_CALM -> printf("replica %d crashes\n", r); forget(r) }
+  :: d_step { WORKS(r) && !IS_CALM ->                              /* the lease: known answers ride along */
+       printf("replica %d renews its lease\n", r); save(r) }
+#ifndef LIVENESS
+  :: d_step { r == 0 && finished && row_decision != NONE ->
+       printf("purged\n"); row_decision = NONE; row_phase[0] = NONE; row_phase[1] = NONE }
 #endif
   od
 }
@@ -369,7 +358,7 @@ end:
   :: d_step { MAY_CALL(r, b) && IS_UP(r) -> call(r, b) }
   :: d_step { MAY_TAKE(r, b, Answer_SUCCEEDED) && IS_UP(r) -> end_call(r, b, Answer_SUCCEEDED) }
   :: d_step { MAY_TAKE(r, b, Answer_REFUSED) && IS_UP(r) -> end_call(r, b, Answer_REFUSED) }
-  :: d_step { MAY_GIVE_UP(r, b) && IS_UP(r) -> end_call(r, b, Answer_UNANSWERED) }
+  :: d_step { CALLING(r, b) && IS_UP(r) && (!IS_CALM || NOTHING_COMES(r, b)) -> end_call(r, b, Answer_UNANSWERED) }
   od
 }
 
@@ -378,6 +367,7 @@ end:
 /* One local transaction: handlers and row together. */
 inline happen(b, event) {
   ran_ = RUNS(state[b], event);
+  printf("participant %d: Event %d, its row says State %d, then State %d\n", b, event, state[b], THEN(state[b], event));
   reached(REFUSES_LATE_TRY, state[b] == State_CANCELLED && event == Event_TRY);
   reached(RELEASED_WHEN_TOLD, state[b] == State_HELD && event == Event_TOLD_CANCEL);
   state[b] = THEN(state[b], event);
@@ -402,29 +392,23 @@ inline deliver(b, operation) {
 inline consume(b, operation) {
 #ifdef LIVENESS
   if
-  :: twice[b] -> twice[b] = false
-  :: else -> requests[b] = requests[b] & ~BIT(operation)
+  :: is_calm -> requests[b] = requests[b] & ~BIT(operation)
+  :: else
   fi
 #else
   skip
 #endif
 }
 
-#define MAY_ARRIVE(b, operation) (requests[b] & BIT(operation))
-
 proctype participant(byte b) {
 end:
   do
   :: d_step { MAY_ARRIVE(b, Operation_TRY) -> deliver(b, Operation_TRY) }
-  :: d_step { MAY_ARRIVE(b, Operation_TRY) && state[b] == State_NOTHING ->   /* refused: it leaves nothing behind */
+  :: d_step { MAY_ARRIVE(b, Operation_TRY) && state[b] == State_NOTHING ->   /* it leaves nothing behind */
+       printf("participant %d refuses the Try\n", b);
        consume(b, Operation_TRY); answers[b] = answers[b] | SAID(Operation_TRY, Answer_REFUSED) }
   :: d_step { MAY_ARRIVE(b, Operation_CONFIRM) -> deliver(b, Operation_CONFIRM) }
   :: d_step { MAY_ARRIVE(b, Operation_CANCEL) -> deliver(b, Operation_CANCEL) }
-#ifdef LIVENESS
-  :: d_step { FAULT && requests[b] && !twice[b] -> COUNT_FAULT; twice[b] = true }
-  :: d_step { FAULT && requests[b] -> COUNT_FAULT; requests[b] = 0; twice[b] = false }
-  :: d_step { FAULT && answers[b] -> COUNT_FAULT; answers[b] = 0 }
-#endif
   od
 }
 
@@ -434,13 +418,22 @@ end:
   do
   :: d_step { FENCE_ASKS(state[b]) && verdict[b] == NONE && TOLD != NONE ->
        rule(row_decision != NONE);                              /* of what is held, the coordinator always knows */
-       verdict[b] = TOLD }
+       verdict[b] = TOLD; printf("participant %d asked: Event %d\n", b, verdict[b]) }
   :: d_step { verdict[b] == Event_TOLD_CANCEL -> verdict[b] = NONE; happen(b, Event_TOLD_CANCEL) }
 #ifdef HARD_LIMIT
   :: d_step { FENCE_ASKS(state[b]) && verdict[b] == NONE -> happen(b, Event_ABANDONED) }
 #endif
   od
 }
+
+#ifdef LIVENESS
+/* Whatever is under way when the faults end is lost, but for one straggler (the branches are alike: to the first). */
+inline become_calm(straggler) {
+  is_calm = true; printf("no more faults\n");
+  requests[0] = straggler; requests[1] = 0;
+  answers[0] = 0; answers[1] = 0
+}
+#endif
 
 init {
   atomic {
@@ -450,6 +443,27 @@ init {
     run reaper(0); run reaper(1)
   }
 #ifdef LIVENESS
-  timeout -> effect(IS_OVER)                  /* nothing can happen any more */
+  if
+  :: d_step { begun -> become_calm(0) }
+  :: d_step { begun -> become_calm(0); is_down[0] = true; forget(0); printf("replica 0 is gone\n") }
+  :: d_step { begun -> become_calm(0); is_down[1] = true; forget(1); printf("replica 1 is gone\n") }
+  :: d_step { begun && MAY_ARRIVE(0, Operation_TRY) -> become_calm(BIT(Operation_TRY)) }
+  :: d_step { begun && MAY_ARRIVE(0, Operation_CONFIRM) -> become_calm(BIT(Operation_CONFIRM)) }
+  :: d_step { begun && MAY_ARRIVE(0, Operation_CANCEL) -> become_calm(BIT(Operation_CANCEL)) }
+  fi;
+  timeout -> effect(IS_OVER); is_over = true  /* nothing can happen any more */
 #endif
 }
+
+#ifdef LIVENESS
+never {                                       /* a run that goes on for ever after the faults have ended */
+  do
+  :: !is_calm
+  :: is_calm -> break
+  od;
+accept:
+  do
+  :: is_calm && !is_over
+  od
+}
+#endif

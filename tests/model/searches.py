@@ -1,0 +1,65 @@
+"""What the model is searched for: configurations that must hold, mistakes that must be found, ends that must be reached.
+
+Only a list; spin.py runs it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """One search of all states of the model as `defines` make it.
+
+    `must_fail`: a safeguard is missing, or a claim is false on purpose, so that a violation must be found. `endless`:
+    look for runs that never end, too.
+    """
+
+    name: str
+    defines: tuple[str, ...] = ()
+    must_fail: bool = False
+    endless: bool = False
+
+
+CONFIGURATIONS: Final = (
+    Search(name="parallel"),
+    Search(name="sequential", defines=("SEQUENTIAL",)),
+    Search(name="hard limit", defines=("HARD_LIMIT",)),
+    Search(name="re-acquire", defines=("REACQUIRE",)),
+    Search(name="liveness", defines=("LIVENESS",), endless=True),
+)
+
+
+def _mistake(name: str, *defines: str, endless: bool = False) -> Search:
+    return Search(name=name, defines=(f"MISTAKE_{name}", *defines), must_fail=True, endless=endless)
+
+
+MISTAKES: Final = (
+    _mistake("TRY_BEFORE_RECORD", "EFFECTS"),
+    _mistake("PENDING_NOT_SAVED", "EFFECTS", "SEQUENTIAL"),
+    _mistake("CALLS_BEFORE_SAVE", "EFFECTS"),
+    _mistake("NO_VERSION_CHECK", "EFFECTS"),
+    _mistake("FORGETS_DECISION", "EFFECTS"),
+    _mistake("DECIDES_EARLY"),
+    _mistake("CONFIRM_GIVEN_UP", "EFFECTS"),
+    _mistake("NO_CANCEL_OF_UNANSWERED", "EFFECTS"),
+    _mistake("LATE_ANSWERS", "EFFECTS"),
+    _mistake("REFUSED_IS_DONE", "EFFECTS", "HARD_LIMIT"),
+    _mistake("NO_TOMBSTONE", "EFFECTS"),
+    _mistake("NO_FENCE", "EFFECTS"),
+    _mistake("RELEASES_WITHOUT_ASKING", "EFFECTS"),
+    _mistake("UNDECIDED_IS_CANCEL", "EFFECTS"),
+    _mistake("UNKNOWN_IS_CONFIRM", "EFFECTS", "LIVENESS", "MISTAKE_TRY_BEFORE_RECORD"),
+    _mistake("NO_RECOVERY", "EFFECTS", "LIVENESS"),
+    _mistake("NO_REPETITION", "EFFECTS", "LIVENESS"),
+    _mistake("REPEATS_UNSAVED", "EFFECTS", "LIVENESS", endless=True),
+)
+"""EFFECTS: found by what participants did, not by the rule that was broken. One rule is enough to find DECIDES_EARLY."""
+
+REACHED: Final = tuple(
+    Search(name=name, defines=(f"REACH={number}",), must_fail=True)
+    for number, name in enumerate(
+        ("ENDS_CONFIRMED", "ENDS_CANCELLED", "REFUSES_LATE_TRY", "RELEASED_WHEN_TOLD", "SAVES_IN_VAIN"), start=1
+    )
+)
+"""That these never happen is claimed and must be refuted: a model in which nothing happens is always right."""
