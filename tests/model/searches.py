@@ -30,8 +30,8 @@ CONFIGURATIONS: Final = (
 )
 
 
-def _mistake(name: str, *defines: str, endless: bool = False) -> Search:
-    return Search(name=name, defines=(f"MISTAKE_{name}", *defines), must_fail=True, endless=endless)
+def _mistake(name: str, *defines: str) -> Search:
+    return Search(name=name, defines=(f"MISTAKE_{name}", *defines), must_fail=True)
 
 
 MISTAKES: Final = (
@@ -52,7 +52,6 @@ MISTAKES: Final = (
     _mistake("UNKNOWN_IS_CONFIRM", "EFFECTS", "LIVENESS", "MISTAKE_TRY_BEFORE_RECORD"),
     _mistake("NO_RECOVERY", "EFFECTS", "LIVENESS"),
     _mistake("NO_REPETITION", "EFFECTS", "LIVENESS"),
-    _mistake("REPEATS_UNSAVED", "EFFECTS", "LIVENESS", endless=True),
 )
 """EFFECTS: found by what participants did, not by the rule that was broken. One rule is enough to find DECIDES_EARLY."""
 

@@ -158,8 +158,6 @@ bool has_confirmed[2]; /* the confirm handler ran */
 #ifdef LIVENESS
 bool is_calm, is_over;
 bool is_down[2];       /* for ever; at most one of the two */
-bool asked[4];         /* this is a repetition: whoever was overtaken finds out before it calls again */
-#define ASKED(r, b) asked[2 * (r) + (b)]
 #define IS_CALM is_calm
 #define IS_UP(r) (!is_down[r])
 #define NOTHING_COMES(r, b) (!(MAY_ARRIVE(b, OPERATION(r, b)) || \
@@ -188,12 +186,7 @@ bool must_save;
 #else
 #define IS_ITS_TURN(r, b) true
 #endif
-#ifdef MISTAKE_NO_REPETITION                  /* what was called once is not called again */
-#define IS_WANTED(r, b) !ASKED(r, b)
-#else
-#define IS_WANTED(r, b) true
-#endif
-#define MAY_CALL(r, b) (WORKS(r) && !CALLING(r, b) && OPERATION(r, b) != NONE && IS_WANTED(r, b) && \
+#define MAY_CALL(r, b) (WORKS(r) && !CALLING(r, b) && OPERATION(r, b) != NONE && \
   (OPERATION(r, b) != Operation_TRY || (decision[r] == Decision_UNDECIDED && IS_ITS_TURN(r, b))))
 #define MAY_CLAIM(r) (row_decision != NONE && !finished && !WORKS(r))
 
@@ -201,9 +194,6 @@ inline forget(r) {
   decision[r] = NONE; is_current[r] = false;
   PHASE(r, 0) = NONE; PHASE(r, 1) = NONE;
   CALLING(r, 0) = false; CALLING(r, 1) = false
-#ifdef LIVENESS
-  ; ASKED(r, 0) = false; ASKED(r, 1) = false
-#endif
 }
 
 /* One conditional write; whoever was overtaken learns it here, and stops. */
@@ -258,11 +248,7 @@ inline follow(r) {
 inline follow_one(r, b) {
   to_ = AFTER(decision[r], PHASE(r, b));
   if
-  :: to_ != NONE && !CALLING(r, b) ->
-    PHASE(r, b) = to_
-#ifdef LIVENESS
-    ; ASKED(r, b) = false
-#endif
+  :: to_ != NONE && !CALLING(r, b) -> PHASE(r, b) = to_
   :: else
   fi
 }
@@ -298,9 +284,6 @@ inline call(r, b) {
 #ifndef MISTAKE_PENDING_NOT_SAVED
     ; save(r)
 #endif
-#if defined(LIVENESS) && !defined(MISTAKE_REPEATS_UNSAVED)      /* else whoever was overtaken may go on for ever */
-  :: PHASE(r, b) != BranchPhase_PENDING && ASKED(r, b) -> ASKED(r, b) = false; save(r)
-#endif
   :: else ->
     rule(row_decision != NONE || finished);                                  /* the record is durable before a Try, */
     rule(OPERATION(r, b) == Operation_TRY || row_decision == decision[r] || finished);  /* the decision before the rest */
@@ -313,7 +296,7 @@ inline end_call(r, b, answer) {
   printf("replica %d: its call of participant %d has ended: Operation %d, Answer %d\n", r, b, OPERATION(r, b), answer);
 #ifdef LIVENESS
   if
-  :: is_calm -> ASKED(r, b) = true; answers[b] = answers[b] & ~SAID(OPERATION(r, b), answer)
+  :: is_calm -> answers[b] = answers[b] & ~SAID(OPERATION(r, b), answer)
   :: else
   fi;
 #endif
@@ -358,7 +341,9 @@ end:
   :: d_step { MAY_CALL(r, b) && IS_UP(r) -> call(r, b) }
   :: d_step { MAY_TAKE(r, b, Answer_SUCCEEDED) && IS_UP(r) -> end_call(r, b, Answer_SUCCEEDED) }
   :: d_step { MAY_TAKE(r, b, Answer_REFUSED) && IS_UP(r) -> end_call(r, b, Answer_REFUSED) }
+#ifndef MISTAKE_NO_REPETITION                                   /* else a call is waited for until it is answered */
   :: d_step { CALLING(r, b) && IS_UP(r) && (!IS_CALM || NOTHING_COMES(r, b)) -> end_call(r, b, Answer_UNANSWERED) }
+#endif
   od
 }
 
