@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test chaos bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test model chaos bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ REPLICAS ?= 3
 SEED ?=
 chaos: $(VENV)/.dev ## replicas, participants and PostgreSQL killed at random under load, and checked: MINUTES= REPLICAS= SEED=
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --replicas $(REPLICAS) --seed "$(SEED)"
+
+model: $(VENV)/.dev ## search all states of the protocol's model, and find what is wrong on purpose (needs spin and gcc)
+	@$(BIN)/python -m tests.model
 
 bench: $(VENV)/.bench ## measure, check, compare: docs/benchmarks (ARGS='--help' for more)
 	@$(BIN)/python -m tests.benchmark $(ARGS)

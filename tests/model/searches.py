@@ -53,7 +53,7 @@ MISTAKES: Final = (
     _mistake("NO_RECOVERY", "EFFECTS", "LIVENESS"),
     _mistake("NO_REPETITION", "EFFECTS", "LIVENESS"),
 )
-"""EFFECTS: found by what participants did, not by the rule that was broken. One rule is enough to find DECIDES_EARLY."""
+"""EFFECTS: found by what participants did, and not by the rule that was broken; DECIDES_EARLY by its rule."""
 
 REACHED: Final = tuple(
     Search(name=name, defines=(f"REACH={number}",), must_fail=True)

@@ -1,7 +1,6 @@
 """The model speaks of the code as it is, and can fail. `make model` searches all of it; here is what takes seconds."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -120,10 +119,9 @@ def test_every_claim_that_must_be_refuted_is_in_the_model() -> None:
 
 
 @pytest.fixture
-def _spin() -> Iterator[None]:
+def _spin() -> None:
     if missing := spin.why_no_spin():
         pytest.skip(missing)
-    yield
 
 
 @pytest.mark.usefixtures("_spin")
