@@ -1,4 +1,4 @@
-"""What the model is searched for: configurations that must hold, mistakes that must be found, ends that must be reached.
+"""What the model is searched for: configurations that must hold, mistakes to be found, ends to be reached.
 
 Only a list; spin.py runs it.
 """
