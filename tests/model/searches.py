@@ -30,8 +30,8 @@ CONFIGURATIONS: Final = (
 )
 
 
-def _mistake(name: str, *defines: str) -> Search:
-    return Search(name=name, defines=(f"MISTAKE_{name}", *defines), must_fail=True)
+def _mistake(name: str, *defines: str, endless: bool = False) -> Search:
+    return Search(name=name, defines=(f"MISTAKE_{name}", *defines), must_fail=True, endless=endless)
 
 
 MISTAKES: Final = (
@@ -52,6 +52,7 @@ MISTAKES: Final = (
     _mistake("UNKNOWN_IS_CONFIRM", "EFFECTS", "LIVENESS", "MISTAKE_TRY_BEFORE_RECORD"),
     _mistake("NO_RECOVERY", "EFFECTS", "LIVENESS"),
     _mistake("NO_REPETITION", "EFFECTS", "LIVENESS"),
+    _mistake("NO_LEASE", "EFFECTS", "LIVENESS", endless=True),
 )
 """EFFECTS: found by what participants did, and not by the rule that was broken; DECIDES_EARLY by its rule."""
 

@@ -75,13 +75,16 @@ def run(search: Search) -> Found:
 
 
 def _compiler_options(search: Search) -> list[str]:
-    """A mistake is searched for breadth first, so that its counterexample is one of the shortest."""
+    """A mistake is searched for breadth first, so that its counterexample is one of the shortest.
+
+    gcc takes longer than most searches: it optimises as little as pays.
+    """
     options = ["-w", "-DNOREDUCE", f"-DMEMLIM={MEMORY_MAX_MB}"]
     if search.endless:
-        return [*options, "-O2"]
+        return [*options, "-O1"]
     if search.must_fail:
-        return [*options, "-O1", "-DSAFETY", "-DNOCLAIM", "-DBFS"]
-    return [*options, "-O2", "-DSAFETY", "-DNOCLAIM"]
+        return [*options, "-O0", "-DSAFETY", "-DNOCLAIM", "-DBFS"]
+    return [*options, "-O1", "-DSAFETY", "-DNOCLAIM"]
 
 
 def _command(folder: str, *command: str) -> str:
