@@ -17,8 +17,9 @@ THREAD_LIMIT_S: Final = 20.0
 """A thread that takes longer, in real seconds, has died or is stuck."""
 TURNS_MAX: Final = 100_000
 """So often may the loop turn at one moment of virtual time."""
-TURN_BESIDE_THREADS: Final = 0.01
-"""What a turn counts while threads work: how many there are then is a matter of how slow the machine is."""
+RESOLUTION_S: Final = 1e-11
+"""A timer comes so much too early at the most. That is less than the smallest step of a coordinator's clock (1e-10 at
+EPOCH), or a timer for that step would come while the clock still says that it is too early, again and again."""
 TEST_LIMIT_S: Final = 7200.0
 """A test that takes longer, in virtual seconds, waits for what will never come."""
 
@@ -31,7 +32,7 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, m
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is not None and timeout <= 0:
-            self.loop.turns += TURN_BESIDE_THREADS if self.loop.in_threads else 1.0
+            self.loop.turns += 1
             assert self.loop.turns < TURNS_MAX, "something is busy for ever without time passing"
             return super().select(0)
         if self.loop.in_threads:
@@ -52,13 +53,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.in_threads = 0
-        self.turns = 0.0
+        self.turns = 0
         self.before_jump: list[Callable[[], None]] = []
         """Called whenever everything has been done that could be done at this moment."""
         self._now = 0.0
         selector = _JumpingSelector()
         selector.loop = self
         super().__init__(selector)
+        self._clock_resolution = RESOLUTION_S
 
     def time(self) -> float:
         return self._now
@@ -67,7 +69,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         for look in self.before_jump:
             look()
         self._now += seconds
-        self.turns = 0.0
+        self.turns = 0
 
     def run_in_executor(self, executor: Executor | None, func: Any, *args: Any) -> Any:
         self.in_threads += 1
