@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from tests.support.mariadb import PACKAGES, MariadbServer, program, why_no_mariadb
-from tests.support.server_process import free_port
+from tests.support.server_process import free_ports
 
 NODES: Final = 3
 _SYNCED: Final = "Synchronized with group, ready for connections"
@@ -39,14 +39,17 @@ class GaleraCluster:
 
     def __init__(self) -> None:
         self.nodes = [MariadbServer() for _ in range(NODES)]
-        self._ports = [(free_port(), free_port(), free_port()) for _ in range(NODES)]
+        ports = iter(free_ports(NODES * 4))
+        self._ports = [(next(ports), next(ports), next(ports)) for _ in range(NODES)]
+        self._client_ports = list(ports)
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
         with self._exits:
-            for node in self.nodes:
+            for node, port in zip(self.nodes, self._client_ports, strict=True):
                 self._exits.callback(node.__exit__)
                 node.prepare()
+                node.port = port
             self.nodes[0].launch([*self._options(0), "--wsrep-new-cluster"], also_ready=_SYNCED)
             self.nodes[0].wait_ready()
             for number in range(1, NODES):

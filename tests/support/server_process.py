@@ -3,8 +3,10 @@
 What PostgreSQL and MariaDB have in common; which programs to run, and how, is said in postgres.py and mariadb.py.
 """
 
+import errno
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
@@ -151,3 +153,15 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that will be needed later: none of those that the kernel gives to connections meanwhile."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(10_000, 32_000), 1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise ServerError(f"no {count} free ports")
