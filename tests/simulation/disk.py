@@ -1,0 +1,111 @@
+"""The journal of a replica, run by the scheduler: the same batches, without threads.
+
+Writes that wait at the same moment share a database transaction, which is made in one go: other replicas come before
+or after it, never between. What is drawn: when it happens, whether it fails before, is undone, is done and not
+answered, and whether the process dies before or after.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from app import store
+from app.journal import BATCH_MAX, Journal, _CommitFailed, _settle, _Write
+from tests.simulation.databases import coordinator_engine
+from tests.simulation.faults import Branch, Fault, Plan
+from tests.simulation.scheduler import Process, never, pass_time
+
+COMMIT_S = (0.001, 0.01)
+SLOW_S = (0.1, 1.2)
+READ_S = (0.0005, 0.003)
+
+
+class DriverError(Exception):
+    """What a database driver raises."""
+
+    def __init__(self, sqlstate: str | None = None) -> None:
+        super().__init__("simulated")
+        self.sqlstate = sqlstate
+
+
+class SimulatedJournal(Journal):
+    """The journal of one life of one replica."""
+
+    def __init__(self, process: Process, plan: Plan, committed: Callable[[], None]) -> None:
+        self.engine = coordinator_engine()
+        self._writing_engine = self.engine.execution_options(holdfast_writes=True)
+        self._process = process
+        self._plan = plan
+        self._committed = committed
+        self._waiting: list[_Write] = []
+        self._is_writing = False
+        self._closed = False
+        self._draw = process.loop.draw
+
+    async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
+        future = self._process.loop.create_future()
+        self._waiting.append(_Write(function, item, self._process.loop, future))
+        if not self._is_writing:
+            self._is_writing = True
+            self._process.spawn(self._write_all())
+        try:
+            return await future
+        except store.StaleError:
+            self._plan.count(Branch.STALE)
+            raise
+
+    async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
+        return await self.write(function, item)
+
+    async def read(self, function: Callable[..., Any], *args: Any) -> Any:
+        await pass_time(self._draw.uniform(*READ_S))
+        if self._plan.hits(Fault.READ_FAILED):
+            raise OperationalError("simulated", None, DriverError())
+        result = self._read(function, args)
+        await pass_time(self._draw.uniform(*READ_S))
+        return result
+
+    async def close(self) -> None:
+        self._closed = True
+
+    async def _write_all(self) -> None:
+        """What the writing thread does."""
+        try:
+            while self._waiting:
+                await pass_time(self._latency_s())
+                batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+                if self._plan.hits(Fault.REPLICA_CRASH_AT_COMMIT):
+                    await self._crash(before=self._draw.random() < 0.5, batch=batch)
+                results = self._commit(batch)
+                await pass_time(self._draw.uniform(*READ_S))
+                answers = [(write.future, result) for write, result in zip(batch, results, strict=True)]
+                _settle(answers)
+        finally:
+            self._is_writing = False
+
+    def _latency_s(self) -> float:
+        slow = self._plan.hits(Fault.COMMIT_SLOW)
+        return self._draw.uniform(*(SLOW_S if slow else COMMIT_S))
+
+    async def _crash(self, *, before: bool, batch: list[_Write]) -> None:
+        if not before:
+            self._commit(batch)
+        self._process.kill()
+        await never()
+
+    def _commit_together(self, batch: list[_Write]) -> list[Any]:
+        if self._plan.hits(Fault.BATCH_FAILED):
+            raise OperationalError("simulated", None, DriverError())
+        if self._plan.hits(Fault.BATCH_UNDONE):
+            raise OperationalError("simulated", None, DriverError("40001"))
+        if self._plan.hits(Fault.COMMIT_LOST):
+            raise _CommitFailed(OperationalError("simulated", None, DriverError()))
+        results = super()._commit_together(batch)
+        self._committed()
+        if self._plan.hits(Fault.COMMIT_REPLY_LOST):
+            if any(write.function is store.save for write in batch):
+                self._plan.count(Branch.AMBIGUOUS)
+            raise _CommitFailed(OperationalError("simulated", None, DriverError()))
+        return results

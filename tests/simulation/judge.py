@@ -1,0 +1,160 @@
+"""What is checked: at each call that leaves, and at the end by the rules of tests/chaos/checker.py.
+
+Evidence comes from what participants did and what clients were told; of the coordinator's tables only what a call
+presupposes is looked at, the moment the call leaves.
+"""
+
+import json
+from dataclasses import replace
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from tests.chaos import ledger
+from tests.chaos.checker import Violation, check
+from tests.chaos.evidence import Account, Effect, Evidence, HistoryCall, Hold, Known
+from tests.chaos.ledger import CHANGES
+from tests.simulation.databases import ACCOUNTS
+from tests.simulation.service import GATEWAY
+
+DECISION: Final = text("SELECT decision FROM transactions WHERE id = :id")
+NOT_FOR_CONFLICTS: Final = frozenset(
+    {
+        "everything_finished",
+        "nobody_refuses_what_was_decided",
+        "participants_agree",
+        "effects_are_the_outcome",
+        "history_explains_the_end",
+    }
+)
+"""Rules that a transaction breaks of which a hold was given up at its hard limit; it must be reported instead."""
+
+
+class Judge:
+    """Collects violations of one seed."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self.violations: list[Violation] = []
+        self._decided: dict[str, str] = {}
+
+    def violated(self, rule: str, transaction_id: str | None, what: str) -> None:
+        self._world.tell("VIOLATION", rule, "", f"{what} {transaction_id or ''}")
+        self.violations.append(Violation(rule, transaction_id, what))
+
+    def call_leaves(self, replica: str, transaction_id: str, branch: str, operation: str) -> None:
+        """Rules 1 and 2 of the contract: what a call presupposes is in the database."""
+        row = self._world.database.execute(
+            "SELECT decision, state FROM transactions WHERE id = ?", (transaction_id,)
+        ).fetchone()
+        if row is None:
+            self.violated("durable_before_the_call", transaction_id, f"{operation} left, and there is no record")
+        elif operation != "try":
+            if row[0] != operation:
+                self.violated(
+                    "durable_before_the_call", transaction_id, f"{operation} left {replica}, durable is {row[0]}"
+                )
+            elif self._decided.setdefault(transaction_id, operation) != operation:
+                self.violated("decision_never_changes", transaction_id, f"now {operation}")
+
+    def check_end(self, listed: list[Any], hung: set[str], calls: dict[str, list[Any]]) -> None:
+        """Everything that can be said when all is over."""
+        world = self._world
+        effects = [*world.gateway.effects]
+        holds: list[Hold] = []
+        accounts: list[Account] = []
+        conflicts: set[str] = set()
+        for service in world.services:
+            connection = world.databases[service.name]
+            rows = connection.execute(
+                "SELECT transaction_id, branch, operation, kind, account, amount, at FROM effects ORDER BY position"
+            )
+            for id_, branch, operation, kind, account, amount, at in rows:
+                effects.append(
+                    Effect(
+                        participant=service.name,
+                        transaction_id=id_,
+                        branch=branch,
+                        operation=operation,
+                        kind=kind,
+                        account=account,
+                        amount=amount,
+                        at=at,
+                    )
+                )
+            for id_, branch, state in connection.execute("SELECT transaction_id, branch, state FROM holdfast_branches"):
+                if state == "expired":
+                    conflicts.add(id_)
+                elif state not in ("confirmed", "cancelled"):
+                    holds.append(Hold(participant=service.name, transaction_id=id_, branch=branch, state=state))
+            if service.name != GATEWAY:
+                accounts += service.accounts(connection)
+        if GATEWAY in world.service_names:
+            accounts += [
+                Account(participant=GATEWAY, account=number, **columns)
+                for number, columns in world.gateway.accounts.items()
+            ]
+        known = {item["id"]: self._known(item, hung) for item in listed}
+        conflicts = {id_ for id_ in conflicts if id_ in known and known[id_].decision == "confirm"}
+        total = ledger.OPENING_BALANCE * ACCOUNTS * len(world.services)
+        evidence = Evidence(
+            opening_balance=ledger.OPENING_BALANCE,
+            opening_total=total + sum(_made(effect) for effect in effects if effect.transaction_id in conflicts),
+            requests=world.requests,
+            effects=effects,
+            accounts=accounts,
+            holds=holds,
+            notes=sorted(world.notes, key=lambda note: note.seen_at),
+            known=known,
+            histories={
+                id_: [HistoryCall(**{name: call[name] for name in ("branch", "operation", "answer")}) for call in made]
+                for id_, made in calls.items()
+            },
+        )
+        for violation in check(evidence):
+            if violation.transaction_id in conflicts and violation.rule in NOT_FOR_CONFLICTS:
+                continue
+            self.violated(violation.rule, violation.transaction_id, violation.what)
+        self._check_conflicts(conflicts, known)
+        for item in listed:
+            self._check_audit(item)
+
+    def _check_conflicts(self, conflicts: set[str], known: dict[str, Known]) -> None:
+        """A hold that was given up and a confirm that came late: reported, never silent."""
+        for id_ in conflicts:
+            if not known[id_].hung and known[id_].outcome not in ("confirmed", "mixed"):
+                self.violated("conflicts_are_reported", id_, "a hold was given up, and nothing says so")
+
+    def _check_audit(self, item: Any) -> None:
+        """Who decided, when and why."""
+        id_, reason = item["id"], item["reason"]
+        if item["decision"] != "undecided" and item["decided_at"] is None:
+            self.violated("audit_is_complete", id_, "decided, and nothing says when")
+        if item["outcome"] is not None and item["finished_at"] is None:
+            self.violated("audit_is_complete", id_, "ended, and nothing says when")
+        if item["decision"] == "cancel" and (reason is None or not reason["code"]):
+            self.violated("audit_is_complete", id_, "cancelled, and nothing says why")
+        if reason is not None and reason["code"] == "refused" and not (reason["branch"] and reason["detail"]):
+            self.violated("audit_is_complete", id_, "refused, and nothing says by whom and why")
+
+    def _known(self, item: Any, hung: set[str]) -> Known:
+        return Known(
+            transaction_id=item["id"],
+            reference=item["reference"],
+            phase=item["phase"],
+            decision=item["decision"],
+            outcome=item["outcome"],
+            hung=item["hung"] or item["id"] in hung,
+            branches={branch["name"]: branch["participant"] or "" for branch in item["branches"]},
+            created_at=0.0,
+            finished_at=None,
+        )
+
+
+def _made(effect: Effect) -> int:
+    """What an effect adds to all that there is."""
+    changes = CHANGES[effect.kind, effect.operation]
+    return effect.amount * (changes.get("balance", 0) + changes.get("held", 0))
+
+
+__all__ = ["Judge", "json", "replace"]

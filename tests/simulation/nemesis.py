@@ -1,0 +1,152 @@
+"""What happens to processes, links and clocks while faults are on."""
+
+from typing import Any, Final
+
+from tests.simulation.faults import Fault
+from tests.simulation.scheduler import Process, pass_time
+
+DOWN_S: Final = (0.05, 2.0)
+FROZEN_S: Final = (0.2, 3.5)
+JUMP_S: Final = (-20.0, 20.0)
+SEVERED_S: Final = (0.05, 0.6)
+
+
+class Nemesis:
+    """Draws when and to whom; each kind of fault that is active has a task."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self._draw = world.draw
+        self._frozen: list[Process] = []
+        acts = {
+            Fault.REPLICA_CRASH: self._crash_replica,
+            Fault.REPLICA_FREEZE: self._freeze_replica,
+            Fault.REPLICA_STOP: self._stop_replica,
+            Fault.PARTICIPANT_CRASH: self._crash_participant,
+            Fault.PARTICIPANT_FREEZE: self._freeze_participant,
+            Fault.PARTICIPANT_JUMP: self._jump,
+            Fault.SEVERED: self._sever,
+            Fault.OPERATOR_RETRIES: self._retry,
+        }
+        for fault, act in acts.items():
+            if fault in world.plan.rates:
+                world.loop.world.spawn(self._again_and_again(fault, act))
+        world.loop.world.spawn(self._raise_the_dead())
+
+    def heal(self) -> None:
+        """Everything runs again, and everybody reaches everybody."""
+        self._world.network.severed.clear()
+        for process in self._frozen:
+            process.thaw()
+
+    async def _again_and_again(self, fault: Fault, act: Any) -> None:
+        while True:
+            rate = self._world.plan.per_second(fault)
+            if rate == 0:
+                return
+            await pass_time(self._draw.expovariate(rate))
+            if self._world.plan.on and act():
+                self._world.plan.count(fault)
+
+    async def _raise_the_dead(self) -> None:
+        """A supervisor: whoever is dead is started again after a while."""
+        world = self._world
+        everybody = [*world.replicas, *world.services]
+        while True:
+            await pass_time(self._draw.uniform(*DOWN_S) / 4)
+            for each in everybody:
+                if each.life.dead and (not world.plan.on or self._draw.random() < 0.5):
+                    each.boot()
+
+    def _crash_replica(self) -> bool:
+        return self._crash(self._draw.choice(self._world.replicas))
+
+    def _crash_participant(self) -> bool:
+        return self._crash(self._draw.choice(self._world.services))
+
+    def _crash(self, who: Any) -> bool:
+        if who.life.dead:
+            return False
+        who.life.kill()
+        return True
+
+    def _freeze_replica(self) -> bool:
+        return self._freeze(self._draw.choice(self._world.replicas).life)
+
+    def _freeze_participant(self) -> bool:
+        return self._freeze(self._draw.choice(self._world.services).life)
+
+    def _freeze(self, life: Process) -> bool:
+        if not life.is_up:
+            return False
+        self._world.tell("freezes", life.name, "", "")
+        life.freeze()
+        self._frozen.append(life)
+        self._world.loop.call_later(
+            self._draw.uniform(*FROZEN_S), self._thaw, life, context=self._world.loop.world.context
+        )
+        return True
+
+    def _thaw(self, life: Process) -> None:
+        if life.frozen:
+            self._world.tell("thaws", life.name, "", "")
+            life.thaw()
+
+    def _stop_replica(self) -> bool:
+        replica = self._draw.choice(self._world.replicas)
+        if not replica.life.is_up or not replica.is_ready:
+            return False
+        replica.is_ready = False
+        self._world.tell("stops", replica.life.name, "", "")
+        self._world.loop.world.spawn(replica.stop())
+        return True
+
+    def _jump(self) -> bool:
+        service = self._draw.choice(self._world.services)
+        seconds = self._draw.uniform(*JUMP_S)
+        self._world.tell("clock jumps", service.name, "", f"{seconds:.1f} s")
+        service.offset_s += seconds
+        service.life.clock_offset_s += seconds
+        return True
+
+    def _sever(self) -> bool:
+        """Stop links one by one, then restore them in another order."""
+        if self._world.network.severed:
+            return False
+        self._world.loop.world.spawn(self._sever_and_restore())
+        return True
+
+    async def _sever_and_restore(self) -> None:
+        world, draw = self._world, self._draw
+        names = [each.name for each in world.replicas], [each.name for each in world.services]
+        links = [(a, b) for a in names[0] for b in names[1]] + [(b, a) for a in names[0] for b in names[1]]
+        chosen = draw.sample(links, draw.randint(1, len(links)))
+        for link in chosen:
+            if world.plan.on:
+                world.tell("link stops", *link, "")
+                world.network.severed.add(link)
+                await pass_time(draw.uniform(*SEVERED_S) / len(chosen))
+        await pass_time(draw.uniform(*SEVERED_S))
+        draw.shuffle(chosen)
+        for link in chosen:
+            world.tell("link works", *link, "")
+            world.network.severed.discard(link)
+            await pass_time(draw.uniform(*SEVERED_S) / len(chosen))
+
+    def _retry(self) -> bool:
+        if not self._world.clients.known:
+            return False
+        transaction_id = self._draw.choice(self._world.clients.known)
+        request = ("retry", transaction_id)
+        replica = f"replica-{self._draw.randrange(len(self._world.replicas))}"
+        self._world.clients_process.spawn(self._ask(replica, request))
+        return True
+
+    async def _ask(self, replica: str, request: tuple[str, str]) -> None:
+        label = f"retry {self._world.short(request[1])}"
+        try:
+            await self._world.network.exchange("operator", replica, request, request, label)
+        except OSError:
+            return
+        except Exception as error:
+            self._world.tell("no answer", replica, "operator", f"{label}: {type(error).__name__}")

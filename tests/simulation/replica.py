@@ -1,0 +1,228 @@
+"""One replica of the coordinator: everything of it but sockets and threads, and its restarts."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app.api import admin, transactions
+from app.api.dependencies import Parts
+from app.api.problems import Problem
+from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQuery
+from app.caller import Caller
+from app.coordinator import Coordinator, ObjectedError, OverloadedError, UnknownTransactionError
+from app.journal import JournalClosed
+from app.metrics import Metrics
+from app.recovery import Recovery
+from app.registry import Registry
+from app.settings import Settings
+from tests.simulation.disk import SimulatedJournal
+from tests.simulation.faults import Branch, Fault
+from tests.simulation.network import Reply
+from tests.simulation.scheduler import Process, current, never
+
+POLL_S = 0.25
+STOP_S = 0.3
+
+
+class Wire(httpx.AsyncBaseTransport):
+    """Carries a replica's calls to participants."""
+
+    def __init__(self, world: Any, name: str) -> None:
+        self._world = world
+        self._name = name
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        world, host = self._world, request.url.host
+        headers = {name.lower(): value for name, value in request.headers.raw}
+        operation = headers[b"tcc-operation"].decode()
+        topic = (headers[b"tcc-transaction-id"].decode(), headers[b"tcc-branch"].decode())
+        attempt = int(headers[b"tcc-attempt"])
+        world.judge.call_leaves(self._name, *topic, operation)
+        if attempt > 1:
+            world.plan.count(Branch.REPEATED)
+        message = (request.url.path, list(headers.items()), b"".join(request.stream))  # type: ignore[arg-type]
+        label = f"{operation} {world.short(topic[0])} {topic[1]} #{attempt}"
+        exchange = world.network.exchange(self._name, host, message, topic, label)
+        if world.plan.hits(Fault.REPLICA_CRASH_AT_CALL):
+            if world.draw.random() < 0.7:
+                world.loop.world.spawn(_forget(exchange))
+            else:
+                exchange.close()
+            current().kill()
+            await never()
+        reply: Reply = await exchange
+        if reply.status >= 400:
+            world.tell("answer", host, self._name, f"{label}: {reply.status}")
+        stream = httpx.ByteStream(reply.body)
+        return httpx.Response(reply.status, headers=reply.headers, stream=stream)
+
+
+async def _forget(exchange: Any) -> None:
+    try:
+        await exchange
+    except httpx.HTTPError:
+        pass
+
+
+class Replica:
+    """`life` is the process that runs now; each start is another one."""
+
+    def __init__(self, world: Any, name: str, settings: Settings) -> None:
+        self.world = world
+        self.name = name
+        self.settings = settings
+        self.lives = 0
+        self.life: Process | None = None
+        self.parts: Parts | None = None
+        self.recovery: Recovery | None = None
+        self.is_ready = False
+        self.offset_s = 0.0
+        self.rate = 1.0
+        world.network.places[name] = self._place
+
+    def boot(self) -> None:
+        """Start a new life."""
+        world = self.world
+        self.lives += 1
+        life = self.life = Process(world.loop, f"{self.name}.{self.lives}")
+        life.clock_offset_s, life.clock_rate = self.offset_s, self.rate
+        life.died = lambda: world.tell("dies", life.name, "", "")
+        self.is_ready = False
+        world.tell("boots", life.name, "", "")
+        life.context.run(self._assemble, life)
+        life.spawn(self._start(life))
+
+    def _assemble(self, life: Process) -> None:
+        world, settings = self.world, self.settings
+        journal = SimulatedJournal(life, world.plan, world.committed)
+        metrics = world.metrics
+        registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
+        caller = Caller(
+            Wire(world, self.name),
+            response_max_bytes=settings.response_max_bytes,
+            calls_max=settings.calls_max,
+            clock=life.clock,
+        )
+        coordinator = Coordinator(
+            journal=journal,
+            caller=caller,
+            registry=registry,
+            policy=settings.policy,
+            metrics=metrics,
+            inflight_max=settings.inflight_max,
+            clock=life.clock,
+            poll_s=lambda: POLL_S,
+            tell=lambda transaction_id: None,
+        )
+        self.parts = Parts(
+            settings=settings,
+            journal=journal,
+            registry=registry,
+            coordinator=coordinator,
+            metrics=metrics,
+            allowed=settings.allowed,
+            clock=life.clock,
+        )
+        self.recovery = Recovery(
+            journal=journal,
+            coordinator=coordinator,
+            registry=registry,
+            metrics=metrics,
+            lease_s=settings.lease_s,
+            clock=life.clock,
+        )
+
+    async def _start(self, life: Process) -> None:
+        parts, recovery = self.parts, self.recovery
+        assert parts is not None
+        assert recovery is not None
+        while True:
+            try:
+                await parts.registry.refresh()
+                break
+            except OperationalError:
+                continue  # a supervisor starts it again
+        recovery.start()
+        if self.life is life:
+            self.is_ready = True
+
+    async def stop(self) -> None:
+        """SIGTERM."""
+        life, parts, recovery = self.life, self.parts, self.recovery
+        assert life is not None and parts is not None and recovery is not None
+
+        async def stop() -> None:
+            await recovery.stop()
+            await parts.coordinator.stop(STOP_S)
+            life.kill()
+
+        life.spawn(stop())
+
+    def _place(self) -> Any:
+        life, parts = self.life, self.parts
+        if life is None or life.dead or not self.is_ready:
+            return None
+
+        async def serve(request: Any) -> Any:
+            return await answer(self.world, parts, request)
+
+        return life, serve
+
+
+async def answer(world: Any, parts: Any, request: tuple[str, ...]) -> tuple[int, Any]:
+    """What the API answers: status and document."""
+    try:
+        response = await _route(parts, request)
+    except Problem as problem:
+        response = problem.response()
+    except OverloadedError:
+        response = Problem("overloaded").response()
+    except UnknownTransactionError:
+        response = Problem("unknown-transaction").response()
+    except ObjectedError as error:
+        response = Problem(error.reason.value).response()
+    except (OperationalError, InterfaceError, PoolTimeoutError, JournalClosed):
+        response = Problem("unavailable").response()
+    except Exception as error:
+        world.judge.violated("no_defects", None, f"{request[0]} raised {error!r}")
+        response = Problem("internal-error").response()
+    return response.status_code, json.loads(response.body)
+
+
+async def _route(parts: Any, request: tuple[Any, ...]) -> Any:
+    match request:
+        case ("begin", body, prefer, key):
+            return await transactions.begin(body, parts, prefer, f'"{key}"', None)
+        case ("get", transaction_id, prefer):
+            return await transactions.get(transaction_id, parts, prefer)
+        case ("cancel", transaction_id):
+            return await transactions.cancel(transaction_id, parts)
+        case ("decision", transaction_id):
+            return await transactions.get_decision(transaction_id, parts)
+        case ("retry", transaction_id):
+            return await admin.retry(transaction_id, parts)
+        case ("list",):
+            return await transactions.list_newest(parts, TransactionsQuery(limit=500))
+        case ("hung",):
+            return await admin.list_hung(parts, HungQuery(limit=500))
+        case ("calls", transaction_id):
+            return await transactions.list_calls(transaction_id, parts, CallsQuery(limit=500))
+        case ("resolve", transaction_id, branch, settled, reason):
+            body = ResolveRequest.model_validate({"as": settled, "reason": reason})
+            return await admin.resolve(transaction_id, branch, body, _Request(), parts)  # type: ignore[arg-type]
+    raise AssertionError(request)
+
+
+class _Request:
+    client = None
+
+
+def is_busy(replica: Replica) -> bool:
+    return replica.parts is not None and replica.parts.coordinator.running > 0
+
+
+__all__ = ["Replica", "Wire", "answer", "asyncio", "is_busy"]

@@ -1,0 +1,231 @@
+"""An event loop without sockets, threads or clocks: virtual time, and processes that can die and freeze.
+
+Every callback belongs to a process, which it inherits through its context. Within a process callbacks run in the
+order in which they became ready, as asyncio promises; which process runs next is drawn. A process that is dead is
+never scheduled again, and nothing of it is cleaned up: that is what a crash is. Time stands still while anything is
+ready, and then jumps to the next timer.
+"""
+
+import asyncio
+import contextvars
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+STEPS_MAX: Final = 3_000_000
+"""Callbacks in one seed, at the most."""
+STEPS_AT_ONCE_MAX: Final = 100_000
+"""Callbacks at one moment of virtual time: more is a loop that waits for nothing."""
+
+
+class Runaway(Exception):
+    """Something is busy without end, or nothing is left to wait for."""
+
+
+class Process:
+    """What dies, freezes and is scheduled as one. `clock_offset_s` and `clock_rate` make its clock its own."""
+
+    def __init__(self, loop: "Scheduler", name: str) -> None:
+        self.loop = loop
+        self.name = name
+        self.dead = False
+        self.frozen = False
+        self.ready: deque[asyncio.Handle] = deque()
+        self.context = contextvars.copy_context()
+        self.context.run(_PROCESS.set, self)
+        self.clock_offset_s = 0.0
+        self.clock_rate = 1.0
+        self.died: Callable[[], None] | None = None
+
+    def clock(self) -> float:
+        """Seconds since the epoch, by this process."""
+        return EPOCH + self.clock_offset_s + self.loop.now * self.clock_rate
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Run a coroutine as a part of this process."""
+        task = self.loop.create_task(coroutine, context=self.context)
+        self.loop.kept.append(task)
+        task.add_done_callback(self.loop.note_end, context=self.loop.world.context)
+        return task
+
+    def kill(self) -> None:
+        """Never schedule it again; what it still tries comes to nothing."""
+        if self.dead:
+            return
+        self.dead = True
+        self.loop.removed(self)
+        self.loop.graveyard.extend(self.ready)
+        self.ready.clear()
+        if self.died is not None:
+            self.died()
+
+    def freeze(self) -> None:
+        """Not scheduled until it is thawed; whatever becomes ready waits."""
+        if not self.frozen and not self.dead:
+            self.frozen = True
+            self.loop.removed(self)
+
+    def thaw(self) -> None:
+        if self.frozen and not self.dead:
+            self.frozen = False
+            if self.ready:
+                self.loop.runnable.append(self)
+
+    @property
+    def is_up(self) -> bool:
+        return not self.dead and not self.frozen
+
+
+_PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process")
+EPOCH: Final = 1_800_000_000.0
+
+
+def current() -> Process:
+    """The process that is running."""
+    return _PROCESS.get()
+
+
+class Scheduler(asyncio.BaseEventLoop):
+    """`draw` decides between processes that are ready; nothing else is random here."""
+
+    def __init__(self, draw: random.Random) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.steps = 0
+        self.draw = draw
+        self.runnable: list[Process] = []
+        self.kept: list[Any] = []
+        self.graveyard: list[Any] = []
+        self.failures: list[str] = []
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timer_count = 0
+        self.world = Process(self, "world")
+        self.set_exception_handler(self._note_failure)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._put(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_at(
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timer_count += 1
+        heapq.heappush(self._timers, (when, self._timer_count, timer))
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        pass  # it is passed over when its time comes
+
+    def removed(self, process: Process) -> None:
+        if process in self.runnable:
+            self.runnable.remove(process)
+
+    def run_to_end(self, main: Coroutine[Any, Any, Any]) -> Any:
+        """Run `main` in the world's process, and everything else meanwhile."""
+        asyncio._set_running_loop(self)
+        try:
+            task = self.world.spawn(main)
+            self._run_until(task)
+            return task.result()
+        finally:
+            asyncio._set_running_loop(None)
+
+    def bury(self) -> None:
+        """Let go of all that never ended, without running any of it."""
+        self.world.dead = True
+        for task in asyncio.all_tasks(self):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._closed = True
+
+    def _run_until(self, task: "asyncio.Task[Any]") -> None:
+        runnable, draw = self.runnable, self.draw.random
+        moment, limit = self.now, self.steps + STEPS_AT_ONCE_MAX
+        while not task.done():
+            if not runnable:
+                self._jump()
+                continue
+            if len(runnable) == 1:
+                process = runnable[0]
+            else:
+                process = runnable[int(draw() * len(runnable))]
+            handle = process.ready.popleft()
+            if not process.ready:
+                runnable.remove(process)
+            if not handle._cancelled:  # type: ignore[attr-defined]
+                handle._run()
+            self.steps += 1
+            if self.now != moment:
+                moment, limit = self.now, self.steps + STEPS_AT_ONCE_MAX
+            if self.steps > limit or self.steps > STEPS_MAX:
+                raise Runaway(f"{process.name} is busy for ever at {self.now:.3f} s: {handle!r}")
+
+    def _jump(self) -> None:
+        """To the next timer, and with it to all that are due at the same moment."""
+        timers = self._timers
+        while timers and (timers[0][2]._cancelled or _is_dead(timers[0][2])):  # type: ignore[attr-defined]
+            self.graveyard.append(heapq.heappop(timers)[2])
+        if not timers:
+            raise Runaway("deadlock: nothing is under way, and nothing is due")
+        self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            timer = heapq.heappop(timers)[2]
+            if not timer._cancelled:  # type: ignore[attr-defined]
+                self._put(timer)
+
+    def _put(self, handle: asyncio.Handle) -> None:
+        process = handle._context.get(_PROCESS, self.world)  # type: ignore[attr-defined]
+        if process.dead:
+            self.graveyard.append(handle)
+            return
+        process.ready.append(handle)
+        if len(process.ready) == 1 and not process.frozen:
+            self.runnable.append(process)
+
+    def note_end(self, task: "asyncio.Task[Any]") -> None:
+        """No task of ours ends with an exception that nobody looks at."""
+        if not task.cancelled() and task.exception() is not None:
+            self.failures.append(f"{task.get_coro()!r} raised {task.exception()!r}")
+
+    def _note_failure(self, _loop: asyncio.AbstractEventLoop, what: dict[str, Any]) -> None:
+        if not self._closed:
+            self.failures.append(f"{what.get('message')}: {what.get('exception')!r}")
+
+
+def _is_dead(timer: asyncio.TimerHandle) -> bool:
+    process = timer._context.get(_PROCESS, None)  # type: ignore[attr-defined]
+    return process is not None and process.dead
+
+
+async def pass_time(seconds: float) -> None:
+    """Let so much virtual time pass."""
+    loop = asyncio.get_running_loop()
+    passed = loop.create_future()
+    loop.call_later(seconds, _settle, passed)
+    await passed
+
+
+async def never() -> Any:
+    """Wait for what does not come: how a process that died ends whatever it was doing."""
+    future = asyncio.get_running_loop().create_future()
+    loop = current().loop
+    loop.kept.append(future)
+    await future
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,325 @@
+"""One seed from beginning to end: a safety phase under faults, then a liveness phase without.
+
+A seed is run with `run_seed`; nothing outside of it is drawn from, and nothing of it is left behind.
+"""
+
+import gc
+import hashlib
+import logging
+import random
+import types
+from collections import Counter
+from collections.abc import Set
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final
+
+import app.caller
+import app.coordinator
+import holdfast.execution
+import holdfast.reaper
+from app.metrics import Metrics
+from app.settings import Settings
+from tests.chaos import ledger
+from tests.chaos.checker import Violation
+from tests.chaos.notes import Note
+from tests.chaos.witness import Request
+from tests.simulation import service
+from tests.simulation.clients import Clients
+from tests.simulation.databases import empty_coordinator, empty_participant
+from tests.simulation.faults import Branch, Fault, Plan
+from tests.simulation.judge import Judge
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.network import Network
+from tests.simulation.replica import Replica, answer
+from tests.simulation.scheduler import Process, Runaway, Scheduler, pass_time
+from tests.simulation.service import GATEWAY, Gateway, HandlerFailed, Service
+
+TRANSACTIONS: Final = 20
+BEGIN_WITHIN_S: Final = 3.0
+SAFETY_MAX_S: Final = 8.0
+LIVENESS_MAX_S: Final = 60.0
+LOOK_S: Final = 0.25
+SKEW_S: Final = 0.15
+DRIFT: Final = 0.01
+"""Clocks of replicas are this much off at the most: well within the margin of holds."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a seed."""
+
+    seed: int
+    violations: list[Violation]
+    fired: Counter[str]
+    trace: str
+    transactions: int
+    virtual_s: float
+    steps: int
+    timeline: list[str] = field(default_factory=list)
+
+
+@cache
+def settings() -> Settings:
+    """Timings are compressed: a phase of a few seconds has many leases, back-offs and deadlines in it."""
+    return Settings(
+        allowed_endpoints="http://*:*",
+        call_timeout_s=0.5,
+        lease_s=1.0,
+        retry_base_s=0.05,
+        retry_cap_s=1.0,
+        hold_margin_s=2.0,
+        hung_attempts=4,
+        hung_after_s=5.0,
+        timeout_default_s=2.0,
+    )
+
+
+class World:
+    """Everything that there is in one seed."""
+
+    def __init__(self, seed: int, *, transactions: int, without: Set[Fault], keeps_timeline: bool) -> None:
+        self.seed = seed
+        self.draw = random.Random(seed)
+        self.plan = Plan(random.Random(f"{seed}:plan"), without)
+        self.plan._draw = self.draw
+        self.transactions = transactions
+        self.loop = Scheduler(self.draw)
+        self.metrics = _metrics()
+        self.judge = Judge(self)
+        self.notes: list[Note] = []
+        self.requests: list[Request] = []
+        self.timeline: list[str] = []
+        self._keeps_timeline = keeps_timeline
+        self._trace = hashlib.blake2b(digest_size=16)
+        self._short: dict[str, str] = {}
+        self.network = Network(self.loop, self.plan, self.tell)
+        self.gateway = Gateway(lambda: self.loop.now)
+        self.clients_process = Process(self.loop, "clients")
+        self.database = empty_coordinator()
+        self.replicas = [Replica(self, f"replica-{n}", settings()) for n in range(self.draw.choice([2, 2, 3]))]
+        self.service_names = ["orders", "stock", GATEWAY][: self.draw.choice([2, 3, 3])]
+        self.databases = {name: empty_participant(name) for name in self.service_names}
+        self.services = [self._service(name) for name in self.service_names]
+        self.clients = Clients(self)
+        self._register()
+
+    def _service(self, name: str) -> Service:
+        ttl_s = self.draw.choice([None, None, 0.4, 1.5])
+        limit_s = self.draw.choice([None, None, None, 3.0])
+        return Service(self, name, hold_ttl_max_s=ttl_s, hold_max_s=limit_s)
+
+    def _register(self) -> None:
+        self.database.executemany(
+            "INSERT INTO participants (name, base_url, call_timeout_s, concurrency_max) VALUES (?, ?, NULL, 64)",
+            [(name, f"http://{name}") for name in self.service_names],
+        )
+
+    def tell(self, what: str, *rest: str) -> None:
+        """An event of the trace, and a line of the timeline."""
+        line = f"{self.loop.now:9.4f}  {what:<12} {' > '.join(filter(None, rest[:2])):<28} {' '.join(rest[2:])}"
+        self._trace.update(line.encode())
+        if self._keeps_timeline:
+            self.timeline.append(line)
+
+    def short(self, transaction_id: str) -> str:
+        """T1, T2, … in the order in which they are seen."""
+        return self._short.setdefault(transaction_id, f"T{len(self._short) + 1}")
+
+    def committed(self) -> None:
+        """The coordinator's database has committed something."""
+
+    def set_clocks(self) -> None:
+        for replica in self.replicas:
+            if self.plan.hits_once(Fault.REPLICA_SKEW):
+                replica.offset_s, replica.rate = self.draw.uniform(-SKEW_S, SKEW_S), 1 + self.draw.uniform(-1, 1) * DRIFT
+        for each in self.services:
+            if self.plan.hits_once(Fault.PARTICIPANT_DRIFT):
+                each.offset_s, each.rate = self.draw.uniform(-1e6, 1e6), 1 + self.draw.uniform(-1, 1) * 0.1
+
+    async def run(self) -> None:
+        self.set_clocks()
+        for each in (*self.replicas, *self.services):
+            each.boot()
+        nemesis = Nemesis(self)
+        times = sorted(self.draw.uniform(0, BEGIN_WITHIN_S) for _ in range(self.transactions))
+        for number, at in enumerate(times):
+            self.clients_process.spawn(self.clients.transfer(number, at))
+        await pass_time(BEGIN_WITHIN_S)
+        while self.clients.left and self.loop.now < SAFETY_MAX_S:
+            await pass_time(LOOK_S)
+        self.tell("faults off", "", "", "")
+        self.plan.stop()
+        nemesis.heal()
+        await self._come_to_rest()
+        await self._judge()
+
+    async def _come_to_rest(self) -> None:
+        until = self.loop.now + LIVENESS_MAX_S
+        while self.clients.left or self._busy():
+            if self.loop.now > until:
+                self.judge.violated("comes_to_rest", None, f"within {LIVENESS_MAX_S} s: {self._busy()}")
+                return
+            await pass_time(LOOK_S)
+
+    def _busy(self) -> str:
+        """What is not finished; hung conflicts with a hold that was given up are for people."""
+        rows = self.database.execute("SELECT id, hung_since FROM transactions WHERE wake_at IS NOT NULL").fetchall()
+        given_up = {
+            id_
+            for connection in self.databases.values()
+            for (id_,) in connection.execute("SELECT transaction_id FROM holdfast_branches WHERE state = 'expired'")
+        }
+        left = [self.short(id_) for id_, hung_since in rows if not (hung_since and id_ in given_up)]
+        for name, connection in self.databases.items():
+            waiting = connection.execute(
+                "SELECT transaction_id, branch, state FROM holdfast_branches WHERE check_at IS NOT NULL "
+                "OR state NOT IN ('confirmed', 'cancelled', 'expired')"
+            ).fetchall()
+            left += [f"{name}:{self.short(id_)}:{branch}:{state}" for id_, branch, state in waiting]
+        return ", ".join(left)
+
+    async def _judge(self) -> None:
+        parts = self.replicas[0].parts
+        _, listed = await answer(self, parts, ("list",))
+        _, hung = await answer(self, parts, ("hung",))
+        calls = {}
+        for item in listed["items"]:
+            _, page = await answer(self, parts, ("calls", item["id"]))
+            calls[item["id"]] = page["items"]
+        self.judge.check_end(listed["items"], {item["id"] for item in hung["items"]}, calls)
+        self._count(listed["items"])
+
+    def _count(self, items: list[Any]) -> None:
+        by_code = {
+            "hold_expired": Branch.HOLD_EXPIRED,
+            "timed_out": Branch.TIMED_OUT,
+            "refused": Branch.REFUSED,
+            "requested": Branch.REQUESTED,
+        }
+        for item in items:
+            if item["outcome"] == "confirmed":
+                self.plan.count(Branch.CONFIRMED)
+            elif item["reason"] and item["reason"]["code"] in by_code:
+                self.plan.count(by_code[item["reason"]["code"]])
+        for connection in self.databases.values():
+            (tombstones,) = connection.execute(
+                "SELECT count(*) FROM holdfast_branches WHERE state = 'cancelled' AND payload IS NULL"
+            ).fetchone()
+            if tombstones:
+                self.plan.fired[Branch.TOMBSTONE] += tombstones
+
+    @property
+    def trace(self) -> str:
+        return self._trace.hexdigest()
+
+
+def run_seed(
+    seed: int,
+    *,
+    transactions: int = TRANSACTIONS,
+    without: Set[Fault] = frozenset(),
+    keeps_timeline: bool = False,
+) -> Result:
+    """Run one seed; the same seed gives the same trace, wherever and whenever."""
+    prepare()
+    world = World(seed, transactions=transactions, without=without, keeps_timeline=keeps_timeline)
+    service.here = world
+    _ids.draw = world.draw
+    _errors.world = world
+    ledger.time = types.SimpleNamespace(monotonic=lambda: world.loop.now)  # type: ignore[assignment]
+    try:
+        world.loop.run_to_end(world.run())
+    except Runaway as error:
+        world.judge.violated("comes_to_rest", None, str(error))
+    for failure in world.loop.failures:
+        world.judge.violated("no_defects", None, failure)
+    result = Result(
+        seed=seed,
+        violations=world.judge.violations,
+        fired=world.plan.fired,
+        trace=world.trace,
+        transactions=len(world.clients.known),
+        virtual_s=world.loop.now,
+        steps=world.loop.steps,
+        timeline=world.timeline,
+    )
+    world.loop.bury()
+    return result
+
+
+# --- what is replaced in the process -----------------------------------------------------------------------------
+
+
+class _Ids:
+    """Stands in for os and random where identities and pauses are drawn."""
+
+    draw: random.Random = random.Random()
+
+    def urandom(self, size: int) -> bytes:
+        return self.draw.randbytes(size)
+
+    def uniform(self, low: float, high: float) -> float:
+        return self.draw.uniform(low, high)
+
+
+class _Errors(logging.Handler):
+    """What the code under test logs as an error is one, unless a handler was made to fail."""
+
+    world: Any = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raised = record.exc_info[1] if record.exc_info else None
+        if self.world is None or self.world.loop._closed:
+            return
+        if record.name == "holdfast" and isinstance(raised, HandlerFailed):
+            return
+        if record.name == "holdfast" and "simulated" in str(raised):
+            return
+        self.world.judge.violated("no_defects", None, f"{record.getMessage()}: {raised!r}")
+
+
+_ids = _Ids()
+_errors = _Errors()
+
+
+@cache
+def _metrics() -> Metrics:
+    return Metrics()
+
+
+class _Watcher(app.coordinator._Watcher):
+    """Hashed by number, so that a set of them has the same order in each process."""
+
+    __slots__ = ("number",)
+    count = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        _Watcher.count += 1
+        self.number = _Watcher.count
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+@cache
+def prepare() -> None:
+    """Replace, once, what would bring chance or real time in; and compress the timings that are constants."""
+    for name in ("app", "holdfast"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+        logger.addHandler(_errors)
+    app.coordinator.os = _ids  # type: ignore[assignment]
+    app.coordinator.random = _ids  # type: ignore[assignment]
+    app.coordinator._Watcher = _Watcher  # type: ignore[misc]
+    app.caller.os = _ids  # type: ignore[assignment]
+    holdfast.execution.BACKOFF_CAP_S = 2.0  # type: ignore[misc]
+    holdfast.reaper.CLAIM_S = 2.0  # type: ignore[misc]
+    gc.disable()
