@@ -7,22 +7,27 @@ within what SQLite, PostgreSQL, MySQL and MariaDB share, but for the one stateme
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
 from sqlalchemy import (
     Boolean,
     Column,
     CursorResult,
+    Delete,
     Double,
     Executable,
     Index,
     Insert,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     Text,
+    Update,
     and_,
+    bindparam,
     delete,
     insert,
     select,
@@ -38,6 +43,8 @@ TABLE_NAME: Final = "holdfast_branches"
 TRANSACTION_ID_CHARS_MAX: Final = 64
 BRANCH_CHARS_MAX: Final = 200
 PARTICIPANT_CHARS_MAX: Final = 200
+STATEMENTS_MAX: Final = 256
+"""Built statements that are remembered: a dozen for each table that a process uses."""
 DIALECTS: Final = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
 
 
@@ -123,9 +130,10 @@ def branches_table(metadata: MetaData) -> Table:
 def insert_if_absent(session: Session, table: Table, row: Row) -> bool:
     """Insert `row`; False when its key is there. Waits for a concurrent insert of the same key."""
     values = {column.name: getattr(row, column.name) for column in table.columns} | {"state": row.state.value}
-    return _changed(session, inserting_if_absent(session.get_bind().dialect.name, table).values(values)) == 1
+    return _changed(session, inserting_if_absent(session.get_bind().dialect.name, table), values) == 1
 
 
+@lru_cache(STATEMENTS_MAX)
 def inserting_if_absent(dialect: str, table: Table) -> Insert:
     """The one statement that each database spells in its own way."""
     match dialect:
@@ -144,15 +152,14 @@ def lock(session: Session, table: Table, key: Key) -> Row | None:
     Locks by an update that changes nothing: it is the first statement, so SQLite takes its write lock at once
     instead of failing to upgrade a read lock, and the others queue on the row.
     """
-    touch = update(table).where(_is(table, key)).values(version=table.c.version)
-    if _changed(session, touch) == 0:
+    if _changed(session, _touching(table), _by(key)) == 0:
         return None
     return read(session, table, key)
 
 
 def read(session: Session, table: Table, key: Key) -> Row | None:
     """The row as it is, not locked."""
-    found = session.execute(select(table).where(_is(table, key))).mappings().one_or_none()
+    found = session.execute(_reading(table), _by(key)).mappings().one_or_none()
     return None if found is None else _row(found)
 
 
@@ -160,31 +167,22 @@ def write(session: Session, table: Table, row: Row, **changes: Any) -> Row:
     """Write `changes` to a row that is still as it was seen; its version rises. Raises Superseded."""
     after = replace(row, version=row.version + 1, **changes)
     written = changes | {"version": after.version, "state": after.state.value}
-    statement = (
-        update(table)
-        .where(_is(table, row.key), table.c.version == row.version, table.c.state == row.state.value)
-        .values(written)
-    )
-    if _changed(session, statement) != 1:
+    seen = _by(row.key) | {"seen_version": row.version, "seen_state": row.state.value}
+    if _changed(session, _writing(table, tuple(sorted(written))), seen | _named_new(written)) != 1:
         raise Superseded
     return after
 
 
 def remove(session: Session, table: Table, row: Row) -> None:
     """Remove a row that is still as it was seen. Raises Superseded."""
-    if _changed(session, delete(table).where(_is(table, row.key), table.c.version == row.version)) != 1:
+    if _changed(session, _removing(table), _by(row.key) | {"seen_version": row.version}) != 1:
         raise Superseded
 
 
 def due(session: Session, table: Table, participant: str, *, now: float, limit: int) -> Sequence[Row]:
     """The rows to look at by now, the longest overdue first."""
-    statement = (
-        select(table)
-        .where(table.c.participant == participant, table.c.check_at <= now)
-        .order_by(table.c.check_at)
-        .limit(limit)
-    )
-    return [_row(found) for found in session.execute(statement).mappings()]
+    values = {"key_participant": participant, "now": now, "limit": limit}
+    return [_row(found) for found in session.execute(_finding_due(table), values).mappings()]
 
 
 def claim(session: Session, table: Table, row: Row, *, now: float, until: float) -> bool:
@@ -192,59 +190,116 @@ def claim(session: Session, table: Table, row: Row, *, now: float, until: float)
 
     Does not raise the version: a handler that is running keeps its place.
     """
-    statement = (
-        update(table)
-        .where(_is(table, row.key), table.c.version == row.version, table.c.check_at <= now)
-        .values(check_at=until)
-    )
-    return _changed(session, statement) == 1
+    values = _by(row.key) | {"seen_version": row.version, "now": now, "new_check_at": until}
+    return _changed(session, _claiming(table), values) == 1
 
 
 def look_again(session: Session, table: Table, row: Row, *, at: float | None, checks: int) -> bool:
     """Look at a row at another time, or never (None), unless it has moved. Does not raise the version."""
-    statement = (
-        update(table).where(_is(table, row.key), table.c.version == row.version).values(check_at=at, checks=checks)
-    )
-    return _changed(session, statement) == 1
+    values = _by(row.key) | {"seen_version": row.version, "new_check_at": at, "new_checks": checks}
+    return _changed(session, _planning(table), values) == 1
 
 
 def finished(session: Session, table: Table, participant: str, *, finished_before: float, limit: int) -> Sequence[Key]:
     """Up to `limit` rows that were finished before then and that nobody looks at any more."""
-    statement = (
-        select(table.c.participant, table.c.transaction_id, table.c.branch)
-        .where(table.c.participant == participant, _old(table, finished_before))
-        .order_by(table.c.finished_at)
-        .limit(limit)
-    )
-    return [Key(*found) for found in session.execute(statement)]
+    values = {"key_participant": participant, "finished_before": finished_before, "limit": limit}
+    return [Key(*found) for found in session.execute(_finding_old(table), values)]
 
 
 def purge(session: Session, table: Table, keys: Sequence[Key], *, finished_before: float) -> int:
     """Remove these rows, each by its own identity, if they are still finished; returns how many were."""
-    old = _old(table, finished_before)
-    return sum(_changed(session, delete(table).where(_is(table, key), old)) for key in keys)
+    before = {"finished_before": finished_before}
+    return sum(_changed(session, _purging(table), _by(key) | before) for key in keys)
 
 
-def _old(table: Table, finished_before: float) -> ColumnElement[bool]:
+# --- the statements, built once for each table: building one takes several times as long as sending it -----------
+
+
+@lru_cache(STATEMENTS_MAX)
+def _touching(table: Table) -> Update:
+    return update(table).where(_is(table)).values(version=table.c.version)
+
+
+@lru_cache(STATEMENTS_MAX)
+def _reading(table: Table) -> Select[Any]:
+    return select(table).where(_is(table))
+
+
+@lru_cache(STATEMENTS_MAX)
+def _writing(table: Table, names: tuple[str, ...]) -> Update:
+    return update(table).where(_is_as_seen(table), table.c.state == bindparam("seen_state")).values(_new(names))
+
+
+@lru_cache(STATEMENTS_MAX)
+def _removing(table: Table) -> Delete:
+    return delete(table).where(_is_as_seen(table))
+
+
+@lru_cache(STATEMENTS_MAX)
+def _finding_due(table: Table) -> Select[Any]:
+    is_due = and_(table.c.participant == bindparam("key_participant"), table.c.check_at <= bindparam("now"))
+    return select(table).where(is_due).order_by(table.c.check_at).limit(bindparam("limit", type_=Integer()))
+
+
+@lru_cache(STATEMENTS_MAX)
+def _claiming(table: Table) -> Update:
+    is_due = and_(_is_as_seen(table), table.c.check_at <= bindparam("now"))
+    return update(table).where(is_due).values(_new(("check_at",)))
+
+
+@lru_cache(STATEMENTS_MAX)
+def _planning(table: Table) -> Update:
+    return update(table).where(_is_as_seen(table)).values(_new(("check_at", "checks")))
+
+
+@lru_cache(STATEMENTS_MAX)
+def _finding_old(table: Table) -> Select[Any]:
+    keys = select(table.c.participant, table.c.transaction_id, table.c.branch)
+    is_old = and_(table.c.participant == bindparam("key_participant"), _old(table))
+    return keys.where(is_old).order_by(table.c.finished_at).limit(bindparam("limit", type_=Integer()))
+
+
+@lru_cache(STATEMENTS_MAX)
+def _purging(table: Table) -> Delete:
+    return delete(table).where(_is(table), _old(table))
+
+
+def _old(table: Table) -> ColumnElement[bool]:
     return and_(
-        table.c.finished_at < finished_before,
+        table.c.finished_at < bindparam("finished_before"),
         table.c.check_at.is_(None),
         table.c.state.in_(sorted(state.value for state in FINISHED)),
     )
 
 
-def _is(table: Table, key: Key) -> ColumnElement[bool]:
+def _is(table: Table) -> ColumnElement[bool]:
     return and_(
-        table.c.participant == key.participant,
-        table.c.transaction_id == key.transaction_id,
-        table.c.branch == key.branch,
+        table.c.participant == bindparam("key_participant"),
+        table.c.transaction_id == bindparam("key_transaction_id"),
+        table.c.branch == bindparam("key_branch"),
     )
+
+
+def _is_as_seen(table: Table) -> ColumnElement[bool]:
+    return and_(_is(table), table.c.version == bindparam("seen_version"))
+
+
+def _new(names: Sequence[str]) -> dict[str, Any]:
+    return {name: bindparam(f"new_{name}") for name in names}
+
+
+def _named_new(values: dict[str, Any]) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def _by(key: Key) -> dict[str, Any]:
+    return {"key_participant": key.participant, "key_transaction_id": key.transaction_id, "key_branch": key.branch}
 
 
 def _row(found: Any) -> Row:
     return Row(**{**found, "state": State(found["state"])})
 
 
-def _changed(session: Session, statement: Executable) -> int:
+def _changed(session: Session, statement: Executable, values: dict[str, Any]) -> int:
     options = {"preserve_rowcount": True}  # or some drivers won't say it of an INSERT
-    return cast("CursorResult[Any]", session.execute(statement, execution_options=options)).rowcount
+    return cast("CursorResult[Any]", session.execute(statement, values, execution_options=options)).rowcount
