@@ -90,11 +90,15 @@ class Replica:
         self.lives += 1
         life = self.life = Process(world.loop, f"{self.name}.{self.lives}")
         life.clock_offset_s, life.clock_rate = self.offset_s, self.rate
-        life.died = lambda: world.tell("dies", life.name, "", "")
+        life.died = lambda: self._died(life)
         self.is_ready = False
         world.tell("boots", life.name, "", "")
         life.context.run(self._assemble, life)
         life.spawn(self._start(life))
+
+    def _died(self, life: Process) -> None:
+        self.world.tell("dies", life.name, "", "")
+        self.world.replica_died()
 
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings

@@ -92,6 +92,7 @@ class World:
         self.notes: list[Note] = []
         self.requests: list[Request] = []
         self.timeline: list[str] = []
+        self.snapshots: list[bytes] = []
         self._keeps_timeline = keeps_timeline
         self._trace = hashlib.blake2b(digest_size=16)
         self._short: dict[str, str] = {}
@@ -129,7 +130,10 @@ class World:
         return self._short.setdefault(transaction_id, f"T{len(self._short) + 1}")
 
     def committed(self) -> None:
-        """The coordinator's database has committed something."""
+        """The coordinator's database has committed something; for ablations to hook into."""
+
+    def replica_died(self) -> None:
+        """A replica has crashed; likewise."""
 
     def set_clocks(self) -> None:
         for replica in self.replicas:

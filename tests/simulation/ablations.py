@@ -1,0 +1,309 @@
+"""Safeguards taken out one by one, to see whether the simulation notices. `make ablations`.
+
+Each ablation changes the code under test in a process of its own, and seeds are run until one fails. One that nothing
+catches is either not tested or not needed.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import app.coordinator
+import app.protocol
+import app.recovery
+import app.store
+import holdfast.execution
+import holdfast.participant
+import holdfast.reaper
+from app.bulk import EXPECTED
+from app.protocol import Decision, Step
+from app.transaction import BranchPhase
+from holdfast import rows
+from holdfast.execution import Happening, Outcome
+from holdfast.fence import Event, Refusal, Refuse, Run, State
+from holdfast.wire import Operation
+from tests.simulation import databases, world
+
+SEEDS_MAX: Final = 1000
+LOST_COMMITS: Final = 3
+
+Apply = Callable[[], None]
+ABLATIONS: Final[dict[str, tuple[str, Apply]]] = {}
+
+
+def ablation(what: str) -> Callable[[Apply], Apply]:
+    """Register a safeguard, in words, by the function that takes it out."""
+
+    def register(apply: Apply) -> Apply:
+        ABLATIONS[apply.__name__] = (what, apply)
+        return apply
+
+    return register
+
+
+# --- the coordinator ---------------------------------------------------------------------------------------------
+
+
+@ablation("the decision is durable before a call leaves")
+def decision_saved_first() -> None:
+    advance = app.coordinator.advance
+
+    def hasty(before: Any, *rest: Any) -> Step:
+        step = advance(before, *rest)
+        decides = step.transaction.decision is not before.decision
+        return replace(step, must_save=False) if decides and not step.rests else step
+
+    app.coordinator.advance = hasty
+
+
+@ablation("the record is durable before the first Try")
+def record_saved_first() -> None:
+    write = app.store.record
+
+    def record(connection: Any, items: Any) -> Any:
+        kept = app.store.insert_all
+        app.store.insert_all = lambda *_: None
+        try:
+            return write(connection, items)
+        finally:
+            app.store.insert_all = kept
+
+    app.store.record = record
+
+
+@ablation("a save names the version that it saw")
+def version_check() -> None:
+    update_all = app.store.update_all
+
+    def update(connection: Any, table: Any, changed: Any) -> int:
+        without = [{name: value for name, value in row.items() if name != f"{EXPECTED}version"} for row in changed]
+        return update_all(connection, table, without)
+
+    app.store.update_all = update
+
+
+@ablation("others leave a transaction alone while its lease runs")
+def lease() -> None:
+    claim = app.store.Claim
+
+    def any_time(*, due_by: float | None, **rest: Any) -> Any:
+        return claim(due_by=None if due_by is None else due_by + 1e9, **rest)
+
+    app.recovery.store = _Changed(app.store, Claim=any_time)  # type: ignore[attr-defined]
+
+
+@ablation("a branch whose Try was not answered is cancelled too")
+def cancel_of_the_unanswered() -> None:
+    app.protocol.FOLLOWS[Decision.CANCEL, BranchPhase.TRYING] = BranchPhase.CANCELLED
+
+
+@ablation("a branch that refused is cancelled too")
+def cancel_of_the_refused() -> None:
+    app.protocol.FOLLOWS[Decision.CANCEL, BranchPhase.REFUSED] = BranchPhase.CANCELLED
+
+
+@ablation("a Cancel waits until this replica's own Try has ended")
+def cancel_waits_for_try() -> None:
+    follow = app.protocol._follow
+
+    def at_once(decision: Any, branch: Any) -> Any:
+        return follow(decision, replace(branch, calling=None))
+
+    app.protocol._follow = at_once
+
+
+@ablation("Confirm and Cancel are repeated until they are acknowledged")
+def repeats() -> None:
+    answered = app.protocol.ANSWERED
+    for operation, phase in ((Operation.CONFIRM, BranchPhase.CONFIRMED), (Operation.CANCEL, BranchPhase.CANCELLED)):
+        answered[operation, app.protocol.Answer.UNANSWERED] = phase
+
+
+@ablation("no Confirm after the deadline or a hold's end")
+def hold_limits() -> None:
+    app.protocol._hold_until = lambda transaction, branch, it, policy: transaction.deadline + 1e9
+
+
+@ablation("an idempotency key is unique")
+def key_is_unique() -> None:
+    app.store._recorded_under = lambda connection, keys: {}
+    with databases.coordinator_engine().begin() as connection:
+        connection.exec_driver_sql("DROP INDEX uq_transactions_idempotency_key")
+
+
+@ablation("a commit is on disk when it is acknowledged (a crash loses the last ones)")
+def fsync() -> None:
+    def committed(self: world.World) -> None:
+        self.snapshots.append(self.database.serialize())
+        del self.snapshots[: -LOST_COMMITS - 1]
+
+    def lose(self: world.World) -> None:
+        if self.snapshots:
+            self.database.deserialize(self.snapshots[0])
+            self.snapshots.clear()
+
+    world.World.committed = committed  # type: ignore[method-assign]
+    world.World.replica_died = lose  # type: ignore[method-assign]
+
+
+@ablation("who was overtaken finds out before it calls again")
+def repeats_are_saved() -> None:
+    advance = app.coordinator.advance
+
+    def hasty(before: Any, *rest: Any) -> Step:
+        step = advance(before, *rest)
+        only_repeats = step.calls and not app.protocol._others_must_know(before, step.transaction)
+        return replace(step, must_save=False) if only_repeats and not step.rests else step
+
+    app.coordinator.advance = hasty
+
+
+# --- the SDK -----------------------------------------------------------------------------------------------------
+
+
+def _decide_otherwise(otherwise: Callable[[Any, Event], Any]) -> None:
+    decide = holdfast.execution.decide
+
+    def changed(seen: Any, event: Event, **rest: Any) -> Any:
+        step = otherwise(seen, event)
+        return decide(seen, event, **rest) if step is None else step
+
+    holdfast.execution.decide = changed
+
+
+@ablation("the fence row: what is done is not done again")
+def fence_row() -> None:
+    runs = {
+        (State.HELD, Event.TRY): Run((Operation.TRY,), State.TRYING, State.HELD),
+        (State.CONFIRMED, Event.CONFIRM): Run((Operation.CONFIRM,), State.CONFIRMING, State.CONFIRMED),
+        (State.CANCELLED, Event.CANCEL): Run((Operation.CANCEL,), State.CANCELLING, State.CANCELLED),
+    }
+    _decide_otherwise(lambda seen, event: runs.get((seen.state, event)))
+
+
+@ablation("a Try that comes after its Cancel is refused")
+def late_try_is_refused() -> None:
+    late = Run((Operation.TRY,), State.TRYING, State.HELD)
+    _decide_otherwise(lambda seen, event: late if (seen.state, event) == (State.CANCELLED, Event.TRY) else None)
+
+
+@ablation("a Cancel of what was never tried leaves a tombstone")
+def tombstone() -> None:
+    carry_out = holdfast.participant.carry_out
+
+    def forgetful(rules: Any, happening: Happening, session: Any, invoke: Any) -> Outcome:
+        outcome = carry_out(rules, happening, session, invoke)
+        row = outcome.row
+        if happening.event is Event.CANCEL and row is not None and row.payload is None and row.version == 1:
+            rows.remove(session, rules.table, row)
+            session.commit()
+        return outcome
+
+    holdfast.participant.carry_out = forgetful
+
+
+@ablation("a Cancel of what was never tried succeeds, with no handler run")
+def empty_cancel() -> None:
+    refused = Refuse(Refusal.NOTHING_HELD)
+    _decide_otherwise(lambda seen, event: refused if (seen.state, event) == (State.NOTHING, Event.CANCEL) else None)
+
+
+@ablation("a hold whose time is up is released only when the coordinator says so")
+def inquiry() -> None:
+    async def find_out(self: Any, row: Any) -> bool:
+        await self.perform(Happening(key=row.key, event=Event.TOLD_CANCEL, version=row.version))
+        return True
+
+    holdfast.reaper.Reaper._find_out = find_out  # type: ignore[method-assign]
+
+
+@ablation("a hold whose time is up is looked after at all")
+def reaper() -> None:
+    async def rest(self: Any, interval_s: float) -> None:
+        return
+
+    holdfast.reaper.Reaper.run_for_ever = rest  # type: ignore[method-assign]
+
+
+@ablation("effects and the row are one local transaction")
+def one_local_transaction() -> None:
+    call = holdfast.execution._call_handlers
+
+    def apart(rules: Any, happening: Any, session: Any, invoke: Any, **rest: Any) -> Any:
+        result = call(rules, happening, session, invoke, **rest)
+        session.commit()
+        return result
+
+    holdfast.execution._call_handlers = apart
+
+
+class _Changed:
+    """A module in which some names mean something else."""
+
+    def __init__(self, module: Any, **changed: Any) -> None:
+        self._module = module
+        self.__dict__.update(changed)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+# --- the run -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caught:
+    """What became of an ablation; `seed` None: nothing was noticed."""
+
+    name: str
+    seeds: int
+    seed: int | None
+    rules: tuple[str, ...] = ()
+    took_s: float = 0.0
+
+
+def catch(name: str, seeds_max: int) -> Caught:
+    """Take the safeguard out of this process, for good, and run seeds until one fails."""
+    world.prepare()
+    databases.coordinator_engine()
+    ABLATIONS[name][1]()
+    started = time.monotonic()
+    for seed in range(1, seeds_max + 1):
+        violations = world.run_seed(seed).violations
+        gc.collect()
+        if violations:
+            found = tuple(sorted({violation.rule for violation in violations}))
+            return Caught(name=name, seeds=seed, seed=seed, rules=found, took_s=time.monotonic() - started)
+    return Caught(name=name, seeds=seeds_max, seed=None, took_s=time.monotonic() - started)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.ablations", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS_MAX)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("names", nargs="*", default=[], help="which (default: all)")
+    arguments = parser.parse_args()
+    missed = 0
+    print("| safeguard taken out | caught by seed | by |")
+    print("|---|---|---|")
+    jobs = [(name, arguments.seeds) for name in arguments.names or ABLATIONS]
+    with multiprocessing.get_context("forkserver").Pool(arguments.workers, maxtasksperchild=1) as pool:
+        for caught in pool.imap(_catch, jobs, chunksize=1):
+            missed += caught.seed is None
+            when = f"not in {caught.seeds}" if caught.seed is None else caught.seed
+            print(f"| {ABLATIONS[caught.name][0]} | {when} | {', '.join(caught.rules[:4])} |", flush=True)
+    return 1 if missed else 0
+
+
+def _catch(job: tuple[str, int]) -> Caught:
+    return catch(*job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
