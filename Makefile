@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test model chaos bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test model sim ablations chaos bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,14 @@ run: $(VENV)/.run ## the coordinator and the example services, until Ctrl-C
 
 test: $(VENV)/.dev ## all tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+SEEDS ?= 2000
+FIRST ?= 1
+sim: $(VENV)/.dev ## replicas and participants simulated under faults, from seeds: SEEDS= FIRST=, or SEED= to replay one
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) $(if $(SEED),--seed $(SEED))
+
+ablations: $(VENV)/.dev ## the same with each safeguard taken out in turn: which seed notices (ARGS='--help' for more)
+	@$(BIN)/python -m tests.simulation.ablations $(ARGS)
 
 MINUTES ?= 2
 REPLICAS ?= 3

@@ -57,7 +57,6 @@ class Clients:
         if draw.random() < 0.2:
             await self._ask("decision", draw.choice(self.known))
         if draw.random() < 0.05:
-            plan.count(Branch.KEY_KNOWN)
             await self._begin(key, body)
 
     async def _misuse(self, key: str) -> None:

@@ -5,7 +5,6 @@ or after it, never between. What is drawn: when it happens, whether it fails bef
 answered, and whether the process dies before or after.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,12 +32,16 @@ class DriverError(Exception):
 class SimulatedJournal(Journal):
     """The journal of one life of one replica."""
 
-    def __init__(self, process: Process, plan: Plan, committed: Callable[[], None]) -> None:
+    def __init__(
+        self, process: Process, plan: Plan, committed: Callable[[], None], name: str, owners: dict[str, str]
+    ) -> None:
         self.engine = coordinator_engine()
         self._writing_engine = self.engine.execution_options(holdfast_writes=True)
         self._process = process
         self._plan = plan
         self._committed = committed
+        self._name = name
+        self._owners = owners
         self._waiting: list[_Write] = []
         self._is_writing = False
         self._closed = False
@@ -51,10 +54,27 @@ class SimulatedJournal(Journal):
             self._is_writing = True
             self._process.spawn(self._write_all())
         try:
-            return await future
+            result = await future
         except store.StaleError:
             self._plan.count(Branch.STALE)
             raise
+        self._notice(function, result)
+        return result
+
+    def _notice(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
+        """Count what only a look at the writes shows."""
+        if function is store.claim:
+            for transaction in result:
+                if self._owners.get(transaction.id, self._name) != self._name:
+                    self._plan.count(Branch.ADOPTED)
+                self._owners[transaction.id] = self._name
+        elif function is store.record:
+            if result.created:
+                self._owners[result.transaction_id] = self._name
+            else:
+                self._plan.count(Branch.KEY_KNOWN)
+        elif function is store.save and result.hung_since is not None:
+            self._plan.count(Branch.HUNG)
 
     async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         return await self.write(function, item)

@@ -44,6 +44,7 @@ class Fault(StrEnum):
     CLIENT_REPEATS = "client repeats its key at another replica"
     CLIENT_MISUSES_KEY = "client uses its key for another request"
     OPERATOR_RETRIES = "operator asks for a retry"
+    STRANGER = "Try of a transaction that nobody has recorded"
 
 
 PER_SECOND: Final = frozenset(
@@ -56,9 +57,12 @@ PER_SECOND: Final = frozenset(
         Fault.PARTICIPANT_FREEZE,
         Fault.PARTICIPANT_JUMP,
         Fault.OPERATOR_RETRIES,
+        Fault.STRANGER,
     }
 )
 """These happen so many times a second; the others to such a share of what they can happen to."""
+CALM_CHANCE: Final = 0.04
+"""So many seeds have no faults at all: nothing may be repeated or taken over then."""
 ACTIVE_CHANCE: Final = 0.35
 RATES: Final = (0.01, 0.03, 0.1, 0.25)
 RATES_PER_SECOND: Final = (0.1, 0.3, 0.8)
@@ -67,16 +71,23 @@ RATES_PER_SECOND: Final = (0.1, 0.3, 0.8)
 class Plan:
     """The faults of one seed. After `stop` none hits any more."""
 
-    def __init__(self, draw: random.Random, without: Set[Fault] = frozenset()) -> None:
+    def __init__(self, seed: int, draw: random.Random, without: Set[Fault] = frozenset()) -> None:
         self._draw = draw
+        levels = random.Random(f"{seed}:levels")  # apart, so that leaving a kind out changes no other kind's level
+        is_calm = levels.random() < CALM_CHANCE
+
         self.on = True
         self.rates: dict[Fault, float] = {}
         for fault in Fault:
-            active = draw.random() < ACTIVE_CHANCE
-            rate = draw.choice(RATES_PER_SECOND if fault in PER_SECOND else RATES)
-            if active and fault not in without:
+            active = levels.random() < ACTIVE_CHANCE
+            rate = levels.choice(RATES_PER_SECOND if fault in PER_SECOND else RATES)
+            if active and not is_calm and fault not in without:
                 self.rates[fault] = rate
         self.fired: Counter[str] = Counter()
+
+    @property
+    def is_calm(self) -> bool:
+        return not self.rates
 
     def stop(self) -> None:
         self.on = False

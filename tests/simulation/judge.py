@@ -4,20 +4,23 @@ Evidence comes from what participants did and what clients were told; of the coo
 presupposes is looked at, the moment the call leaves.
 """
 
-import json
-from dataclasses import replace
+from collections import Counter
 from typing import Any, Final
-
-from sqlalchemy import text
 
 from tests.chaos import ledger
 from tests.chaos.checker import Violation, check
 from tests.chaos.evidence import Account, Effect, Evidence, HistoryCall, Hold, Known
 from tests.chaos.ledger import CHANGES
 from tests.simulation.databases import ACCOUNTS
+from tests.simulation.faults import Branch
+from tests.simulation.scheduler import EPOCH
 from tests.simulation.service import GATEWAY
 
-DECISION: Final = text("SELECT decision FROM transactions WHERE id = :id")
+DECISION: Final = "SELECT decision, decided_at, deadline FROM transactions WHERE id = ?"
+SKEW_MAX_S: Final = 0.6
+"""What the clocks of two replicas differ by at the most: twice the offset, and a percent each way of a run."""
+Call = tuple[str, str, str, str]
+"""Life of a replica, transaction, branch, operation."""
 NOT_FOR_CONFLICTS: Final = frozenset(
     {
         "everything_finished",
@@ -37,25 +40,54 @@ class Judge:
         self._world = world
         self.violations: list[Violation] = []
         self._decided: dict[str, str] = {}
+        self._under_way: Counter[Call] = Counter()
+        self._first_try_left: dict[tuple[str, str], float] = {}
+        self._holds_for: dict[tuple[str, str], float] = {}
 
     def violated(self, rule: str, transaction_id: str | None, what: str) -> None:
         self._world.tell("VIOLATION", rule, "", f"{what} {transaction_id or ''}")
         self.violations.append(Violation(rule, transaction_id, what))
 
-    def call_leaves(self, replica: str, transaction_id: str, branch: str, operation: str) -> None:
-        """Rules 1 and 2 of the contract: what a call presupposes is in the database."""
-        row = self._world.database.execute(
-            "SELECT decision, state FROM transactions WHERE id = ?", (transaction_id,)
-        ).fetchone()
+    def call_leaves(self, life: str, transaction_id: str, branch: str, operation: str) -> Call:
+        """Rules 1, 2, 3 and 6 of the contract: what a call presupposes, the moment it leaves."""
+        call = (life, transaction_id, branch, operation)
+        row = self._world.database.execute(DECISION, (transaction_id,)).fetchone()
         if row is None:
             self.violated("durable_before_the_call", transaction_id, f"{operation} left, and there is no record")
-        elif operation != "try":
+        elif operation == "try":
+            self._first_try_left.setdefault((transaction_id, branch), self._world.loop.now)
+        else:
             if row[0] != operation:
-                self.violated(
-                    "durable_before_the_call", transaction_id, f"{operation} left {replica}, durable is {row[0]}"
-                )
-            elif self._decided.setdefault(transaction_id, operation) != operation:
+                self.violated("durable_before_the_call", transaction_id, f"{operation} left, durable is {row[0]}")
+            if (life, transaction_id, branch, "try") in self._under_way:
+                self.violated("cancel_waits_for_its_try", transaction_id, f"{branch}: {life} still waits for its Try")
+            if self._decided.setdefault(transaction_id, operation) != operation:
                 self.violated("decision_never_changes", transaction_id, f"now {operation}")
+            elif operation == "confirm" and row[0] == operation:
+                self._check_limits(transaction_id, row[1], row[2])
+        self._under_way[call] += 1
+        return call
+
+    def call_ends(self, call: Call) -> None:
+        self._under_way[call] -= 1
+        if not self._under_way[call]:
+            del self._under_way[call]
+
+    def held(self, transaction_id: str, branch: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """A Try was answered: for how long its participant said that it holds."""
+        said = dict(headers).get(b"tcc-hold-ttl")
+        if said is not None:
+            self._holds_for[transaction_id, branch] = float(said)
+
+    def _check_limits(self, transaction_id: str, decided_at: float, deadline: float) -> None:
+        """Confirm is decided before the deadline, and while every hold lasts."""
+        if decided_at > deadline:
+            self.violated("confirmed_in_time", transaction_id, "confirm was decided after the deadline")
+        for (id_, branch), first in self._first_try_left.items():
+            ttl_s = self._holds_for.get((id_, branch)) if id_ == transaction_id else None
+            if ttl_s is not None and decided_at - EPOCH - SKEW_MAX_S > first + ttl_s:
+                late_s = decided_at - EPOCH - first - ttl_s
+                self.violated("confirmed_in_time", transaction_id, f"{branch}: {late_s:.2f} s after its hold's end")
 
     def check_end(self, listed: list[Any], hung: set[str], calls: dict[str, list[Any]]) -> None:
         """Everything that can be said when all is over."""
@@ -94,13 +126,15 @@ class Judge:
                 Account(participant=GATEWAY, account=number, **columns)
                 for number, columns in world.gateway.accounts.items()
             ]
+        strangers = world.strangers
+        effects = [effect for effect in effects if effect.transaction_id not in strangers]
         known = {item["id"]: self._known(item, hung) for item in listed}
         conflicts = {id_ for id_ in conflicts if id_ in known and known[id_].decision == "confirm"}
         total = ledger.OPENING_BALANCE * ACCOUNTS * len(world.services)
         evidence = Evidence(
             opening_balance=ledger.OPENING_BALANCE,
             opening_total=total + sum(_made(effect) for effect in effects if effect.transaction_id in conflicts),
-            requests=world.requests,
+            requests=[request for request in world.requests if request.transaction_id not in strangers],
             effects=effects,
             accounts=accounts,
             holds=holds,
@@ -116,6 +150,7 @@ class Judge:
                 continue
             self.violated(violation.rule, violation.transaction_id, violation.what)
         self._check_conflicts(conflicts, known)
+        self._check_calm()
         for item in listed:
             self._check_audit(item)
 
@@ -124,6 +159,13 @@ class Judge:
         for id_ in conflicts:
             if not known[id_].hung and known[id_].outcome not in ("confirmed", "mixed"):
                 self.violated("conflicts_are_reported", id_, "a hold was given up, and nothing says so")
+
+    def _check_calm(self) -> None:
+        """Where nothing goes wrong nothing is repeated, and nobody takes anything from anybody."""
+        if self._world.plan.is_calm:
+            for what in (Branch.REPEATED, Branch.STALE, Branch.ADOPTED):
+                if self._world.plan.fired[what]:
+                    self.violated("calm_seeds_are_calm", None, what)
 
     def _check_audit(self, item: Any) -> None:
         """Who decided, when and why."""
@@ -155,6 +197,3 @@ def _made(effect: Effect) -> int:
     """What an effect adds to all that there is."""
     changes = CHANGES[effect.kind, effect.operation]
     return effect.amount * (changes.get("balance", 0) + changes.get("held", 0))
-
-
-__all__ = ["Judge", "json", "replace"]

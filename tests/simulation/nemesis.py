@@ -1,7 +1,13 @@
 """What happens to processes, links and clocks while faults are on."""
 
+import uuid
+from contextlib import suppress
 from typing import Any, Final
 
+import httpx
+
+from holdfast.wire import Message, Operation
+from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Fault
 from tests.simulation.scheduler import Process, pass_time
 
@@ -27,6 +33,7 @@ class Nemesis:
             Fault.PARTICIPANT_JUMP: self._jump,
             Fault.SEVERED: self._sever,
             Fault.OPERATOR_RETRIES: self._retry,
+            Fault.STRANGER: self._send_a_strangers_try,
         }
         for fault, act in acts.items():
             if fault in world.plan.rates:
@@ -144,9 +151,30 @@ class Nemesis:
 
     async def _ask(self, replica: str, request: tuple[str, str]) -> None:
         label = f"retry {self._world.short(request[1])}"
-        try:
+        with suppress(httpx.HTTPError):
             await self._world.network.exchange("operator", replica, request, request, label)
-        except OSError:
-            return
-        except Exception as error:
-            self._world.tell("no answer", replica, "operator", f"{label}: {type(error).__name__}")
+
+    def _send_a_strangers_try(self) -> bool:
+        """A hold that no coordinator knows of: the participant asks about it, hears unknown, and gives it back."""
+        world, draw = self._world, self._draw
+        service = draw.choice(world.services)
+        transaction_id = str(uuid.UUID(int=draw.getrandbits(128)))
+        world.strangers.add(transaction_id)
+        payload = {"kind": draw.choice(["debit", "credit"]), "account": draw.randrange(ACCOUNTS), "amount": 3}
+        message = Message(
+            transaction_id=transaction_id,
+            branch="stray",
+            operation=Operation.TRY,
+            attempt=1,
+            payload=payload,
+            hold_ttl_s=draw.uniform(0.1, 2.0),
+        )
+        headers = [(name.lower().encode(), value.encode()) for name, value in message.headers().items()]
+        request = ("/try", headers, message.body())
+        world.loop.world.spawn(self._forget(service.name, request, transaction_id))
+        return True
+
+    async def _forget(self, service: str, request: Any, transaction_id: str) -> None:
+        with suppress(httpx.HTTPError):
+            label = f"try {self._world.short(transaction_id)} of a stranger"
+            await self._world.network.exchange("stranger", service, request, transaction_id, label)

@@ -52,9 +52,7 @@ class Network:
                 self._later(self._latency_s(), self._arrive, source, target, request, topic, number, label, answer)
         return await answer
 
-    def _arrive(
-        self, source: str, target: str, request: Any, topic: Any, number: int, label: str, answer: Any
-    ) -> None:
+    def _arrive(self, source: str, target: str, request: Any, topic: Any, number: int, label: str, answer: Any) -> None:
         place = self.places[target]()
         if place is None or place[0].dead:
             self._fail(answer)

@@ -1,7 +1,7 @@
 """One replica of the coordinator: everything of it but sockets and threads, and its restarts."""
 
-import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -15,7 +15,6 @@ from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQ
 from app.caller import Caller
 from app.coordinator import Coordinator, ObjectedError, OverloadedError, UnknownTransactionError
 from app.journal import JournalClosed
-from app.metrics import Metrics
 from app.recovery import Recovery
 from app.registry import Registry
 from app.settings import Settings
@@ -41,7 +40,7 @@ class Wire(httpx.AsyncBaseTransport):
         operation = headers[b"tcc-operation"].decode()
         topic = (headers[b"tcc-transaction-id"].decode(), headers[b"tcc-branch"].decode())
         attempt = int(headers[b"tcc-attempt"])
-        world.judge.call_leaves(self._name, *topic, operation)
+        call = world.judge.call_leaves(current().name, *topic, operation)
         if attempt > 1:
             world.plan.count(Branch.REPEATED)
         message = (request.url.path, list(headers.items()), b"".join(request.stream))  # type: ignore[arg-type]
@@ -54,7 +53,12 @@ class Wire(httpx.AsyncBaseTransport):
                 exchange.close()
             current().kill()
             await never()
-        reply: Reply = await exchange
+        try:
+            reply: Reply = await exchange
+        finally:
+            world.judge.call_ends(call)
+        if operation == "try" and reply.status == 200:
+            world.judge.held(*topic, reply.headers)
         if reply.status >= 400:
             world.tell("answer", host, self._name, f"{label}: {reply.status}")
         stream = httpx.ByteStream(reply.body)
@@ -62,10 +66,8 @@ class Wire(httpx.AsyncBaseTransport):
 
 
 async def _forget(exchange: Any) -> None:
-    try:
+    with suppress(httpx.HTTPError):
         await exchange
-    except httpx.HTTPError:
-        pass
 
 
 class Replica:
@@ -102,7 +104,7 @@ class Replica:
 
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings
-        journal = SimulatedJournal(life, world.plan, world.committed)
+        journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.owners)
         metrics = world.metrics
         registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
         caller = Caller(
@@ -223,10 +225,3 @@ async def _route(parts: Any, request: tuple[Any, ...]) -> Any:
 
 class _Request:
     client = None
-
-
-def is_busy(replica: Replica) -> bool:
-    return replica.parts is not None and replica.parts.coordinator.running > 0
-
-
-__all__ = ["Replica", "Wire", "answer", "asyncio", "is_busy"]

@@ -31,7 +31,9 @@ def never_met(fired: Counter[str], seeds: int) -> list[str]:
 def failure(result: Result, shrunk: Shrunk) -> list[str]:
     """A failing seed: what is wrong, how to see it again, and what happened."""
     lines = [f"seed {result.seed} FAILED; replay: make sim SEED={result.seed}"]
-    lines += [f"  {violation.rule}: {violation.what} {violation.transaction_id or ''}" for violation in result.violations]
+    lines += [
+        f"  {violation.rule}: {violation.what} {violation.transaction_id or ''}" for violation in result.violations
+    ]
     kinds = ", ".join(sorted(fault for fault in shrunk.result.fired if fault in set(Fault))) or "none"
     lines.append(f"  smaller: {shrunk.transactions} transactions, faults: {kinds}")
     lines += [

@@ -158,10 +158,7 @@ class Scheduler(asyncio.BaseEventLoop):
             if not runnable:
                 self._jump()
                 continue
-            if len(runnable) == 1:
-                process = runnable[0]
-            else:
-                process = runnable[int(draw() * len(runnable))]
+            process = runnable[0] if len(runnable) == 1 else runnable[int(draw() * len(runnable))]
             handle = process.ready.popleft()
             if not process.ready:
                 runnable.remove(process)

@@ -171,6 +171,15 @@ class Line(httpx.AsyncBaseTransport):
         topic = (self._name, "asks", transaction_id)
         status, document = await world.network.exchange(self._name, f"replica-{replica}", question, topic, label)
         told = document.get("decision")
+        if status == 404:
+            world.plan.count(Branch.TOLD_UNKNOWN)
+        if transaction_id not in world.strangers:
+            self._note(transaction_id, replica, sent_at, status, document)
+        world.tell("told", f"replica-{replica}", self._name, f"{world.short(transaction_id)} {told or status}")
+        return httpx.Response(status, json=document)
+
+    def _note(self, transaction_id: str, replica: int, sent_at: float, status: int, document: Any) -> None:
+        world = self._world
         world.notes.append(
             Note(
                 kind="inquiry",
@@ -179,12 +188,10 @@ class Line(httpx.AsyncBaseTransport):
                 seen_at=world.loop.now,
                 status=status,
                 transaction_id=transaction_id,
-                decision=told,
+                decision=document.get("decision"),
                 problem=slug_of(document),
             )
         )
-        world.tell("told", f"replica-{replica}", self._name, f"{world.short(transaction_id)} {told or status}")
-        return httpx.Response(status, json=document)
 
 
 _TOLD = {

@@ -83,8 +83,7 @@ class World:
     def __init__(self, seed: int, *, transactions: int, without: Set[Fault], keeps_timeline: bool) -> None:
         self.seed = seed
         self.draw = random.Random(seed)
-        self.plan = Plan(random.Random(f"{seed}:plan"), without)
-        self.plan._draw = self.draw
+        self.plan = Plan(seed, self.draw, without)
         self.transactions = transactions
         self.loop = Scheduler(self.draw)
         self.metrics = _metrics()
@@ -93,6 +92,8 @@ class World:
         self.requests: list[Request] = []
         self.timeline: list[str] = []
         self.snapshots: list[bytes] = []
+        self.owners: dict[str, str] = {}
+        self.strangers: set[str] = set()
         self._keeps_timeline = keeps_timeline
         self._trace = hashlib.blake2b(digest_size=16)
         self._short: dict[str, str] = {}
@@ -138,10 +139,12 @@ class World:
     def set_clocks(self) -> None:
         for replica in self.replicas:
             if self.plan.hits_once(Fault.REPLICA_SKEW):
-                replica.offset_s, replica.rate = self.draw.uniform(-SKEW_S, SKEW_S), 1 + self.draw.uniform(-1, 1) * DRIFT
+                replica.offset_s = self.draw.uniform(-SKEW_S, SKEW_S)
+                replica.rate = 1 + self.draw.uniform(-1, 1) * DRIFT
         for each in self.services:
             if self.plan.hits_once(Fault.PARTICIPANT_DRIFT):
-                each.offset_s, each.rate = self.draw.uniform(-1e6, 1e6), 1 + self.draw.uniform(-1, 1) * 0.1
+                each.offset_s = self.draw.uniform(-1e6, 1e6)
+                each.rate = 1 + self.draw.uniform(-1, 1) * 0.1
 
     async def run(self) -> None:
         self.set_clocks()
