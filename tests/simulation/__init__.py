@@ -1,8 +1,8 @@
 """Deterministic simulation: real replicas and participants in one process, on virtual time, from one seed.
 
-`make sim SEED=7` runs one seed, `make sim SEEDS=2000` that many. What is real: the coordinator's loop, recovery, registry,
-caller, the store's SQL, the journal's batches, the API's functions for clients and participants in doubt, the SDK's
-routes, fence, execution and reaper. What is simulated: the event loop, clocks, threads, sockets, disks.
+`make sim SEED=7` runs one seed, `make sim SEEDS=2000` that many. What is real: the coordinator's loop, recovery,
+registry, caller, the store's SQL, the journal's batches, the API's functions for clients and participants in doubt, the
+SDK's routes, fence, execution and reaper. What is simulated: the event loop, clocks, threads, sockets, disks.
 
     scheduler.py  the event loop: virtual time, processes that die and freeze, one source of all choices
     faults.py     which faults there are, how often each is in this seed, and what was counted

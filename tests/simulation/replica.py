@@ -159,7 +159,9 @@ class Replica:
     async def stop(self) -> None:
         """SIGTERM."""
         life, parts, recovery = self.life, self.parts, self.recovery
-        assert life is not None and parts is not None and recovery is not None
+        assert life is not None
+        assert parts is not None
+        assert recovery is not None
 
         async def stop() -> None:
             await recovery.stop()
