@@ -6,6 +6,7 @@ Knows nothing of the coordinator, and reads nothing that the SDK writes.
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -18,6 +19,8 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Update,
+    bindparam,
     create_engine,
     event,
     insert,
@@ -111,16 +114,25 @@ def attach(participant: Participant, *, refuses: Callable[[], bool]) -> None:
 
 def _change(session: Session, hold: Hold[Movement], operation: str) -> None:
     movement = hold.payload
-    signs = CHANGES[movement.kind, operation]
-    changed = {name: accounts.c[name] + sign * movement.amount for name, sign in signs.items()}
-    statement = update(accounts).where(accounts.c.account == movement.account).values(changed)
-    if movement.kind == "debit" and operation == "try":
-        statement = statement.where(accounts.c.balance >= movement.amount)
-    result: Any = session.execute(statement)
+    values = {"number": movement.account, "moved": movement.amount}
+    result: Any = session.execute(_moving(movement.kind, operation), values)
     if result.rowcount == 0:
         raise Refused("insufficient funds")
     effect = {"transaction_id": hold.transaction_id, "branch": hold.branch, "operation": operation}
-    session.execute(insert(effects).values(effect | movement.model_dump() | {"at": time.monotonic()}))
+    session.execute(_LOGGING, effect | movement.model_dump() | {"at": time.monotonic()})
+
+
+_LOGGING: Final = insert(effects)
+
+
+@cache
+def _moving(kind: str, operation: str) -> Update:
+    moved = bindparam("moved", type_=BigInteger())
+    changed = {name: accounts.c[name] + sign * moved for name, sign in CHANGES[kind, operation].items()}
+    statement = update(accounts).where(accounts.c.account == bindparam("number")).values(changed)
+    if (kind, operation) == ("debit", "try"):
+        statement = statement.where(accounts.c.balance >= moved)
+    return statement
 
 
 def read_accounts(engine: Engine) -> list[dict[str, Any]]:

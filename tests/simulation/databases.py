@@ -41,6 +41,7 @@ def participant_engine(name: str) -> Engine:
     return engine
 
 
+@cache
 def raw(engine: Engine) -> sqlite3.Connection:
     """The one connection, for looking without SQLAlchemy."""
     pooled = engine.raw_connection()

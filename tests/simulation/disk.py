@@ -12,8 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from app import store
 from app.journal import BATCH_MAX, Journal, _CommitFailed, _settle, _Write
-from tests.simulation.databases import coordinator_engine
+from tests.simulation.databases import coordinator_engine, raw
 from tests.simulation.faults import Branch, Fault, Plan
+from tests.simulation.lean import LeanEngine
 from tests.simulation.scheduler import Process, never, pass_time
 
 COMMIT_S = (0.001, 0.01)
@@ -35,8 +36,9 @@ class SimulatedJournal(Journal):
     def __init__(
         self, process: Process, plan: Plan, committed: Callable[[], None], name: str, owners: dict[str, str]
     ) -> None:
-        self.engine = coordinator_engine()
-        self._writing_engine = self.engine.execution_options(holdfast_writes=True)
+        engine = LeanEngine(raw(coordinator_engine()))
+        self.engine: Any = engine
+        self._writing_engine: Any = engine.execution_options(holdfast_writes=True)
         self._process = process
         self._plan = plan
         self._committed = committed

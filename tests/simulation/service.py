@@ -27,6 +27,7 @@ from tests.chaos.witness import Request
 from tests.simulation.databases import ACCOUNTS, participant_engine
 from tests.simulation.disk import DriverError
 from tests.simulation.faults import Branch, Fault
+from tests.simulation.lean import LeanSession
 from tests.simulation.network import Reply
 from tests.simulation.scheduler import Process, current, never, pass_time
 
@@ -48,7 +49,7 @@ here: Any = None
 """The world that runs now: handlers belong to participants, which outlive seeds."""
 
 
-class FlakySession(Session):
+class FlakySession(LeanSession):
     """A session whose commits fail, before or after they are done."""
 
     def commit(self) -> None:
