@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Final
 
 from pydantic_core import to_json
-from sqlalchemy import Connection, Table, TextClause, bindparam, insert, text, update
+from sqlalchemy import Connection, Insert, Table, TextClause, Update, bindparam, insert, text, update
 from sqlalchemy.dialects import postgresql
 
 EXPECTED: Final = "expected_"
@@ -23,7 +23,7 @@ def insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     if connection.dialect.name == "postgresql":
         connection.execute(_insert(table, tuple(rows[0])), {"rows": _as_json(rows)})
     else:
-        connection.execute(insert(table), rows)
+        connection.execute(_inserting(table), rows)
 
 
 def update_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
@@ -31,10 +31,20 @@ def update_all(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     names = tuple(rows[0])
     if connection.dialect.name == "postgresql":
         return connection.execute(_update(table, names), {"rows": _as_json(rows)}).rowcount
+    return connection.execute(_updating(table, names), rows).rowcount
+
+
+@cache
+def _inserting(table: Table) -> Insert:
+    return insert(table)
+
+
+@cache
+def _updating(table: Table, names: tuple[str, ...]) -> Update:
     expected = [name for name in names if name.startswith(EXPECTED)]
     found = [table.c[name.removeprefix(EXPECTED)] == bindparam(name) for name in expected]
     changed: dict[str, Any] = {name: bindparam(name) for name in names if name not in expected}
-    return connection.execute(update(table).where(*found).values(changed), rows).rowcount
+    return update(table).where(*found).values(changed)
 
 
 def _as_json(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,6 +9,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     Row,
+    Select,
     Table,
     and_,
     bindparam,
@@ -230,12 +232,26 @@ _IS_UNDER_WAY = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_si
 _UNFINISHED = (_IS_UNDER_WAY, HANGS)
 """All that is not finished, in two kinds, of which each has an index of its own: what hangs stands in nobody's way."""
 
+# What is asked often is built once: building a statement costs more than sending it.
+_ONE: Final = select(transactions).where(transactions.c.id == bindparam("id"))
+_DECISION: Final = select(transactions.c.decision, transactions.c.deadline).where(transactions.c.id == bindparam("id"))
+_RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash).where(
+    transactions.c.idempotency_key.in_(bindparam("keys", expanding=True))
+)
+_NEXT_WAKE_AT: Final = select(
+    func.min(
+        union_all(*(select(func.min(transactions.c.wake_at).label("at")).where(kind) for kind in _UNFINISHED))
+        .subquery()
+        .c.at
+    )
+)
+_PARTICIPANTS: Final = select(participants).order_by(participants.c.name)
+
 
 def _recorded_under(connection: Connection, keys: list[str]) -> dict[str, Recorded]:
     if not keys:
         return {}
-    columns = (transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash)
-    rows = connection.execute(select(*columns).where(transactions.c.idempotency_key.in_(keys)))
+    rows = connection.execute(_RECORDED, {"keys": keys})
     return {key: Recorded(transaction_id=id_, request_hash=hash_, created=False) for key, id_, hash_ in rows}
 
 
@@ -289,14 +305,10 @@ def _call_row(call: CallRecord) -> dict[str, Any]:
 
 
 def _claim(connection: Connection, item: Claim) -> list[Transaction]:
-    due = transactions.c.wake_at
-    wanted = select(transactions).where(due.is_not(None) if item.due_by is None else due <= item.due_by)
-    if item.transaction_id is not None:
-        wanted = wanted.where(transactions.c.id == item.transaction_id)
-    if item.hung is not None:
-        wanted = wanted.where(HANGS if item.hung else _IS_UNDER_WAY)
-    wanted = wanted.order_by(transactions.c.wake_at).limit(item.limit).with_for_update(skip_locked=True)
-    rows = connection.execute(wanted).mappings().all()
+    values = {"due_by": item.due_by, "id": item.transaction_id}
+    given = {name: value for name, value in values.items() if value is not None}
+    claimable = _claimable(tuple(given), item.hung)
+    rows = connection.execute(claimable, given | {"limit": item.limit}).mappings().all()
     if not rows:
         return []
     lease = [
@@ -311,6 +323,18 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
     if update_all(connection, transactions, lease) != len(rows):  # not locked after all: TiDB's SKIP LOCKED is no lock
         raise Outrun
     return _readable(dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows)
+
+
+@cache
+def _claimable(given: tuple[str, ...], hung: bool | None) -> Select[Any]:
+    due = transactions.c.wake_at
+    claimable = select(transactions).where(due <= bindparam("due_by") if "due_by" in given else due.is_not(None))
+    if "id" in given:
+        claimable = claimable.where(transactions.c.id == bindparam("id"))
+    if hung is not None:
+        claimable = claimable.where(HANGS if hung else _IS_UNDER_WAY)
+    claimable = claimable.order_by(due).limit(bindparam("limit", type_=Integer()))
+    return claimable.with_for_update(skip_locked=True)
 
 
 def _readable(rows: Iterable[Mapping[Any, Any]]) -> list[Transaction]:
@@ -329,7 +353,7 @@ def _readable(rows: Iterable[Mapping[Any, Any]]) -> list[Transaction]:
 
 def find(connection: Connection, transaction_id: str) -> Transaction | None:
     """The transaction of this id, as it is stored. Raises UnreadableRowError."""
-    row = connection.execute(select(transactions).where(transactions.c.id == transaction_id)).mappings().first()
+    row = connection.execute(_ONE, {"id": transaction_id}).mappings().first()
     return None if row is None else transaction_of(row)
 
 
@@ -358,8 +382,7 @@ def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
 
 def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision, float] | None:
     """The durable decision of a transaction, and its deadline in seconds since the epoch."""
-    columns = (transactions.c.decision, transactions.c.deadline)
-    row = connection.execute(select(*columns).where(transactions.c.id == transaction_id)).first()
+    row = connection.execute(_DECISION, {"id": transaction_id}).first()
     return None if row is None else (Decision(row[0]), row[1])
 
 
@@ -371,8 +394,7 @@ def list_calls(connection: Connection, transaction_id: str, limit: int, after_id
 
 def next_wake_at(connection: Connection) -> float | None:
     """When the first unfinished transaction is due."""
-    firsts = union_all(*(select(func.min(transactions.c.wake_at).label("at")).where(kind) for kind in _UNFINISHED))
-    wake_at: float | None = connection.execute(select(func.min(firsts.subquery().c.at))).scalar_one()
+    wake_at: float | None = connection.execute(_NEXT_WAKE_AT).scalar_one()
     return wake_at
 
 
@@ -418,8 +440,7 @@ def listen(connection: Connection) -> None:
 
 def list_participants(connection: Connection) -> list[RegisteredParticipant]:
     """Every registered participant, by name."""
-    rows = connection.execute(select(participants).order_by(participants.c.name))
-    return [RegisteredParticipant(**dict(row)) for row in rows.mappings()]
+    return [RegisteredParticipant(**dict(row)) for row in connection.execute(_PARTICIPANTS).mappings()]
 
 
 def put_participants(connection: Connection, items: Sequence[RegisteredParticipant]) -> list[bool]:
