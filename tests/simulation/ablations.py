@@ -231,6 +231,11 @@ def reaper() -> None:
     holdfast.reaper.Reaper.run_for_ever = rest  # type: ignore[method-assign]
 
 
+@ablation("the reaper acts on a row as it found it")
+def outdated_findings() -> None:
+    holdfast.execution._is_outdated = lambda happening, row, step: False
+
+
 @ablation("effects and the row are one local transaction")
 def one_local_transaction() -> None:
     call = holdfast.execution._call_handlers

@@ -137,4 +137,6 @@ class Branch(StrEnum):
     REFUSED = "cancelled because a branch refused"
     REQUESTED = "cancelled on request"
     CONFIRMED = "confirmed"
+    CONFLICT = "confirm came after a hold was given up at its hard limit, and was reported"
+    RESOLVED = "settled by an operator, mixed"
     REAPED = "hold released by the reaper"

@@ -149,16 +149,27 @@ class Judge:
             if violation.transaction_id in conflicts and violation.rule in NOT_FOR_CONFLICTS:
                 continue
             self.violated(violation.rule, violation.transaction_id, violation.what)
-        self._check_conflicts(conflicts, known)
+        self._check_conflicts(conflicts, listed)
         self._check_calm()
         for item in listed:
             self._check_audit(item)
 
-    def _check_conflicts(self, conflicts: set[str], known: dict[str, Known]) -> None:
+    def _check_conflicts(self, conflicts: set[str], listed: list[Any]) -> None:
         """A hold that was given up and a confirm that came late: reported, never silent."""
-        for id_ in conflicts:
-            if not known[id_].hung and known[id_].outcome not in ("confirmed", "mixed"):
-                self.violated("conflicts_are_reported", id_, "a hold was given up, and nothing says so")
+        for item in listed:
+            if item["id"] not in conflicts:
+                continue
+            self._world.plan.count(Branch.CONFLICT)
+            resolutions = [branch["resolution"] for branch in item["branches"] if branch["resolution"]]
+            if item["outcome"] is None:
+                reported = item["hung"] and item["hung_reason"] == "confirm_refused"
+            else:
+                reported = item["outcome"] == "mixed" and bool(resolutions)
+            if not reported:
+                self.violated("conflicts_are_reported", item["id"], "a hold was given up, and nothing says so")
+            for resolution in resolutions:
+                if not all(resolution[what] for what in ("as", "by", "at", "reason")):
+                    self.violated("audit_is_complete", item["id"], f"resolved, but who, when or why: {resolution}")
 
     def _check_calm(self) -> None:
         """Where nothing goes wrong nothing is repeated, and nobody takes anything from anybody."""

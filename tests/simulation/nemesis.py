@@ -13,7 +13,7 @@ from tests.simulation.scheduler import Process, pass_time
 
 DOWN_S: Final = (0.05, 2.0)
 FROZEN_S: Final = (0.2, 3.5)
-JUMP_S: Final = (-20.0, 20.0)
+JUMP_S: Final = (-5.0, 5.0)
 SEVERED_S: Final = (0.05, 0.6)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import random
 import types
+import warnings
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
@@ -170,6 +171,22 @@ class World:
                 self.judge.violated("comes_to_rest", None, f"within {LIVENESS_MAX_S} s: {self._busy()}")
                 return
             await pass_time(LOOK_S)
+        await self._resolve_some()
+
+    async def _resolve_some(self) -> None:
+        """An operator settles some of what hangs because a hold had been given up; the rest stays listed."""
+        _, hung = await answer(self, self.replicas[0].parts, ("hung",))
+        for item in hung["items"]:
+            refused = [branch["name"] for branch in item["branches"] if branch["hung_reason"] == "confirm_refused"]
+            if self.draw.random() < 0.5:
+                continue
+            for branch in refused:
+                self.tell("resolves", "operator", "", f"{self.short(item['id'])} {branch}")
+                request = ("resolve", item["id"], branch, "cancelled", "the hold had been given up")
+                status, _ = await answer(self, self.replicas[0].parts, request)
+                if status != 200:
+                    self.judge.violated("a_person_can_resolve", item["id"], f"{branch}: {status}")
+            self.plan.count(Branch.RESOLVED)
 
     def _busy(self) -> str:
         """What is not finished; hung conflicts with a hold that was given up are for people."""
@@ -329,4 +346,5 @@ def prepare() -> None:
     app.caller.os = _ids  # type: ignore[assignment]
     holdfast.execution.BACKOFF_CAP_S = 2.0  # type: ignore[misc]
     holdfast.reaper.CLAIM_S = 2.0  # type: ignore[misc]
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # whose process died before it began
     gc.disable()
