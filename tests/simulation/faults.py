@@ -138,5 +138,6 @@ class Branch(StrEnum):
     REQUESTED = "cancelled on request"
     CONFIRMED = "confirmed"
     CONFLICT = "confirm came after a hold was given up at its hard limit, and was reported"
+    REACQUIRED = "confirm came after a hold was given up, and acquired it again"
     RESOLVED = "settled by an operator, mixed"
     REAPED = "hold released by the reaper"

@@ -31,6 +31,8 @@ NOT_FOR_CONFLICTS: Final = frozenset(
     }
 )
 """Rules that a transaction breaks of which a hold was given up at its hard limit; it must be reported instead."""
+NOT_FOR_THE_REACQUIRED: Final = frozenset({"each_effect_once", "participants_agree", "effects_are_the_outcome"})
+"""Rules that do not count what was given up and acquired again: `_check_reacquired` does."""
 
 
 class Judge:
@@ -96,6 +98,7 @@ class Judge:
         holds: list[Hold] = []
         accounts: list[Account] = []
         conflicts: set[str] = set()
+        again: set[tuple[str, str]] = set()
         for service in world.services:
             connection = world.databases[service.name]
             rows = connection.execute(
@@ -114,7 +117,10 @@ class Judge:
                         at=at,
                     )
                 )
-            for id_, branch, state in connection.execute("SELECT transaction_id, branch, state FROM holdfast_branches"):
+            rows = connection.execute("SELECT transaction_id, branch, state, acquisition FROM holdfast_branches")
+            for id_, branch, state, acquisition in rows:
+                if acquisition > 1:
+                    again.add((id_, branch))
                 if state == "expired":
                     conflicts.add(id_)
                 elif state not in ("confirmed", "cancelled"):
@@ -148,8 +154,11 @@ class Judge:
         for violation in check(evidence):
             if violation.transaction_id in conflicts and violation.rule in NOT_FOR_CONFLICTS:
                 continue
+            if violation.rule in NOT_FOR_THE_REACQUIRED and any(violation.transaction_id == id_ for id_, _ in again):
+                continue
             self.violated(violation.rule, violation.transaction_id, violation.what)
         self._check_conflicts(conflicts, listed)
+        self._check_reacquired(again - {(id_, branch) for id_, branch in again if id_ in conflicts}, effects)
         self._check_calm()
         for item in listed:
             self._check_audit(item)
@@ -170,6 +179,14 @@ class Judge:
             for resolution in resolutions:
                 if not all(resolution[what] for what in ("as", "by", "at", "reason")):
                     self.violated("audit_is_complete", item["id"], f"resolved, but who, when or why: {resolution}")
+
+    def _check_reacquired(self, again: set[tuple[str, str]], effects: list[Effect]) -> None:
+        """A hold that was given up and acquired again: given back once for each time but the last."""
+        for id_, branch in again:
+            self._world.plan.count(Branch.REACQUIRED)
+            done = Counter(it.operation for it in effects if (it.transaction_id, it.branch) == (id_, branch))
+            if done["confirm"] > 1 or done["try"] != done["cancel"] + done["confirm"]:
+                self.violated("reacquired_once", id_, f"{branch} did {dict(done)}")
 
     def _check_calm(self) -> None:
         """Where nothing goes wrong nothing is repeated, and nobody takes anything from anybody."""

@@ -206,11 +206,14 @@ _TOLD = {
 class Service:
     """`life` is the process that runs now."""
 
-    def __init__(self, world: Any, name: str, *, hold_ttl_max_s: float | None, hold_max_s: float | None) -> None:
+    def __init__(
+        self, world: Any, name: str, *, hold_ttl_max_s: float | None, hold_max_s: float | None, reacquires: bool
+    ) -> None:
         self.world = world
         self.name = name
         self.hold_ttl_max_s = hold_ttl_max_s
         self.hold_max_s = hold_max_s
+        self.reacquires = reacquires
         self.life: Process | None = None
         self.lives = 0
         self.offset_s = 0.0
@@ -237,6 +240,7 @@ class Service:
             probe=self._probe,
             hold_ttl_max_s=self.hold_ttl_max_s,
             hold_max_s=self.hold_max_s,
+            reacquire=self.reacquires,
             lease_s=0.6,
         )
         participant._database = InlineDatabase(template._database._sync)  # type: ignore[arg-type]

@@ -112,7 +112,8 @@ class World:
     def _service(self, name: str) -> Service:
         ttl_s = self.draw.choice([None, None, 0.4, 1.5])
         limit_s = self.draw.choice([None, None, None, 3.0])
-        return Service(self, name, hold_ttl_max_s=ttl_s, hold_max_s=limit_s)
+        reacquires = limit_s is not None and self.draw.random() < 0.5
+        return Service(self, name, hold_ttl_max_s=ttl_s, hold_max_s=limit_s, reacquires=reacquires)
 
     def _register(self) -> None:
         self.database.executemany(
