@@ -14,7 +14,7 @@ from tests.simulation.scheduler import pass_time
 REQUEST_TIMEOUT_S: Final = 1.5
 ATTEMPTS_MAX: Final = 60
 NO_ANSWER: Final = (0, 500, 502, 503, 504)
-TIMEOUTS_S: Final = (0.25, 0.6, 1.5, 3.0)
+TIMEOUTS_S: Final = (0.25, 0.6, 2.0, 4.0)
 
 
 class Clients:

@@ -23,6 +23,8 @@ class Fault(StrEnum):
     REPLICA_CRASH_AT_COMMIT = "replica crashed beside a commit"
     REPLICA_CRASH_AT_CALL = "replica crashed beside a call"
     REPLICA_FREEZE = "replica froze for longer than a lease"
+    REPLICA_FREEZE_AT_COMMIT = "replica froze beside a commit"
+    REPLICA_FREEZE_AT_CALL = "replica froze as a call was to leave"
     REPLICA_STOP = "replica stopped in order and started again"
     REPLICA_SKEW = "replica's clock is off or drifts"
     BATCH_FAILED = "batch failed before the commit"

@@ -9,10 +9,9 @@ import httpx
 from holdfast.wire import Message, Operation
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Fault
-from tests.simulation.scheduler import Process, pass_time
+from tests.simulation.scheduler import FROZEN_S, Process, pass_time
 
 DOWN_S: Final = (0.05, 2.0)
-FROZEN_S: Final = (0.2, 3.5)
 JUMP_S: Final = (-5.0, 5.0)
 SEVERED_S: Final = (0.05, 0.6)
 
@@ -23,7 +22,6 @@ class Nemesis:
     def __init__(self, world: Any) -> None:
         self._world = world
         self._draw = world.draw
-        self._frozen: list[Process] = []
         acts = {
             Fault.REPLICA_CRASH: self._crash_replica,
             Fault.REPLICA_FREEZE: self._freeze_replica,
@@ -43,8 +41,8 @@ class Nemesis:
     def heal(self) -> None:
         """Everything runs again, and everybody reaches everybody."""
         self._world.network.severed.clear()
-        for process in self._frozen:
-            process.thaw()
+        for each in (*self._world.replicas, *self._world.services):
+            each.life.thaw()
 
     async def _again_and_again(self, fault: Fault, act: Any) -> None:
         while True:
@@ -86,18 +84,8 @@ class Nemesis:
     def _freeze(self, life: Process) -> bool:
         if not life.is_up:
             return False
-        self._world.tell("freezes", life.name, "", "")
-        life.freeze()
-        self._frozen.append(life)
-        self._world.loop.call_later(
-            self._draw.uniform(*FROZEN_S), self._thaw, life, context=self._world.loop.world.context
-        )
+        life.freeze_for(self._draw.uniform(*FROZEN_S))
         return True
-
-    def _thaw(self, life: Process) -> None:
-        if life.frozen:
-            self._world.tell("thaws", life.name, "", "")
-            life.thaw()
 
     def _stop_replica(self) -> bool:
         replica = self._draw.choice(self._world.replicas)

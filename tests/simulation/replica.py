@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.simulation.disk import SimulatedJournal
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.network import Reply
-from tests.simulation.scheduler import Process, current, never
+from tests.simulation.scheduler import Process, current, frozen, never
 
 POLL_S = 0.25
 STOP_S = 0.3
@@ -45,6 +45,8 @@ class Wire(httpx.AsyncBaseTransport):
             world.plan.count(Branch.REPEATED)
         message = (request.url.path, list(headers.items()), b"".join(request.stream))  # type: ignore[arg-type]
         label = f"{operation} {world.short(topic[0])} {topic[1]} #{attempt}"
+        if world.plan.hits(Fault.REPLICA_FREEZE_AT_CALL):
+            await frozen()
         exchange = world.network.exchange(self._name, host, message, topic, label)
         if world.plan.hits(Fault.REPLICA_CRASH_AT_CALL):
             if world.draw.random() < 0.7:
@@ -92,15 +94,16 @@ class Replica:
         self.lives += 1
         life = self.life = Process(world.loop, f"{self.name}.{self.lives}")
         life.clock_offset_s, life.clock_rate = self.offset_s, self.rate
-        life.died = lambda: self._died(life)
+        life.changed = self._changed
         self.is_ready = False
         world.tell("boots", life.name, "", "")
         life.context.run(self._assemble, life)
         life.spawn(self._start(life))
 
-    def _died(self, life: Process) -> None:
-        self.world.tell("dies", life.name, "", "")
-        self.world.replica_died()
+    def _changed(self, what: str, life: Process) -> None:
+        self.world.tell(what, life.name, "", "")
+        if what == "dies":
+            self.world.replica_died()
 
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings

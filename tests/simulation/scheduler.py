@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+FROZEN_S: Final = (0.2, 3.5)
+"""How long a frozen process is not scheduled: a lease is shorter."""
 STEPS_MAX: Final = 3_000_000
 """Callbacks in one seed, at the most."""
 STEPS_AT_ONCE_MAX: Final = 100_000
@@ -37,7 +39,7 @@ class Process:
         self.context.run(_PROCESS.set, self)
         self.clock_offset_s = 0.0
         self.clock_rate = 1.0
-        self.died: Callable[[], None] | None = None
+        self.changed: Callable[[str, Process], None] = lambda what, process: None
 
     def clock(self) -> float:
         """Seconds since the epoch, by this process."""
@@ -58,18 +60,20 @@ class Process:
         self.loop.removed(self)
         self.loop.graveyard.extend(self.ready)
         self.ready.clear()
-        if self.died is not None:
-            self.died()
+        self.changed("dies", self)
 
-    def freeze(self) -> None:
-        """Not scheduled until it is thawed; whatever becomes ready waits."""
-        if not self.frozen and not self.dead:
+    def freeze_for(self, seconds: float) -> None:
+        """Not scheduled for so long, or until it is thawed; whatever becomes ready waits."""
+        if self.is_up:
             self.frozen = True
+            self.changed("freezes", self)
             self.loop.removed(self)
+            self.loop.call_later(seconds, self.thaw, context=self.loop.world.context)
 
     def thaw(self) -> None:
         if self.frozen and not self.dead:
             self.frozen = False
+            self.changed("thaws", self)
             if self.ready:
                 self.loop.runnable.append(self)
 
@@ -213,6 +217,13 @@ async def pass_time(seconds: float) -> None:
     passed = loop.create_future()
     loop.call_later(seconds, _settle, passed)
     await passed
+
+
+async def frozen() -> None:
+    """Freeze the process that is running, here."""
+    process = current()
+    process.freeze_for(process.loop.draw.uniform(*FROZEN_S))
+    await pass_time(0.0)
 
 
 async def never() -> Any:

@@ -226,7 +226,7 @@ class Service:
         self.lives += 1
         life = self.life = Process(world.loop, f"{self.name}.{self.lives}")
         life.clock_offset_s, life.clock_rate = self.offset_s, self.rate
-        life.died = lambda: world.tell("dies", life.name, "", "")
+        life.changed = lambda what, process: world.tell(what, process.name, "", "")
         world.tell("boots", life.name, "", "")
         life.context.run(self._assemble, life)
 

@@ -68,7 +68,7 @@ def settings() -> Settings:
     return Settings(
         allowed_endpoints="http://*:*",
         call_timeout_s=0.5,
-        lease_s=1.0,
+        lease_s=0.8,
         retry_base_s=0.05,
         retry_cap_s=1.0,
         hold_margin_s=2.0,
