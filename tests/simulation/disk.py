@@ -15,7 +15,7 @@ from app.journal import BATCH_MAX, Journal, _CommitFailed, _settle, _Write
 from tests.simulation.databases import coordinator_engine, raw
 from tests.simulation.faults import Branch, Fault, Plan
 from tests.simulation.lean import LeanEngine
-from tests.simulation.scheduler import Process, frozen, never, pass_time
+from tests.simulation.scheduler import Process, freeze, never, pass_time
 
 COMMIT_S = (0.001, 0.01)
 SLOW_S = (0.1, 1.2)
@@ -101,10 +101,12 @@ class SimulatedJournal(Journal):
                 if self._plan.hits(Fault.REPLICA_CRASH_AT_COMMIT):
                     await self._crash(before=self._draw.random() < 0.5, batch=batch)
                 if self._plan.hits(Fault.REPLICA_FREEZE_AT_COMMIT):
-                    await frozen()
+                    freeze()
+                    await pass_time(0.0)
                 results = self._commit(batch)
                 if self._plan.hits(Fault.REPLICA_FREEZE_AT_COMMIT):
-                    await frozen()
+                    freeze()
+                    await pass_time(0.0)
                 await pass_time(self._draw.uniform(*READ_S))
                 answers = [(write.future, result) for write, result in zip(batch, results, strict=True)]
                 _settle(answers)

@@ -39,7 +39,9 @@ class Network:
         self._sent: dict[Any, int] = {}
         self._arrived: dict[Any, int] = {}
 
-    async def exchange(self, source: str, target: str, request: Any, topic: Any, label: str) -> Any:
+    async def exchange(
+        self, source: str, target: str, request: Any, topic: Any, label: str, *, leaves_in_s: float = 0.0
+    ) -> Any:
         """Send, and wait for the answer; raises when the connection fails, and waits for ever when nothing comes."""
         answer: asyncio.Future[Any] = self._loop.create_future()
         number = self._sent[topic] = self._sent.get(topic, 0) + 1
@@ -49,7 +51,8 @@ class Network:
         else:
             copies = 2 if self._plan.hits(Fault.DUPLICATED) else 1
             for _ in range(copies):
-                self._later(self._latency_s(), self._arrive, source, target, request, topic, number, label, answer)
+                delay_s = leaves_in_s + self._latency_s()
+                self._later(delay_s, self._arrive, source, target, request, topic, number, label, answer)
         return await answer
 
     def _arrive(self, source: str, target: str, request: Any, topic: Any, number: int, label: str, answer: Any) -> None:

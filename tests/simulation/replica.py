@@ -21,7 +21,7 @@ from app.settings import Settings
 from tests.simulation.disk import SimulatedJournal
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.network import Reply
-from tests.simulation.scheduler import Process, current, frozen, never
+from tests.simulation.scheduler import Process, current, freeze, never
 
 POLL_S = 0.25
 STOP_S = 0.3
@@ -45,9 +45,8 @@ class Wire(httpx.AsyncBaseTransport):
             world.plan.count(Branch.REPEATED)
         message = (request.url.path, list(headers.items()), b"".join(request.stream))  # type: ignore[arg-type]
         label = f"{operation} {world.short(topic[0])} {topic[1]} #{attempt}"
-        if world.plan.hits(Fault.REPLICA_FREEZE_AT_CALL):
-            await frozen()
-        exchange = world.network.exchange(self._name, host, message, topic, label)
+        leaves_in_s = freeze() if world.plan.hits(Fault.REPLICA_FREEZE_AT_CALL) else 0.0
+        exchange = world.network.exchange(self._name, host, message, topic, label, leaves_in_s=leaves_in_s)
         if world.plan.hits(Fault.REPLICA_CRASH_AT_CALL):
             if world.draw.random() < 0.7:
                 world.loop.world.spawn(_forget(exchange))
