@@ -38,6 +38,7 @@ class Fault(StrEnum):
     PARTICIPANT_FREEZE = "participant froze"
     PARTICIPANT_COMMIT_REPLY_LOST = "participant's commit done, its reply lost"
     PARTICIPANT_DATABASE_FAILED = "participant's database failed"
+    PARTICIPANT_SLOW = "participant's database slow"
     PARTICIPANT_DRIFT = "participant's clock drifts"
     PARTICIPANT_JUMP = "participant's clock jumped"
     HANDLER_REFUSES = "handler refuses"

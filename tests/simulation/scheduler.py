@@ -16,8 +16,8 @@ from typing import Any, Final
 
 FROZEN_S: Final = (0.2, 3.5)
 """How long a frozen process is not scheduled: a lease is shorter."""
-STEPS_MAX: Final = 120_000
-"""Callbacks in one seed, at the most: ten times what the busiest take."""
+STEPS_MAX: Final = 60_000
+"""Callbacks in one seed, at the most: several times what the busiest take."""
 STEPS_AT_ONCE_MAX: Final = 100_000
 """Callbacks at one moment of virtual time: more is a loop that waits for nothing."""
 

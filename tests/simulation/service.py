@@ -33,6 +33,7 @@ from tests.simulation.scheduler import Process, current, never, pass_time
 
 GATEWAY = "gateway"
 WORK_S = (0.0005, 0.005)
+SLOW_S = (0.05, 0.8)
 REAP_INTERVAL_S = 0.5
 ASK_TIMEOUT_S = 0.5
 
@@ -65,7 +66,8 @@ class InlineDatabase(Database):
 
     async def run(self, work: Callable[..., Any]) -> Any:
         draw = here.draw
-        await pass_time(draw.uniform(*WORK_S))
+        slow = here.plan.hits(Fault.PARTICIPANT_SLOW)
+        await pass_time(draw.uniform(*(SLOW_S if slow else WORK_S)))
         crashes = here.plan.hits(Fault.PARTICIPANT_CRASH_AT_COMMIT)
         try:
             if crashes and draw.random() < 0.5:
