@@ -254,6 +254,7 @@ def run_seed(
     service.here = world
     _ids.draw = world.draw
     _errors.world = world
+    _Watcher.count = 0
     ledger.time = types.SimpleNamespace(monotonic=lambda: world.loop.now)  # type: ignore[assignment]
     try:
         world.loop.run_to_end(world.run())
