@@ -17,5 +17,6 @@ SDK's routes, fence, execution and reaper. What is simulated: the event loop, cl
     judge.py      what is checked, at each call and at the end, by the rules of tests/chaos/checker.py
     ablations.py  safeguards that can be taken out, to see that the simulation notices
     shrink.py     a failing seed made smaller
-    __main__.py   many seeds on all cores, and the report
+    seeds.py      many seeds, on all cores
+    __main__.py   the command, and its report
 """

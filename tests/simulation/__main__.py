@@ -1,21 +1,17 @@
 """`python -m tests.simulation --seeds 2000` runs many seeds on all cores; `--seed 7` replays one of them."""
 
 import argparse
-import gc
-import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Final
 
 from tests.simulation.report import failure, never_met, table
+from tests.simulation.seeds import results_of
 from tests.simulation.shrink import shrink
 from tests.simulation.world import Result, run_seed
 
-CHUNK: Final = 10
-"""Seeds that a worker takes at once."""
 FAILURES_SHOWN_MAX: Final = 3
 PROGRESS_S: Final = 30.0
 
@@ -29,7 +25,7 @@ def main() -> int:
     failed: list[Result] = []
     seeds = transactions = 0
     shown_at = started
-    for result in _results(range(arguments.first, arguments.first + arguments.seeds), arguments.workers):
+    for result in results_of(range(arguments.first, arguments.first + arguments.seeds), arguments.workers):
         seeds += 1
         transactions += result.transactions
         fired += result.fired
@@ -67,26 +63,6 @@ def _replay(seed: int) -> int:
     if result.violations:
         print("\n".join(failure(result, shrink(seed, result))))
     return 1 if result.violations else 0
-
-
-def _results(seeds: range, workers: int) -> Iterator[Result]:
-    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
-    if workers == 1:
-        for chunk in chunks:
-            yield from run_seeds(chunk)
-        return
-    with multiprocessing.get_context("forkserver").Pool(workers, maxtasksperchild=50) as pool:
-        for results in pool.imap_unordered(run_seeds, chunks):
-            yield from results
-
-
-def run_seeds(seeds: range) -> list[Result]:
-    """Some seeds, one after another, in one process."""
-    results = []
-    for seed in seeds:
-        results.append(run_seed(seed))
-        gc.collect()
-    return results
 
 
 if __name__ == "__main__":

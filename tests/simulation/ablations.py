@@ -29,6 +29,7 @@ from holdfast.execution import Happening, Outcome
 from holdfast.fence import Event, Refusal, Refuse, Run, State
 from holdfast.wire import Operation
 from tests.simulation import databases, world
+from tests.simulation.seeds import warm_up
 
 SEEDS_MAX: Final = 1000
 LOST_COMMITS: Final = 3
@@ -128,6 +129,11 @@ def repeats() -> None:
 @ablation("no Confirm after the deadline or a hold's end")
 def hold_limits() -> None:
     app.protocol._hold_until = lambda transaction, branch, it, policy: transaction.deadline + 1e9
+
+
+@ablation("what can't end is listed as hung")
+def hung_is_noticed() -> None:
+    app.protocol._notice_hung = lambda transaction, now, policy: transaction
 
 
 @ablation("an idempotency key is unique")
@@ -275,8 +281,7 @@ class Caught:
 
 def catch(name: str, seeds_max: int) -> Caught:
     """Take the safeguard out of this process, for good, and run seeds until one fails."""
-    world.prepare()
-    databases.coordinator_engine()
+    warm_up()
     ABLATIONS[name][1]()
     started = time.monotonic()
     for seed in range(1, seeds_max + 1):

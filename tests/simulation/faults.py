@@ -143,4 +143,6 @@ class Branch(StrEnum):
     CONFLICT = "confirm came after a hold was given up at its hard limit, and was reported"
     REACQUIRED = "confirm came after a hold was given up, and acquired it again"
     RESOLVED = "settled by an operator, mixed"
+    CORE = "came to rest while some stayed away"
+    HUNG_FOR_THE_ABSENT = "listed as hung because its participant stayed away"
     REAPED = "hold released by the reaper"

@@ -60,6 +60,8 @@ class Nemesis:
         while True:
             await pass_time(self._draw.uniform(*DOWN_S) / 4)
             for each in everybody:
+                if each.name in world.absent:
+                    continue
                 if each.life.dead and (not world.plan.on or self._draw.random() < 0.5):
                     each.boot()
 

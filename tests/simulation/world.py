@@ -5,12 +5,13 @@ A seed is run with `run_seed`; nothing outside of it is drawn from, and nothing 
 
 import gc
 import hashlib
+import json
 import logging
 import random
 import types
 import warnings
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -21,6 +22,7 @@ import holdfast.execution
 import holdfast.reaper
 from app.metrics import Metrics
 from app.settings import Settings
+from app.transaction import FINAL, HungReason
 from tests.chaos import ledger
 from tests.chaos.checker import Violation
 from tests.chaos.notes import Note
@@ -42,6 +44,8 @@ SAFETY_MAX_S: Final = 8.0
 LIVENESS_MAX_S: Final = 60.0
 LOOK_S: Final = 0.25
 SKEW_S: Final = 0.15
+ABSENT_CHANCE: Final = 0.2
+"""In so many seeds some stay away for the first part of the liveness phase."""
 DRIFT: Final = 0.01
 """Clocks of replicas are this much off at the most: well within the margin of holds."""
 
@@ -95,6 +99,8 @@ class World:
         self.snapshots: list[bytes] = []
         self.owners: dict[str, str] = {}
         self.strangers: set[str] = set()
+        self.absent: set[str] = set()
+        """Who stays away although faults are off."""
         self._keeps_timeline = keeps_timeline
         self._trace = hashlib.blake2b(digest_size=16)
         self._short: dict[str, str] = {}
@@ -162,22 +168,53 @@ class World:
         self.tell("faults off", "", "", "")
         self.plan.stop()
         nemesis.heal()
-        await self._come_to_rest()
+        if self.draw.random() < ABSENT_CHANCE:
+            await self._come_to_rest_without(self._drawn_to_be_absent())
+        await self._until(lambda: self._busy() or (self.clients.left and "clients"))
+        await self._resolve_some()
         await self._judge()
 
-    async def _come_to_rest(self) -> None:
+    def _drawn_to_be_absent(self) -> list[Any]:
+        """One participant, or all replicas but one."""
+        if self.draw.random() < 0.5:
+            return [self.draw.choice(self.services)]
+        core = self.draw.choice(self.replicas)
+        return [replica for replica in self.replicas if replica is not core]
+
+    async def _come_to_rest_without(self, absent: list[Any]) -> None:
+        """A healthy core ends what needs nobody else, and lists the rest as hung, with the reason."""
+        self.absent = {each.name for each in absent}
+        for each in absent:
+            self.tell("stays away", each.name, "", "")
+            each.life.kill()
+        self.plan.count(Branch.CORE)
+        await self._until(lambda: self._busy(without=self.absent))
+        for item in await self._hung():
+            for branch in item["branches"]:
+                if branch["hung_reason"] in (HungReason.CONFIRM_UNANSWERED, HungReason.CANCEL_UNANSWERED):
+                    self.plan.count(Branch.HUNG_FOR_THE_ABSENT)
+                    if _place_of(branch) not in self.absent:
+                        self.judge.violated("hung_for_a_reason", item["id"], f"{branch['name']} could be reached")
+        self.absent = set()
+
+    async def _until(self, busy: Callable[[], Any]) -> None:
+        """Wait until nothing is left to do, for a bounded time."""
         until = self.loop.now + LIVENESS_MAX_S
-        while self.clients.left or self._busy():
+        while left := busy():
             if self.loop.now > until:
-                self.judge.violated("comes_to_rest", None, f"within {LIVENESS_MAX_S} s: {self._busy()}")
+                self.judge.violated("comes_to_rest", None, f"within {LIVENESS_MAX_S} s: {left}")
                 return
             await pass_time(LOOK_S)
-        await self._resolve_some()
+
+    async def _hung(self) -> Any:
+        """What a replica that runs lists as hung."""
+        running = next(replica for replica in self.replicas if not replica.life.dead)
+        _, hung = await answer(self, running.parts, ("hung",))
+        return hung["items"]
 
     async def _resolve_some(self) -> None:
         """An operator settles some of what hangs because a hold had been given up; the rest stays listed."""
-        _, hung = await answer(self, self.replicas[0].parts, ("hung",))
-        for item in hung["items"]:
+        for item in await self._hung():
             refused = [branch["name"] for branch in item["branches"] if branch["hung_reason"] == "confirm_refused"]
             if self.draw.random() < 0.5:
                 continue
@@ -189,16 +226,24 @@ class World:
                     self.judge.violated("a_person_can_resolve", item["id"], f"{branch}: {status}")
             self.plan.count(Branch.RESOLVED)
 
-    def _busy(self) -> str:
-        """What is not finished; hung conflicts with a hold that was given up are for people."""
-        rows = self.database.execute("SELECT id, hung_since FROM transactions WHERE wake_at IS NOT NULL").fetchall()
+    def _busy(self, without: Set[str] = frozenset()) -> str:
+        """What is not finished, but for what waits for people or for the absent, and is listed as hung for it."""
+        rows = self.database.execute(
+            "SELECT id, hung_since, definition, state FROM transactions WHERE wake_at IS NOT NULL"
+        )
         given_up = {
             id_
             for connection in self.databases.values()
             for (id_,) in connection.execute("SELECT transaction_id FROM holdfast_branches WHERE state = 'expired'")
         }
-        left = [self.short(id_) for id_, hung_since in rows if not (hung_since and id_ in given_up)]
+        left = []
+        for id_, hung_since, definition, state in rows.fetchall():
+            waits_for = _unfinished_places(json.loads(definition), json.loads(state)) if without else set()
+            if not (hung_since and (id_ in given_up or waits_for & without)):
+                left.append(self.short(id_))
         for name, connection in self.databases.items():
+            if name in without:
+                continue
             waiting = connection.execute(
                 "SELECT transaction_id, branch, state FROM holdfast_branches WHERE check_at IS NOT NULL "
                 "OR state NOT IN ('confirmed', 'cancelled', 'expired')"
@@ -274,6 +319,23 @@ def run_seed(
     )
     world.loop.bury()
     return result
+
+
+def _unfinished_places(definition: Any, state: Any) -> set[str]:
+    """Which participants a transaction still waits for, from its row."""
+    branches = zip(definition["branches"], state["branches"], strict=True)
+    return {
+        defined["participant"] or _host(defined["endpoints"][0]) for defined, at in branches if at["phase"] not in FINAL
+    }
+
+
+def _place_of(branch: Any) -> str:
+    """Which participant a branch is at, from the API's answer."""
+    return branch["participant"] or _host(branch["endpoints"]["try"])
+
+
+def _host(url: str) -> str:
+    return url.split("/")[2]
 
 
 # --- what is replaced in the process -----------------------------------------------------------------------------
