@@ -65,18 +65,20 @@ class SimulatedJournal(Journal):
 
     def _notice(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Count what only a look at the writes shows."""
-        if function is store.claim:
-            for transaction in result:
-                if self._owners.get(transaction.id, self._name) != self._name:
-                    self._plan.count(Branch.ADOPTED)
-                self._owners[transaction.id] = self._name
-        elif function is store.record:
-            if result.created:
-                self._owners[result.transaction_id] = self._name
-            else:
-                self._plan.count(Branch.KEY_KNOWN)
+        if function is store.record and not result.created:
+            self._plan.count(Branch.KEY_KNOWN)
         elif function is store.save and result.hung_since is not None:
             self._plan.count(Branch.HUNG)
+
+    def _note_owner(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
+        """Whose a transaction is from this commit on, known or not to those who had it before."""
+        if function is store.claim:
+            for transaction in result:
+                if not self._owners.get(transaction.id, self._process.name).startswith(f"{self._name}."):
+                    self._plan.count(Branch.ADOPTED)
+                self._owners[transaction.id] = self._process.name
+        elif function is store.record and isinstance(result, store.Recorded) and result.created:
+            self._owners[result.transaction_id] = self._process.name
 
     async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         return await self.write(function, item)
@@ -131,6 +133,8 @@ class SimulatedJournal(Journal):
         if self._plan.hits(Fault.COMMIT_LOST):
             raise _CommitFailed(OperationalError("simulated", None, DriverError()))
         results = super()._commit_together(batch)
+        for write, result in zip(batch, results, strict=True):
+            self._note_owner(write.function, result)
         self._committed()
         if self._plan.hits(Fault.COMMIT_REPLY_LOST):
             if any(write.function is store.save for write in batch):

@@ -122,6 +122,7 @@ class Branch(StrEnum):
 
     ADOPTED = "adopted by another replica"
     STALE = "overtaken: StaleError"
+    OVERTAKEN_CALL = "call of a replica that had been overtaken when it left"
     TOMBSTONE = "tombstone written by an empty cancel"
     LATE_TRY = "late Try refused by the fence"
     TOLD_CONFIRM = "inquiry answered confirm"

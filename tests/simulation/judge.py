@@ -44,6 +44,7 @@ class Judge:
         self._decided: dict[str, str] = {}
         self._under_way: Counter[Call] = Counter()
         self._first_try_left: dict[tuple[str, str], float] = {}
+        self._calls_of_the_overtaken: Counter[Call] = Counter()
         self._holds_for: dict[tuple[str, str], float] = {}
 
     def violated(self, rule: str, transaction_id: str | None, what: str) -> None:
@@ -67,8 +68,17 @@ class Judge:
                 self.violated("decision_never_changes", transaction_id, f"now {operation}")
             elif operation == "confirm" and row[0] == operation:
                 self._check_limits(transaction_id, row[1], row[2])
+        if self._world.owners.get(transaction_id, life) != life:
+            self._check_overtaken(call)
         self._under_way[call] += 1
         return call
+
+    def _check_overtaken(self, call: Call) -> None:
+        """Whoever was overtaken finds out by the save that precedes a call: what was saved by then may still leave."""
+        self._world.plan.count(Branch.OVERTAKEN_CALL)
+        self._calls_of_the_overtaken[call] += 1
+        if self._calls_of_the_overtaken[call] > 1:
+            self.violated("the_overtaken_stop", call[1], f"{call[0]} calls {call[2]} again")
 
     def call_ends(self, call: Call) -> None:
         self._under_way[call] -= 1

@@ -238,8 +238,8 @@ class World:
         }
         left = []
         for id_, hung_since, definition, state in rows.fetchall():
-            waits_for = _unfinished_places(json.loads(definition), json.loads(state)) if without else set()
-            if not (hung_since and (id_ in given_up or waits_for & without)):
+            waits_for = _unfinished_places(json.loads(definition), json.loads(state)) if without else {""}
+            if not (hung_since and (id_ in given_up or waits_for <= without)):
                 left.append(self.short(id_))
         for name, connection in self.databases.items():
             if name in without:
