@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from sqlalchemy import Connection
+
 import app.coordinator
 import app.protocol
 import app.recovery
@@ -87,6 +89,22 @@ def version_check() -> None:
         return update_all(connection, table, without)
 
     app.store.update_all = update
+
+
+@ablation("a claim raises the version")
+def claim_raises_version() -> None:
+    update_all, claim = app.store.update_all, app.store.claim
+
+    def update(connection: Connection, table: Any, changed: Any) -> int:
+        is_claim = set(changed[0]) == {f"{EXPECTED}id", f"{EXPECTED}version", "version", "wake_at"}
+        kept = [{name: value for name, value in row.items() if name != "version"} for row in changed]
+        return update_all(connection, table, kept if is_claim else changed)
+
+    def quiet(connection: Connection, items: Any) -> Any:
+        return [[replace(it, version=it.version - 1) for it in claimed] for claimed in claim(connection, items)]
+
+    app.store.update_all = update
+    app.store.claim = quiet
 
 
 @ablation("others leave a transaction alone while its lease runs")
