@@ -32,6 +32,7 @@ from holdfast.fence import Event, Refusal, Refuse, Run, State
 from holdfast.wire import Operation
 from tests.simulation import databases, world
 from tests.simulation.seeds import warm_up
+from tests.simulation.service import GATEWAY
 
 SEEDS_MAX: Final = 1000
 LOST_COMMITS: Final = 3
@@ -209,6 +210,15 @@ def fence_row() -> None:
         (State.CANCELLED, Event.CANCEL): Run((Operation.CANCEL,), State.CANCELLING, State.CANCELLED),
     }
     _decide_otherwise(lambda seen, event: runs.get((seen.state, event)))
+
+
+@ablation("a branch has one row: the fence's unique key")
+def unique_key() -> None:
+    for name in ("orders", "stock", GATEWAY):
+        databases.raw(databases.participant_engine(name)).executescript(
+            "CREATE TABLE apart AS SELECT * FROM holdfast_branches;"
+            "DROP TABLE holdfast_branches; ALTER TABLE apart RENAME TO holdfast_branches;"
+        )
 
 
 @ablation("a Try that comes after its Cancel is refused")
