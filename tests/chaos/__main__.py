@@ -6,20 +6,21 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import httpx
 
 from tests.chaos import ledger, report
 from tests.chaos.checker import check, stale_reads
+from tests.chaos.disks import separate
 from tests.chaos.evidence import Evidence, Rest, dump, gather
-from tests.chaos.nemesis import Nemesis, plan
-from tests.chaos.world import START_MAX_S, World, wait_ready
+from tests.chaos.nemesis import FULL, Nemesis, plan
+from tests.chaos.processes import wait_ready
+from tests.chaos.world import START_MAX_S, World
+from tests.support.server_process import temporary_home
 
 SETTLE_MAX_S: Final = 60.0
 """Within this time after everything works again, every transaction must be finished."""
@@ -67,7 +68,13 @@ def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
     sampler = Sampler(world)
     sampler.start()
     world.clients.start()
-    actions = plan(seed, seconds=seconds, replicas=len(world.replicas), participants=len(world.participants))
+    actions = plan(
+        seed,
+        seconds=seconds,
+        replicas=len(world.replicas),
+        participants=len(world.participants),
+        without=frozenset() if world.disks else FULL.keys(),
+    )
     nemesis = Nemesis(world, actions)
     nemesis.run(seconds)
     nemesis.heal()
@@ -148,15 +155,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0, help="how long faults last")
     parser.add_argument("--replicas", type=int, default=3, help="coordinators on one database")
-    parser.add_argument("--clients", type=int, default=32, help="clients, each with one transaction at a time")
+    parser.add_argument("--clients", type=int, default=96, help="clients, each with one transaction at a time")
     parser.add_argument("--seed", default="", help="what is done to whom, and when; drawn when it is left out")
     parser.add_argument("--keep", action="store_true", help="keep the logs of a run without violations too")
     asked = parser.parse_args()
     seed = asked.seed or str(random.SystemRandom().randrange(10**9))
-    folder = Path(tempfile.mkdtemp(prefix="holdfast-chaos-"))
+    folder = temporary_home("holdfast-chaos-")
+    folder.chmod(0o711)  # PostgreSQL runs as somebody else, in a folder of its own within
+    no_disks = separate()
     print(f"chaos: {asked.minutes:g} minutes, {asked.replicas} replicas, seed {seed}", flush=True)
     try:
-        with World(folder, replicas=asked.replicas, clients=asked.clients, seed=seed) as world:
+        with World(
+            folder, replicas=asked.replicas, clients=asked.clients, seed=seed, disks_may_fill=no_disks is None
+        ) as world:
+            if no_disks is not None:
+                world.left_out.append(f"full disks: no mounts of our own ({no_disks})")
             well, text = run(world, seconds=asked.minutes * 60, seed=seed)
     except BaseException:
         print(f"logs: {folder}")

@@ -78,9 +78,13 @@ CHANGES: Final[dict[tuple[str, str], dict[str, int]]] = {
 
 
 def open_database(url: str) -> Engine:
-    """An engine for a participant's database. Processes are killed here, machines are not: SQLite need not sync."""
-    engine = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=8)
-    if make_url(url).get_backend_name() == "sqlite":
+    """An engine for a participant's database. Processes are killed here, machines are not: SQLite need not sync.
+
+    Few connections: SQLite has one writer, and those that wait for it ask again and again.
+    """
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    engine = create_engine(url, pool_pre_ping=not is_sqlite, pool_size=2 if is_sqlite else 8, max_overflow=0)
+    if is_sqlite:
         event.listen(engine, "connect", _configure_sqlite)
     return engine
 

@@ -10,17 +10,23 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tests.chaos.world import LEASE_S, STOP_MAX_S, ParticipantProcess, Process, Replica, World
+from tests.chaos.disks import Disk
+from tests.chaos.processes import STOP_MAX_S, ParticipantProcess, Process, Replica
+from tests.chaos.proxy import LinkPorts, Mode, Place
+from tests.chaos.world import LEASE_S, PARTICIPANTS, World
 
 TICK_S: Final = 0.1
-PAUSE_MEAN_S: Final = 2.5
+PAUSE_MEAN_S: Final = 2.0
+CPU_LOOK_S: Final = 1.0
+LINKS_MAX: Final = 10_000
+DELAY_S: Final = (0.02, 0.4)
 RESTART_PAUSE_S: Final = 0.5
 """How soon a process that ended by itself is started again, such as a replica that found no database."""
 
@@ -38,43 +44,80 @@ class Kind(StrEnum):
     KILL_BOTH = "SIGKILL of a replica and a participant"
     CRASH_POSTGRES = "PostgreSQL immediate"
     CRASH_IN_RECOVERY = "SIGKILL of a replica, PostgreSQL immediate in its recovery"
+    FULL_POSTGRES = "disk of PostgreSQL full"
+    FULL_PARTICIPANT = "disk of a participant full"
+    PARTITION_CLIENTS = "no way between clients and a replica"
+    PARTITION_PARTICIPANT = "no way between replicas and a participant"
+    PARTITION_DATABASE = "no way between a replica and PostgreSQL"
+    LATENCY = "latency on a link"
+    RESET_LINK = "all connections of a link reset"
+    KILL_OLD = "SIGKILL of the replica with old code, for good"
 
 
 BAG: Final = {
-    Kind.KILL_REPLICA: 3,
-    Kind.KILL_AGAIN: 1,
+    Kind.KILL_REPLICA: 5,
+    Kind.KILL_AGAIN: 2,
     Kind.KILL_ALL_REPLICAS: 1,
     Kind.FREEZE_SHORT: 1,
     Kind.FREEZE_LONG: 2,
     Kind.TERMINATE_REPLICA: 1,
-    Kind.KILL_PARTICIPANT: 2,
+    Kind.KILL_PARTICIPANT: 4,
     Kind.KILL_BOTH: 1,
     Kind.CRASH_POSTGRES: 1,
     Kind.CRASH_IN_RECOVERY: 1,
+    Kind.FULL_POSTGRES: 1,
+    Kind.FULL_PARTICIPANT: 1,
+    Kind.PARTITION_CLIENTS: 1,
+    Kind.PARTITION_PARTICIPANT: 1,
+    Kind.PARTITION_DATABASE: 2,
+    Kind.LATENCY: 2,
+    Kind.RESET_LINK: 1,
 }
 """How often each comes up in one round; a round is drawn in a random order, so that none is missing for long."""
 
 FIRST: Final = {Kind.KILL_REPLICA, Kind.FREEZE_LONG, Kind.CRASH_POSTGRES}
 """What even the shortest run is to do."""
 
+FULL: Final = {Kind.FULL_POSTGRES: "postgres", Kind.FULL_PARTICIPANT: PARTICIPANTS[0]}
+"""Which disk it is."""
+
+PARTED: Final = {
+    Kind.PARTITION_CLIENTS: Place.CLIENTS,
+    Kind.PARTITION_PARTICIPANT: Place.PARTICIPANT,
+    Kind.PARTITION_DATABASE: Place.DATABASE,
+}
+ON_LINKS: Final = {*PARTED, Kind.LATENCY, Kind.RESET_LINK}
+FREEZES: Final = {Kind.FREEZE_SHORT, Kind.FREEZE_LONG}
+NO_KILLS: Final = {*ON_LINKS, *FREEZES, *FULL, Kind.TERMINATE_REPLICA}
+"""What doesn't kill anybody: not by itself."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
     """What to do after `pause_s` seconds in which clients could get something done.
 
-    `down_s` is how long what was hit stays away; `gap_s` lies between two blows of one action.
+    `down_s` is how long what was hit stays away; `gap_s` lies between two blows of one action. `link` counts those
+    that the kind is for, as often round as it takes.
     """
 
     pause_s: float
     kind: Kind
     replica: int
     participant: int
+    link: int
+    mode: Mode
     down_s: float
     gap_s: float
+    delay_s: float
 
 
-def plan(seed: str, *, seconds: float, replicas: int, participants: int) -> Iterator[Action]:
-    """What is to happen, without end. In a short run it happens faster, so that all of it happens."""
+def plan(
+    seed: str, *, seconds: float, replicas: int, participants: int, without: Set[Kind] = frozenset()
+) -> Iterator[Action]:
+    """What is to happen, without end, and `without` what can't be done here.
+
+    In a short run it happens faster, so that all of it happens. A replica too many is the one with old code.
+    """
     draw = random.Random(seed)
     mean_s = min(PAUSE_MEAN_S, seconds / (sum(BAG.values()) + 1))
     first = True
@@ -85,14 +128,28 @@ def plan(seed: str, *, seconds: float, replicas: int, participants: int) -> Iter
             kinds.sort(key=lambda kind: kind not in FIRST)
             first = False
         for kind in kinds:
-            yield Action(
+            action = Action(
                 pause_s=mean_s * draw.uniform(0.2, 1.8),
                 kind=kind,
-                replica=draw.randrange(replicas),
+                replica=draw.randrange(replicas + (kind in FREEZES)),
                 participant=draw.randrange(participants),
+                link=draw.randrange(LINKS_MAX),
+                mode=_mode(draw, kind),
                 down_s=_down_s(draw, kind),
                 gap_s=draw.uniform(0.2, LEASE_S + 1.0),
+                delay_s=draw.uniform(*DELAY_S),
             )
+            if kind not in without:
+                yield action
+
+
+def _mode(draw: random.Random, kind: Kind) -> Mode:
+    match kind:
+        case Kind.LATENCY:
+            return Mode.DELAY
+        case Kind.RESET_LINK:
+            return Mode.RESET
+    return draw.choice([Mode.CUT, Mode.SWALLOW])
 
 
 def _down_s(draw: random.Random, kind: Kind) -> float:
@@ -102,8 +159,16 @@ def _down_s(draw: random.Random, kind: Kind) -> float:
         case Kind.FREEZE_LONG:
             return draw.uniform(1.2, 2.5) * LEASE_S
         case Kind.CRASH_POSTGRES | Kind.CRASH_IN_RECOVERY:
-            return draw.uniform(0.0, 1.5)
-    return draw.uniform(0.0, 3.0)
+            return draw.uniform(0.0, 1.0)
+        case Kind.FULL_POSTGRES | Kind.FULL_PARTICIPANT:
+            return draw.uniform(1.0, 4.0)
+        case Kind.PARTITION_CLIENTS | Kind.PARTITION_PARTICIPANT | Kind.PARTITION_DATABASE:
+            return draw.uniform(0.5, 2.0 * LEASE_S)
+        case Kind.LATENCY:
+            return draw.uniform(1.0, 6.0)
+        case Kind.RESET_LINK:
+            return 0.0
+    return draw.uniform(0.0, 2.0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,6 +187,7 @@ class Journal:
 
     outages: list[Outage] = field(default_factory=list)
     counts: Counter[Kind] = field(default_factory=Counter)
+    modes: Counter[tuple[Mode, Place]] = field(default_factory=Counter)
     restarts: int = 0
     complaints: list[str] = field(default_factory=list)
     """What no process may do, however it is treated."""
@@ -129,10 +195,18 @@ class Journal:
     @property
     def kills(self) -> int:
         """How many times a process was killed: SIGKILL, or PostgreSQL's "immediate"."""
-        return sum(1 for outage in self.outages if outage.kind not in _NO_KILLS)
+        return sum(self.kills_by_target.values())
+
+    @property
+    def kills_by_target(self) -> Counter[str]:
+        """Who was killed how often: replicas, participants, PostgreSQL."""
+        return Counter(_sort_of(outage.target) for outage in self.outages if outage.kind not in NO_KILLS)
 
 
-_NO_KILLS: Final = (Kind.FREEZE_SHORT, Kind.FREEZE_LONG, Kind.TERMINATE_REPLICA)
+def _sort_of(target: str) -> str:
+    if target == "postgres":
+        return "PostgreSQL"
+    return "replicas" if target.startswith("replica-") else "participants"
 
 
 class Nemesis:
@@ -149,6 +223,10 @@ class Nemesis:
         self._never = threading.Event()
         self._outages: dict[str, Outage] = {}
         self._postgres_start: Future[None] | None = None
+        self._is_away = False
+        """PostgreSQL was crashed, and is not to be started yet."""
+        self._full: set[str] = set()
+        self._cpu_due_at = 0.0
 
     def run(self, seconds: float) -> None:
         """Do what is planned, one after another, until the time is over."""
@@ -164,17 +242,29 @@ class Nemesis:
 
     def _works(self) -> bool:
         """Whether clients can get anything done: on a slow machine a replica takes long to start."""
-        return "postgres" not in self._outages and any(replica.ready for replica in self._world.replicas)
+        is_stuck = any(name in self._outages for name in ("postgres", *FULL.values()))
+        return not is_stuck and any(replica.ready for replica in self._world.replicas)
 
     def heal(self) -> None:
-        """Everything that was hit comes back, and nothing more happens."""
+        """Everything that was hit comes back but the old code, and nothing more happens."""
         self._say("heal everything")
         self._due.clear()
-        if self._postgres_start is None and "postgres" in self._outages:
+        for link in self._world.links:
+            self._restore(link)
+        for name, disk in self._world.disks.items():
+            if name in self._full:
+                self._free(disk)
+        if self._postgres_start is None and not self._world.postgres.running:
             self._start_postgres()
-        for process in self._world.processes:
+        for process in self._world.everybody:
             if process.frozen:
                 self._thaw(process)
+        old = self._world.old_replica
+        if old is not None and old.alive:
+            self._open_outage(old.name, Kind.KILL_OLD)
+            self.journal.counts[Kind.KILL_OLD] += 1
+            self._say(f"SIGKILL {old.name}, for good")
+            old.kill()
         for process in self._world.processes:
             if not process.alive:
                 self._start(process)
@@ -198,14 +288,33 @@ class Nemesis:
                 self._say(f"{process.name} ended by itself with {process.status}, start it again")
                 process.wanted = False
                 self._plan(now + RESTART_PAUSE_S, lambda process=process: self._start(process))  # type: ignore[misc]
+        self._look_at_old_code()
+        if now >= self._cpu_due_at:
+            self._cpu_due_at = now + CPU_LOOK_S
+            for process in self._world.everybody:
+                process.look_at_cpu()
         self._never.wait(TICK_S)
+
+    def _look_at_old_code(self) -> None:
+        """It has no reason to end, whatever happens around it, and can't come back on the new schema."""
+        old = self._world.old_replica
+        if old is not None and old.name in self._outages and old.ready:
+            self._close_outage(old.name)
+        if old is not None and old.wanted and not old.alive:
+            old.wanted = False
+            self._complain(f"{old.name}, with the code of {self._world.old_commit}, ended by itself with {old.status}")
 
     def _plan(self, at: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._due, (at, next(self._order), what))
 
     def _do(self, action: Action) -> bool:
         """Whether it was done: what it is for may be down already."""
-        replica = next(_ready_from(self._world.replicas, action.replica), None)
+        if action.kind in ON_LINKS:
+            return self._hit_link(action)
+        if action.kind in FULL:
+            return self._fill(action)
+        old = [self._world.old_replica] if self._world.old_replica is not None and action.kind in FREEZES else []
+        replica = next(_ready_from([*self._world.replicas, *old], action.replica), None)
         participant = next(_ready_from(self._world.participants, action.participant), None)
         victims = self._victims(action.kind, replica, participant)
         hits_postgres = action.kind in (Kind.CRASH_POSTGRES, Kind.CRASH_IN_RECOVERY)
@@ -271,6 +380,50 @@ class Nemesis:
         else:
             self._plan(time.monotonic() + TICK_S, lambda: self._watch_end(process, since))
 
+    def _hit_link(self, action: Action) -> bool:
+        place = PARTED.get(action.kind)
+        links = [link for link in self._world.links if place in (None, link.place) and link.name not in self._outages]
+        if not links:
+            return False
+        link = links[action.link % len(links)]
+        self.journal.counts[action.kind] += 1
+        self.journal.modes[action.mode, link.place] += 1
+        self._open_outage(link.name, action.kind)
+        self._world.network.set(link.name, action.mode, action.delay_s)
+        if action.mode is Mode.RESET:
+            self._say(f"reset {link.name}")
+            self._close_outage(link.name)
+        else:
+            self._say(f"{action.mode} {link.name} for {action.down_s:.2f} s")
+            self._plan(time.monotonic() + action.down_s, lambda: self._restore(link))
+        return True
+
+    def _restore(self, link: LinkPorts) -> None:
+        if link.name in self._outages:
+            self._world.network.set(link.name, Mode.PASS)
+            self._close_outage(link.name)
+            self._say(f"{link.name} is as it was")
+
+    def _fill(self, action: Action) -> bool:
+        name = FULL[action.kind]
+        if name in self._outages:
+            return False
+        disk = self._world.disks[name]
+        self.journal.counts[action.kind] += 1
+        self._open_outage(name, action.kind)
+        self._full.add(name)
+        disk.fill()
+        self._say(f"the disk of {name} is full for {action.down_s:.2f} s")
+        self._plan(time.monotonic() + action.down_s, lambda: self._free(disk))
+        return True
+
+    def _free(self, disk: Disk) -> None:
+        disk.free()
+        self._full.discard(disk.name)
+        self._say(f"the disk of {disk.name} has room again")
+        if disk.name != "postgres" or self._world.postgres.running:
+            self._close_outage(disk.name)
+
     def _thaw(self, process: Process) -> None:
         if not process.frozen:
             return  # killed meanwhile
@@ -287,16 +440,24 @@ class Nemesis:
         if "postgres" in self._outages:
             return
         self._open_outage("postgres", action.kind)
+        self._is_away = True
         self._world.crash_postgres()
         self._say(f"PostgreSQL immediate, back in {action.down_s:.2f} s")
         self._plan(time.monotonic() + action.down_s, self._start_postgres)
 
     def _start_postgres(self) -> None:
+        self._is_away = False
         self._say("start PostgreSQL")
         self._postgres_start = self._world.start_postgres()
 
     def _notice_postgres(self) -> None:
-        """Its start has come to an end; a failure ends the run."""
+        """Its start has come to an end; a failure ends the run. On a full disk it gives up by itself."""
+        if self._postgres_start is None and not self._full and not self._is_away and not self._world.postgres.running:
+            self.journal.restarts += 1
+            self._say("PostgreSQL ended by itself, start it again")
+            if "postgres" not in self._outages:
+                self._open_outage("postgres", Kind.FULL_POSTGRES)
+            self._start_postgres()
         if self._postgres_start is not None and self._postgres_start.done():
             self._postgres_start.result()
             self._postgres_start = None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from anyio import to_thread
 from fastapi import FastAPI
 
 from holdfast import Participant
@@ -20,6 +21,8 @@ from tests.chaos.notes import Note, Notebook, slug_of
 from tests.chaos.witness import Faults, RequestLog, Witness
 
 REAP_INTERVAL_S = 0.5
+THREADS_MAX = 8
+"""More of them than connections to the database only wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,7 @@ def main() -> None:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS_MAX
         async with participant.lifespan(app):
             print(f"running on http://127.0.0.1:{config.port}", flush=True)
             yield
@@ -95,7 +99,7 @@ def main() -> None:
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.include_router(participant.router, prefix="/tcc")
     app.add_middleware(Witness, log=RequestLog(folder / f"requests-{config.name}-{config.life}.tsv"), faults=faults)
-    uvicorn.run(app, host="127.0.0.1", port=config.port, log_level="critical", access_log=False)
+    uvicorn.run(app, host="127.0.0.1", port=config.port, log_level="critical", access_log=False, proxy_headers=False)
 
 
 if __name__ == "__main__":

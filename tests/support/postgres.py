@@ -50,9 +50,18 @@ class PostgresServer:
     """One server: started on entry, stopped and removed on exit, whatever happens in between."""
 
     def __init__(
-        self, *, connections_max: int = 200, prepared_transactions_max: int = 50, durable: bool = False
+        self,
+        *,
+        connections_max: int = 200,
+        prepared_transactions_max: int = 50,
+        durable: bool = False,
+        parent: Path | None = None,
     ) -> None:
-        """`durable` keeps fsync on: for measurements; tests want speed, and no power cut will happen."""
+        """`durable` keeps fsync on: for measurements; tests want speed, and no power cut will happen.
+
+        Its directory is made in `parent`, which other users can enter, or else where temporary files are.
+        """
+        self._parent = parent
         self._connections_max = connections_max
         self._prepared_transactions_max = prepared_transactions_max
         self._durable = durable
@@ -63,7 +72,7 @@ class PostgresServer:
         self.port = 0
 
     def __enter__(self) -> Self:
-        self.home = temporary_home("holdfast-postgres-")
+        self.home = temporary_home("holdfast-postgres-", parent=self._parent)
         try:
             self._binaries = _reachable_binaries(self.home, dropping_root=self._user_id != os.getuid())
             for path in (self.home, *self.home.rglob("*")):

@@ -134,8 +134,10 @@ def unprivileged_user() -> tuple[int, int]:
     return nobody.pw_uid, nobody.pw_gid
 
 
-def temporary_home(prefix: str) -> Path:
+def temporary_home(prefix: str, *, parent: Path | None = None) -> Path:
     """A new directory that another user can reach, if possible: TMPDIR may lie in somebody's closed home."""
+    if parent is not None:
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     parent = Path(tempfile.gettempdir()).resolve()
     if os.getuid() == 0 and not reachable_by_anyone(parent):
         parent = Path("/tmp")
