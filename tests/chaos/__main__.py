@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from contextlib import suppress
 from typing import Final
 
@@ -17,13 +18,15 @@ from tests.chaos import ledger, report
 from tests.chaos.checker import check, stale_reads
 from tests.chaos.disks import separate
 from tests.chaos.evidence import Evidence, Rest, dump, gather
-from tests.chaos.nemesis import FULL, Nemesis, plan
-from tests.chaos.processes import wait_ready
+from tests.chaos.nemesis import FULL, Kind, Nemesis, plan
+from tests.chaos.processes import OldReplica, ParticipantProcess, Replica, wait_ready
 from tests.chaos.world import START_MAX_S, World
 from tests.support.server_process import temporary_home
 
 SETTLE_MAX_S: Final = 60.0
 """Within this time after everything works again, every transaction must be finished."""
+EVERYTHING_S: Final = 300.0
+"""A run of so many seconds does everything that can be done, or fails."""
 DRAIN_MAX_S: Final = 10.0
 """How long participants may take to answer what is stalled in them, when they are asked to stop."""
 HISTORIES_MAX: Final = 2_000
@@ -68,14 +71,9 @@ def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
     sampler = Sampler(world)
     sampler.start()
     world.clients.start()
-    actions = plan(
-        seed,
-        seconds=seconds,
-        replicas=len(world.replicas),
-        participants=len(world.participants),
-        without=frozenset() if world.disks else FULL.keys(),
-    )
-    nemesis = Nemesis(world, actions)
+    replicas, participants = len(world.replicas), len(world.participants)
+    without = set[Kind]() if world.disks else set(FULL)
+    nemesis = Nemesis(world, plan(seed, seconds=seconds, replicas=replicas, participants=participants, without=without))
     nemesis.run(seconds)
     nemesis.heal()
     world.faults_file.unlink()
@@ -83,6 +81,10 @@ def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
     healed_at = time.monotonic()
     rest = Rest([replica.url for replica in world.replicas], wall_ahead_s)
     complaints = nemesis.journal.complaints
+    if seconds >= EVERYTHING_S:
+        if world.old_replica is None:
+            without.add(Kind.KILL_OLD)
+        complaints += [f"never done: {what}" for what in nemesis.journal.missing(without)]
     complaints += _settle(world, nemesis, rest)
     settled_s = time.monotonic() - healed_at
     sampler.stop()
@@ -97,15 +99,29 @@ def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
             nemesis.journal,
             violations,
             stale,
-            replicas=len(world.replicas),
+            replicas=replicas,
             claimed=sampler.claimed,
+            seconds=healed_at - started_at,
             settled_s=settled_s,
         )
     )
+    lines += report.cpu(_cpu_s(world), len(evidence.known))
+    lines += [f"left out             {each}" for each in world.left_out]
+    if world.old_commit is not None:
+        lines.append(f"old code             one replica of {world.old_commit}, until the end")
     lines += report.explain(violations, complaints)
     (world.folder / "report.txt").write_text("\n".join(lines) + "\n")
     (world.folder / "timelines.txt").write_text("\n".join(report.timelines(evidence, violations, started_at)) + "\n")
     return not violations and not complaints, "\n".join(lines)
+
+
+def _cpu_s(world: World) -> dict[str, float]:
+    """By sort of process."""
+    spent: dict[str, float] = defaultdict(float)
+    for process in world.everybody:
+        sort = {Replica: "replicas", OldReplica: "old code", ParticipantProcess: "participants"}
+        spent[sort.get(type(process), process.name)] += process.cpu_s
+    return dict(spent)
 
 
 def _wait_until_all_work(world: World, nemesis: Nemesis) -> None:
@@ -179,8 +195,7 @@ def main() -> int:
         shutil.rmtree(folder)
     else:
         print(f"logs, notes and timelines: {folder}")
-    if not well:
-        print(f"again: make chaos MINUTES={asked.minutes:g} REPLICAS={asked.replicas} SEED={seed}")
+    print(f"again: make chaos MINUTES={asked.minutes:g} REPLICAS={asked.replicas} SEED={seed}")
     return 0 if well else 1
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -120,6 +121,8 @@ def plan(
     """
     draw = random.Random(seed)
     mean_s = min(PAUSE_MEAN_S, seconds / (sum(BAG.values()) + 1))
+    modes = {kind: cycle(draw.sample([Mode.CUT, Mode.SWALLOW], 2)) for kind in PARTED}  # no place lacks one for long
+    modes |= {Kind.LATENCY: repeat(Mode.DELAY), Kind.RESET_LINK: repeat(Mode.RESET)}
     first = True
     while True:
         kinds = [kind for kind, count in BAG.items() for _ in range(count)]
@@ -134,22 +137,13 @@ def plan(
                 replica=draw.randrange(replicas + (kind in FREEZES)),
                 participant=draw.randrange(participants),
                 link=draw.randrange(LINKS_MAX),
-                mode=_mode(draw, kind),
+                mode=next(modes[kind]) if kind in modes else Mode.PASS,
                 down_s=_down_s(draw, kind),
                 gap_s=draw.uniform(0.2, LEASE_S + 1.0),
                 delay_s=draw.uniform(*DELAY_S),
             )
             if kind not in without:
                 yield action
-
-
-def _mode(draw: random.Random, kind: Kind) -> Mode:
-    match kind:
-        case Kind.LATENCY:
-            return Mode.DELAY
-        case Kind.RESET_LINK:
-            return Mode.RESET
-    return draw.choice([Mode.CUT, Mode.SWALLOW])
 
 
 def _down_s(draw: random.Random, kind: Kind) -> float:
@@ -191,6 +185,14 @@ class Journal:
     restarts: int = 0
     complaints: list[str] = field(default_factory=list)
     """What no process may do, however it is treated."""
+
+    def missing(self, without: Set[Kind]) -> Iterator[str]:
+        """What was to be done and never was: a run that doesn't do it proves nothing about it."""
+        yield from (str(kind) for kind in Kind if kind not in without and not self.counts[kind])
+        for kind, place in PARTED.items():
+            for mode in (Mode.CUT, Mode.SWALLOW):
+                if kind not in without and not self.modes[mode, place]:
+                    yield f"{mode} between {place}"
 
     @property
     def kills(self) -> int:

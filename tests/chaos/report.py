@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
@@ -90,21 +90,28 @@ def summary(
     *,
     replicas: int,
     claimed: int,
+    seconds: float,
     settled_s: float,
 ) -> Iterator[str]:
-    """The end report."""
+    """The end report. `seconds` is how long there was load."""
     outcomes = Counter(known.outcome for known in evidence.known.values())
     keys = {note.key for note in evidence.notes if note.transaction_id and note.key}
     broken = sum(note.status in (0, 503) for note in evidence.notes)
     died = sum(request.status is None for request in evidence.requests)
     faults = Counter(request.fault for request in evidence.requests if request.fault != Fault.NONE)
     found = takeovers(evidence, journal.outages, replicas=replicas)
+    ended = sum(count for outcome, count in outcomes.items() if outcome is not None)
     yield f"transactions         {len(evidence.known)}, of which {_counted(outcomes)}; {len(keys)} acknowledged"
+    yield f"    finished         {ended / seconds:.1f} a second, over {seconds:.0f} s"
     yield f"client requests      {len(evidence.notes)}, of which {broken} got no answer or 503"
     yield f"participant calls    {len(evidence.requests)}, of which {died} died on the way"
     yield f"participants' faults {_counted(faults)}"
-    yield f"kills                {journal.kills}; {journal.restarts} processes gave up by themselves and came back"
+    yield f"kills                {journal.kills}: {_counted(journal.kills_by_target)}"
+    yield f"    a minute         {journal.kills / seconds * 60:.1f}"
+    yield f"came back            {journal.restarts} processes that had given up by themselves"
+    yield "what was done"
     yield from (f"    {count:5}  {kind}" for kind, count in journal.counts.most_common())
+    yield from (f"    {count:5}  {mode}: {place}" for (mode, place), count in sorted(journal.modes.items()))
     yield f"claimed by recovery  {claimed}, at least (holdfast_transactions_claimed_total)"
     yield f"taken over           {len(found.waits_s)} transactions after {len(found.kills)} kills of their replica"
     yield f"    from the kill to the next call or the end: {_spread(found.waits_s)}"
@@ -157,3 +164,11 @@ def _happened(case: Case, transaction_id: str) -> Iterator[tuple[float, str]]:
     for note in case.notes[transaction_id]:
         answer = f"{note.status} {note.decision} {note.outcome}"
         yield note.seen_at, f"replica-{note.replica} answers {note.kind} of {note.sent_at:.3f}: {answer}"
+
+
+def cpu(spent_s: Mapping[str, float], transactions: int) -> Iterator[str]:
+    """Whose time of a core it was, and for each transaction; PostgreSQL's own is not looked at."""
+    total_s = sum(spent_s.values())
+    shares = ", ".join(f"{name} {each_s:.0f} s" for name, each_s in sorted(spent_s.items()))
+    yield f"time of a core       {total_s:.0f} s ({shares})"
+    yield f"    a transaction    {1000 * total_s / max(1, transactions):.1f} ms"
