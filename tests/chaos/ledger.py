@@ -80,13 +80,21 @@ CHANGES: Final[dict[tuple[str, str], dict[str, int]]] = {
 def open_database(url: str) -> Engine:
     """An engine for a participant's database. Processes are killed here, machines are not: SQLite need not sync.
 
-    Few connections: SQLite has one writer, and those that wait for it ask again and again.
+    A connection that a crash has cut off is noticed by the call that uses it: that call fails, and is repeated.
     """
-    is_sqlite = make_url(url).get_backend_name() == "sqlite"
-    engine = create_engine(url, pool_pre_ping=not is_sqlite, pool_size=2 if is_sqlite else 8, max_overflow=0)
-    if is_sqlite:
+    engine = create_engine(url, pool_size=connections_of(url), max_overflow=1)
+    if _is_sqlite(url):
         event.listen(engine, "connect", _configure_sqlite)
     return engine
+
+
+def connections_of(url: str) -> int:
+    """How many are of use, and how many threads: SQLite has one writer, and those that wait for it ask all the time."""
+    return 2 if _is_sqlite(url) else 6
+
+
+def _is_sqlite(url: str) -> bool:
+    return make_url(url).get_backend_name() == "sqlite"
 
 
 def prepare(engine: Engine) -> None:

@@ -159,7 +159,7 @@ class Crowd:
     def _body(self, draw: random.Random, key: str) -> bytes:
         """Money moves from one service to one or two others, or within one; some ask for more than there is."""
         amount = 10_000_000 if draw.random() < 0.02 else draw.randint(2, 60)
-        places = draw.sample(self._participants, 3 if draw.random() < 0.25 else 2)
+        places = draw.sample(self._participants, 3 if draw.random() < 0.1 else 2)
         if draw.random() < 0.1:
             places[1] = places[0]
         shares = [amount] if len(places) == 2 else [amount // 2, amount - amount // 2]

@@ -21,8 +21,6 @@ from tests.chaos.notes import Note, Notebook, slug_of
 from tests.chaos.witness import Faults, RequestLog, Witness
 
 REAP_INTERVAL_S = 0.5
-THREADS_MAX = 8
-"""More of them than connections to the database only wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +89,7 @@ def main() -> None:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        to_thread.current_default_thread_limiter().total_tokens = THREADS_MAX
+        to_thread.current_default_thread_limiter().total_tokens = ledger.connections_of(config.database_url)
         async with participant.lifespan(app):
             print(f"running on http://127.0.0.1:{config.port}", flush=True)
             yield
