@@ -50,9 +50,13 @@ class Child:
             line = self._lines.readline()
             assert line, "the nursery has ended, and all its children with it"
             self._status = int(line)
-            self._lines.close()
-            self._connection.close()
+            self.close()
         return self._status
+
+    def close(self) -> None:
+        """Ask no more; to it nothing happens."""
+        self._lines.close()
+        self._connection.close()
 
     def send(self, what: signal.Signals) -> None:
         """Whoever has ended meanwhile gets none; its id is nobody else's before its end was reported."""

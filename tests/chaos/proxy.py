@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, cast
 
 import uvloop
@@ -188,9 +189,10 @@ async def serve(path: str, asked: Sequence[tuple[str, int, int]]) -> None:
     """Pass on until the process ends."""
     loop = asyncio.get_running_loop()
     links: dict[str, Link] = {}
+    servers: list[asyncio.AbstractServer] = []
     for name, port, port_behind in asked:
         link = links[name] = Link(port_behind)
-        await loop.create_server(lambda link=link: End(link), "127.0.0.1", port, backlog=512)  # type: ignore[misc]
+        servers.append(await loop.create_server(partial(End, link), "127.0.0.1", port, backlog=512))
     with suppress(FileNotFoundError):
         os.unlink(path)
     server = await asyncio.start_unix_server(lambda reader, writer: _obey(links, reader, writer), path)
