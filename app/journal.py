@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -61,6 +61,14 @@ class _Write:
 
 class Outrun(Exception):
     """What a write raises when others were quicker, and it is to be undone and done again."""
+
+
+class Instead(Exception):
+    """What a write raises when it is to be undone with all its items, and done by `function`, the slower and surer."""
+
+    def __init__(self, function: "WriteFunction[Any, Any]", text: str) -> None:
+        super().__init__(text)
+        self.function = function
 
 
 class JournalClosed(Exception):
@@ -157,6 +165,10 @@ class Journal:
             return self._commit_undone_again(batch)
         except _CommitFailed as failed:
             return [failed.cause] * len(batch)  # it may be durable or not: nobody may take it for either
+        except _Instead as failed:
+            return self._commit(
+                [replace(write, function=failed.by.get(write.function, write.function)) for write in batch]
+            )
         except Exception as error:
             if not again and _was_cut_off(error):
                 return self._commit(batch, again=True)  # while the connection lay in the pool; nothing was committed
@@ -191,7 +203,10 @@ class Journal:
             transaction = connection.begin()
             try:
                 for function, positions in groups.items():
-                    answers = function(connection, [batch[position].item for position in positions])
+                    try:
+                        answers = function(connection, [batch[position].item for position in positions])
+                    except Instead as error:
+                        raise _Instead({function: error.function}) from error
                     assert len(answers) == len(positions), f"{function.__name__} must answer each item"
                     for position, answer in zip(positions, answers, strict=True):
                         results[position] = answer
@@ -225,6 +240,12 @@ def _was_undone(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         return getattr(error.orig, "sqlstate", None) in _UNDONE
     return isinstance(error, Outrun)
+
+
+class _Instead(Exception):
+    def __init__(self, by: dict[WriteFunction[Any, Any], WriteFunction[Any, Any]]) -> None:
+        super().__init__()
+        self.by = by
 
 
 class _CommitFailed(Exception):

@@ -36,7 +36,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
 from app.bulk import insert_all, update_all
-from app.journal import Outrun
+from app.journal import Instead, Outrun
 from app.models import (
     CallRecord,
     CallRow,
@@ -90,6 +90,10 @@ NOTICES: Final = "holdfast_changed"
 
 class StaleError(Exception):
     """Somebody else has written this transaction since it was read: whoever gets this must stop."""
+
+
+class SomeStaleError(StaleError, Instead):
+    """Some of these are stale; which, is found out by looking."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,18 +174,29 @@ def memberships(of: Iterable[Transaction]) -> list[dict[str, str]]:
 def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
     """Write steps of transactions, each only if it is still at the version it was read at.
 
-    Returns them with their new versions. Raises StaleError when one is not; the journal then tries each alone.
+    Returns them with their new versions. Raises StaleError when one is not; of several it is then looked which.
     """
-    rows = [
-        {"expected_id": it.after.id, "expected_version": it.after.version, "version": it.after.version + 1}
-        | changing_columns(it.after)
-        for it in items
-    ]
-    if update_all(connection, transactions, rows) != len(rows):
-        raise StaleError(", ".join(it.after.id for it in items))
-    _save_hung_branches(connection, items)
-    insert_all(connection, calls, [_call_row(call) for it in items for call in it.calls])
-    return [replace(it.after, version=it.after.version + 1) for it in items]
+    try:
+        return _save(connection, items)
+    except StaleError as error:
+        if len(items) == 1:
+            raise
+        raise SomeStaleError(save_the_fresh, str(error)) from error
+
+
+def save_the_fresh(connection: Connection, items: Sequence[Save]) -> list[Transaction | StaleError]:
+    """As `save`, but a stale one has a StaleError for its answer, and the others are saved.
+
+    Where a replica loses many transactions at once, each batch has some that are stale. To commit the others one by
+    one took longer than their leases, so they were lost as well, and so on without end.
+    """
+    ids = sorted(it.after.id for it in items)
+    look = select(transactions.c.id, transactions.c.version).where(transactions.c.id.in_(ids))
+    found = connection.execute(look.order_by(transactions.c.id).with_for_update())
+    versions = {row.id: row.version for row in found}
+    fresh = [it for it in items if versions.get(it.after.id) == it.after.version]
+    saved = {(it.id, it.version): it for it in (_save(connection, fresh) if fresh else ())}
+    return [saved.get((it.after.id, it.after.version + 1)) or StaleError(it.after.id) for it in items]
 
 
 def add_calls(connection: Connection, items: Sequence[tuple[CallRecord, ...]]) -> list[None]:
@@ -246,6 +261,19 @@ _NEXT_WAKE_AT: Final = select(
     )
 )
 _PARTICIPANTS: Final = select(participants).order_by(participants.c.name)
+
+
+def _save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
+    rows = [
+        {"expected_id": it.after.id, "expected_version": it.after.version, "version": it.after.version + 1}
+        | changing_columns(it.after)
+        for it in items
+    ]
+    if update_all(connection, transactions, rows) != len(rows):
+        raise StaleError(", ".join(it.after.id for it in items))
+    _save_hung_branches(connection, items)
+    insert_all(connection, calls, [_call_row(call) for it in items for call in it.calls])
+    return [replace(it.after, version=it.after.version + 1) for it in items]
 
 
 def _recorded_under(connection: Connection, keys: list[str]) -> dict[str, Recorded]:

@@ -116,6 +116,41 @@ async def test_a_stale_save_fails_its_own_caller_only(journal: Journal, engine: 
     assert [len(found(engine, store.list_calls, transaction(n).id, 9, 0)) for n in range(5)] == [1, 1, 0, 1, 1]
 
 
+async def test_what_is_stale_costs_the_others_no_commit_of_their_own(journal: Journal, engine: Engine) -> None:
+    """Else a replica that loses many transactions at once is too slow to keep the others, and loses them too."""
+    recorded(engine, *map(transaction, range(60)))
+    for number in range(0, 60, 3):
+        claim = store.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(number).id)
+        await journal.write(store.claim, claim)
+    saves = [(store.save, store.Save(before=it, after=it, calls=(call(it, 1),))) for it in map(transaction, range(60))]
+    with commits_of(journal) as commits:
+        outcomes = await outcomes_of_one_batch(journal, new(100), *saves, new(101))
+    assert len(commits) == 2  # the one that held the others up, and all of them together
+    assert (outcomes[0].created, outcomes[-1].created) == (True, True)
+    for number, outcome in enumerate(outcomes[1:-1]):
+        is_stale = number % 3 == 0
+        assert isinstance(outcome, store.StaleError) if is_stale else outcome.version == 2
+        assert len(found(engine, store.list_calls, transaction(number).id, 9, 0)) == (0 if is_stale else 1)
+
+
+async def test_of_two_saves_of_one_transaction_the_stale_one_is_stale(journal: Journal, engine: Engine) -> None:
+    """A run that was overtaken, and the one that overtook it, may be in one process."""
+    recorded(engine, transaction(1), transaction(2))
+    claim = store.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(1).id)
+    (claimed,) = await journal.write(store.claim, claim)
+    saves = [(store.save, store.Save(before=it, after=it)) for it in (transaction(1), claimed, transaction(2))]
+    stale, fresh, other = await outcomes_of_one_batch(journal, *saves)
+    assert isinstance(stale, store.StaleError)
+    assert (fresh.version, other.version) == (claimed.version + 1, 2)
+
+
+async def test_of_two_saves_of_the_same_version_one_is_stale(journal: Journal, engine: Engine) -> None:
+    recorded(engine, transaction(1), transaction(2))
+    saves = [(store.save, store.Save(before=it, after=it)) for it in (transaction(1), transaction(1), transaction(2))]
+    outcomes = await outcomes_of_one_batch(journal, *saves)
+    assert [isinstance(it, store.StaleError) for it in outcomes] == [False, True, False]
+
+
 async def test_an_answer_too_few_is_an_error_and_writes_nothing(journal: Journal, engine: Engine) -> None:
     def forgetful(connection: Connection, items: Sequence[store.NewRecord]) -> Sequence[store.Recorded]:
         return store.record(connection, items)[1:]
