@@ -3,7 +3,12 @@
 `make chaos MINUTES=2 REPLICAS=3 SEED=7`. Who does what:
 
     __main__.py     the run: start, load and nemesis, quiescence, evidence, checker, report
-    world.py        the processes and their settings
+    world.py        the processes and their settings, and how they hang together
+    processes.py    one program that is started again and again
+    nursery.py      forks them, so that a start doesn't take two seconds of a core
+    proxy.py        the network between all of them, which can be cut, swallow, delay and reset
+    disks.py        small disks that can be full
+    old_code.py     the code from before the newest migration, one replica of which runs beside the others
     participant.py  one participant process: the SDK, a ledger, faults on request
     ledger.py       its accounts and its effects, in one database with the fence
     witness.py      its request log and its faults, outside the fence

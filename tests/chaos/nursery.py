@@ -128,7 +128,9 @@ def main() -> None:
         os.chdir(request["folder"])
         os.execve(request["command"][0], request["command"], environment)
     sys.argv = [request["module"], *request["arguments"]]
-    sys.modules.pop(request["module"], None)  # it runs as __main__, and is not to be there twice
+    name = request["module"]
+    for imported in (name, f"{name}.__main__"):
+        sys.modules.pop(imported, None)  # it runs as __main__, and is not to be there twice
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 

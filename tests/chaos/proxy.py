@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class End(asyncio.Protocol):
         self._other = other
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
-        self._sent_until = 0.0
+        self._late: deque[tuple[float, bytes | None]] = deque()
         self._ended = False
         self._reaching: asyncio.Task[None] | None = None
 
@@ -118,12 +119,8 @@ class End(asyncio.Protocol):
         if self._other is None:
             self._early.append(data)
             return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if self._link.mode is Mode.DELAY or self._sent_until > now:
-            delay_s = self._link.delay_s if self._link.mode is Mode.DELAY else 0.0
-            self._sent_until = max(now + delay_s, self._sent_until)
-            loop.call_at(self._sent_until, self._other.write, data)
+        if self._link.mode is Mode.DELAY or self._late:
+            self._send_later(data)
         else:
             self._other.write(data)
 
@@ -133,8 +130,12 @@ class End(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
         self._link.ends.discard(self)
-        if self._other is not None and self._link.mode is not Mode.SWALLOW:
-            asyncio.get_running_loop().call_at(self._sent_until, self._other.close)  # after all that it is to be sent
+        if self._link.mode is Mode.SWALLOW:
+            return
+        if self._late:
+            self._send_later(None)
+        elif self._other is not None:
+            self._other.close()
 
     def pause_writing(self) -> None:
         if self._other is not None and self._other._transport is not None:
@@ -159,6 +160,27 @@ class End(asyncio.Protocol):
                 self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._transport.abort()
         self._ended = True
+
+    def _send_later(self, data: bytes | None) -> None:
+        """After all that is to be sent before it; None closes."""
+        loop = asyncio.get_running_loop()
+        delay_s = self._link.delay_s if self._link.mode is Mode.DELAY else 0.0
+        self._late.append((loop.time() + delay_s, data))
+        if len(self._late) == 1:
+            loop.call_later(delay_s, self._send_due)
+
+    def _send_due(self) -> None:
+        """One timer at a time: two might change places."""
+        assert self._other is not None
+        loop = asyncio.get_running_loop()
+        while self._late and (self._late[0][0] <= loop.time() or self._link.mode is not Mode.DELAY):
+            data = self._late.popleft()[1]
+            if data is None:
+                self._other.close()
+            else:
+                self._other.write(data)
+        if self._late:
+            loop.call_later(max(0.001, self._late[0][0] - loop.time()), self._send_due)
 
     async def _reach(self) -> None:
         """Connect to the port behind; nobody there is a connection that is closed at once."""

@@ -132,12 +132,13 @@ async def test_a_slow_link_delivers_late_and_in_order() -> None:
         await wire.set(Mode.DELAY, 0.15)
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
+        large = bytes(range(256)) * 4_000
+        assert await told(streams, large) == large
+        assert loop.time() - sent_at >= 2 * 0.15  # there and back
         streams[1].write(b"slow")
         await wire.set(Mode.PASS)
-        assert await told(streams, b"") == b""
         streams[1].write(b"next")
         assert await asyncio.wait_for(streams[0].readexactly(8), ANSWER_S) == b"slownext"
-        assert loop.time() - sent_at >= 0.15
 
 
 async def test_a_reset_ends_what_is_there_and_nothing_else() -> None:
