@@ -31,9 +31,10 @@ ablations: $(VENV)/.dev ## the same with each safeguard taken out in turn: which
 
 MINUTES ?= 2
 REPLICAS ?= 3
+CLIENTS ?= 128
 SEED ?=
-chaos: $(VENV)/.dev ## real processes under load, killed, frozen, cut off and out of disk, and checked: MINUTES= REPLICAS= SEED=
-	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --replicas $(REPLICAS) --seed "$(SEED)"
+chaos: $(VENV)/.dev ## real processes under load, killed, frozen, cut off and out of disk, and checked: MINUTES= REPLICAS= CLIENTS= SEED=
+	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --replicas $(REPLICAS) --clients $(CLIENTS) --seed "$(SEED)"
 
 model: $(VENV)/.dev ## search all states of the protocol's model, and find what is wrong on purpose (needs spin and gcc)
 	@$(BIN)/python -m tests.model

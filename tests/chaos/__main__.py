@@ -171,7 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0, help="how long faults last")
     parser.add_argument("--replicas", type=int, default=3, help="coordinators on one database")
-    parser.add_argument("--clients", type=int, default=96, help="clients, each with one transaction at a time")
+    parser.add_argument("--clients", type=int, default=128, help="clients, each with one transaction at a time")
     parser.add_argument("--seed", default="", help="what is done to whom, and when; drawn when it is left out")
     parser.add_argument("--keep", action="store_true", help="keep the logs of a run without violations too")
     asked = parser.parse_args()
@@ -195,7 +195,7 @@ def main() -> int:
         shutil.rmtree(folder)
     else:
         print(f"logs, notes and timelines: {folder}")
-    print(f"again: make chaos MINUTES={asked.minutes:g} REPLICAS={asked.replicas} SEED={seed}")
+    print(f"again: make chaos MINUTES={asked.minutes:g} REPLICAS={asked.replicas} CLIENTS={asked.clients} SEED={seed}")
     return 0 if well else 1
 
 
