@@ -51,6 +51,10 @@ class Disk:
     def free(self) -> None:
         self._resize(self._bytes_max)
 
+    def unmount(self) -> None:
+        """What is on it is gone; the folder below stays, and is empty."""
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True, capture_output=True)
+
     def _resize(self, size: int) -> None:
         _mount("-o", f"remount,size={size}", str(self.path))
 

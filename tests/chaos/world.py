@@ -6,6 +6,7 @@ Starts, signals and watches them; decides nothing about when. Settings go throug
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -95,6 +96,7 @@ class World:
         self._nursery = self._stack.enter_context(Nursery(self.folder / "nursery.socket", IMPORTED, root=ROOT))
         for name in DISK_BYTES_MAX if self._disks_may_fill else ():
             self.disks[name] = Disk(name, self.folder / f"disk-{name}", bytes_max=DISK_BYTES_MAX[name])
+            self._stack.callback(self._take_away, self.disks[name])
         disk = self.disks.get("postgres")
         self.postgres = self._stack.enter_context(PostgresServer(durable=True, parent=disk.path if disk else None))
         self._stack.callback(self._kill_all)
@@ -208,6 +210,12 @@ class World:
                 if attempt == 4:
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _take_away(self, disk: Disk) -> None:
+        """A participant's ledger is evidence, and stays."""
+        for file in disk.path.glob("*.db*"):
+            shutil.copy(file, self.folder)
+        disk.unmount()
 
     def _kill_all(self) -> None:
         for process in self.everybody:
