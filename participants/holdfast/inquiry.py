@@ -89,4 +89,4 @@ def _read(status: int, document: Any) -> Answered:
 def _recheck_s(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return RECHECK_DEFAULT_S
-    return min(RECHECK_MAX_S, max(RECHECK_MIN_S, float(value)))
+    return float(min(RECHECK_MAX_S, max(RECHECK_MIN_S, value)))  # clamped first: an int may be too large for a float

@@ -352,7 +352,7 @@ async def test_what_counts_as_an_answer(respond: Any, verdict: Verdict) -> None:
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [(7, 7.0), (0, 0.1), (-3, 0.1), (10**9, 3600.0), (None, 5.0), ("soon", 5.0), (True, 5.0)],
+    [(7, 7.0), (0, 0.1), (-3, 0.1), (10**9, 3600.0), (None, 5.0), ("soon", 5.0), (True, 5.0), (10**400, 3600.0)],
 )
 async def test_recheck_is_taken_with_sense(said: Any, seconds: float) -> None:
     transport = httpx.MockTransport(answering(200, {"decision": "undecided", "recheck_in_s": said}))
