@@ -18,7 +18,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
-from holdfast.wire import Answer, Decision, answer_of, parse_json, printable, retry_after_s
+from holdfast.wire import Answer, Decision, answer_of, parse_json, refusal_detail, retry_after_s
 
 BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 10.0
@@ -284,7 +284,7 @@ class Client:
 def _said_no(response: httpx.Response) -> NoReturn:
     """Raise what a 4xx means; the one about a cancelled transaction carries it."""
     document = parse_json(response.content)
-    members = document if isinstance(document, dict) else {"detail": printable(response.text)}
+    members = document if isinstance(document, dict) else {"detail": refusal_detail(response.content)}
     if str(members.get("type")).endswith("/transaction-cancelled") and isinstance(members.get("transaction"), dict):
         raise TransactionCancelled(_parsed(members["transaction"]))
     raise ProblemError(response.status_code, members)

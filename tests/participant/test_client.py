@@ -200,6 +200,8 @@ async def test_a_problem_is_not_repeated_and_says_everything(make: Make) -> None
     ("response", "error"),
     [
         (httpx.Response(404, text="<html>nothing here</html>"), ProblemError),
+        (httpx.Response(404, headers={"Content-Type": "text/html; charset=hex"}, content=b"<html>"), ProblemError),
+        (httpx.Response(404, headers={"Content-Type": "text/html; charset=idna"}, content=b"\xff"), ProblemError),
         (httpx.Response(200, text="<html>welcome</html>"), CoordinatorUnreachable),
         (httpx.Response(200, json=["t-1"]), CoordinatorUnreachable),
         (httpx.Response(302, headers={"Location": "http://elsewhere"}), CoordinatorUnreachable),
