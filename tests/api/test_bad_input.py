@@ -175,6 +175,12 @@ async def test_who_leaves_in_the_middle_of_a_body_is_no_defect(
     await nothing_happened(service)
 
 
+@pytest.mark.parametrize("length", [b"1048577", b"9" * 5000, b"-1", b"\xb2", b"1e3", b""])
+async def test_a_length_that_is_none_is_too_long(service: Service, length: bytes) -> None:
+    answer = await ask(service.app, "POST", PATH, headers=[JSON, (b"content-length", length)], body=[b"{}"])
+    assert (answer.status, answer.json()["type"]) == (413, "/problems/payload-too-large")
+
+
 async def test_what_is_refused_for_its_size_is_not_done_all_the_same(service: Service) -> None:
     begun = (await service.begin(branches(BRANCH), prefer="wait=0")).json()
     path = f"{PATH}/{begun['id']}/cancel"
