@@ -157,5 +157,5 @@ def test_a_database_url_that_is_none(url: str) -> None:
 
 def test_an_option_that_the_driver_does_not_have_is_named() -> None:
     engine = make_engine("mysql://nobody:secret@127.0.0.1:1/none?colour=red")
-    with pytest.raises(ValueError, match="HOLDFAST_DATABASE_URL: .*colour"):
+    with pytest.raises(ValueError, match=r"HOLDFAST_DATABASE_URL: .*colour"):
         engine.connect()
