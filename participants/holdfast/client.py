@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, Literal, NoReturn, Self
 from urllib.parse import quote
 
@@ -168,7 +169,10 @@ class Client:
     ) -> None:
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
-        self._http = httpx.AsyncClient(base_url=f"{coordinator_url.rstrip('/')}/v1/", transport=transport)
+        none = CookieJar(
+            DefaultCookiePolicy(allowed_domains=[])
+        )  # one that can't be sent back would break every request
+        self._http = httpx.AsyncClient(base_url=f"{coordinator_url.rstrip('/')}/v1/", transport=transport, cookies=none)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def __aenter__(self) -> Self:
@@ -266,10 +270,11 @@ class Client:
             if attempt:
                 await self._sleep(pause_s)
             pause_s = random.random() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**attempt)
+            request = self._http.build_request(method, path, json=json, headers=headers, timeout=timeout_s)
             try:
                 async with asyncio.timeout(timeout_s):
-                    response = await self._http.request(method, path, json=json, headers=headers, timeout=timeout_s)
-            except (httpx.HTTPError, TimeoutError) as error:
+                    response = await self._http.send(request)
+            except Exception as error:  # whatever its class: no answer
                 why = type(error).__name__
                 continue
             if 200 <= response.status_code <= 299:

@@ -216,6 +216,20 @@ async def test_what_is_no_coordinator_is_an_error_all_the_same(
         await client.begin("n", BRANCHES)
 
 
+async def test_cookies_are_not_kept(make: Make) -> None:
+    bad = httpx.Response(200, json=CONFIRMED, headers=[(b"Set-Cookie", b"\xff=1; path=/")])
+    client, coordinator, _ = make(lambda request: bad)
+    for _ in range(2):
+        assert (await client.get("t-1")).confirmed
+    assert "cookie" not in coordinator.requests[1].headers
+
+
+async def test_whatever_a_transport_raises_is_no_answer(make: Make) -> None:
+    client, _, _ = make(ValueError("no HTTP error at all"))
+    with pytest.raises(CoordinatorUnreachable):
+        await client.get("t-1")
+
+
 async def test_get_and_cancel(make: Make) -> None:
     client, coordinator, _ = make(answer(200, CONFIRMED), answer(200, CANCELLED))
     assert (await client.get("a/b")).id == "t-1"
