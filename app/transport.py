@@ -175,6 +175,8 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(httpx.RemoteProtocolError(f"not HTTP: {error.__context__ or error}"))
+        except httptools.HttpParserUpgrade:  # none of its HttpParserErrors
+            self._fail(httpx.RemoteProtocolError("the connection was to change its protocol"))
         if not self._in_body and self._head_bytes > HEAD_BYTES_MAX:
             self._fail(httpx.RemoteProtocolError(f"the head of the response is longer than {HEAD_BYTES_MAX} bytes"))
         if self._bytes_left < 0 and self._answered is not None:  # chunks' extensions or trailers, without end

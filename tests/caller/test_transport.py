@@ -87,7 +87,7 @@ async def test_a_connection_is_closed_when_the_server_says_so(server: FaultServe
 
 async def test_a_change_of_protocol_is_no_answer(server: FaultServer, transport: Transport) -> None:
     server.script("/try", [Says(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n")])
-    with pytest.raises(httpx.TransportError):
+    with pytest.raises(httpx.RemoteProtocolError, match="protocol"):
         await posted(transport, server.url("/try"))
 
 
