@@ -169,7 +169,7 @@ def test_every_link_leads_to_what_it_says(fuzzed: Fuzzed) -> None:
                 landed.setdefault(input.transition.id, set()).add(output.response.status_code)
             return output
 
-    for number in range(4 * TIMES):
+    for number in range(2 * TIMES):
         with suppress(FlakyStrategyDefinition):
             seed(number)(type(f"Linked{number}", (Linked,), {})).run(settings=STEPS)
     if faults:

@@ -63,7 +63,7 @@ REACTIONS: Final = {
 effects = st.sampled_from(Effect)
 names = st.sampled_from([None, "order", "Order", "größe 7"])
 references = st.sampled_from([None, "r-1", "r-2"])
-payloads = st.sampled_from([{}, None, {"a": [1, 2.5, "\0", "\U0001f600"]}, 10**300, "x" * 5000])
+payloads = st.sampled_from([{}, None, {"a": [1, 2.5, "\0", "\U0001f600"]}, 10**300, "x" * 300])
 branches = st.lists(
     st.tuples(st.sampled_from(REGISTERED + INLINE), payloads), min_size=1, max_size=3, unique_by=lambda it: it[0]
 )
@@ -251,8 +251,11 @@ class RestMachine(RuleBasedStateMachine):
         prefer = "wait=20" if waits and reached else "respond-async" if answer_at == "record" else "wait=0"
         answer = self.post(body, key, prefer)
         if key in self.model.by_key:
-            self.problem(answer, "idempotency-key-conflict")  # its request was another: each is drawn but once
-            assert answer.json()["transaction_id"] == self.model.by_key[key].id
+            known = self.model.by_key[key]
+            if known.request == body:
+                assert (answer.json().get("transaction") or answer.json())["id"] == known.id
+            else:
+                assert self.problem(answer, "idempotency-key-conflict")["transaction_id"] == known.id
             return
         if unknown := self.model.unknown_participants(body):
             assert self.problem(answer, "unknown-participant")["participant"] in unknown
