@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test model sim ablations chaos bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test model sim ablations chaos fuzz bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,10 @@ chaos: $(VENV)/.dev ## real processes under load, killed, frozen, cut off and ou
 
 model: $(VENV)/.dev ## search all states of the protocol's model, and find what is wrong on purpose (needs spin and gcc)
 	@$(BIN)/python -m tests.model
+
+TIMES ?= 20
+fuzz: $(VENV)/.dev ## bad input, drawn anew and so many times as much as in `make test`: TIMES=
+	@FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest tests/fuzz -q
 
 bench: $(VENV)/.bench ## measure, check, compare: docs/benchmarks (ARGS='--help' for more)
 	@$(BIN)/python -m tests.benchmark $(ARGS)

@@ -292,7 +292,10 @@ def normal_url(database_url: str) -> URL:
 
     Raises ValueError when the database is not one that Holdfast speaks to.
     """
-    url = make_url(database_url)
+    try:
+        url = make_url(database_url)
+    except ValueError:  # its message would quote what stands where the port should: of a password with an @, the rest
+        raise ValueError("HOLDFAST_DATABASE_URL: not a URL; %-encode @, : and / in a name or password") from None
     backend = url.drivername.partition("+")[0]
     if backend not in _DRIVERS:
         known = "sqlite:///…, postgresql://… or mysql://…"
@@ -316,8 +319,10 @@ def make_engine(database_url: str, *, patient: bool = False) -> Engine:
         return _sqlite_engine(url)
     arguments = _postgresql_arguments(patient) if backend == "postgresql" else _mysql_arguments(patient)
     engine = create_engine(url, pool_size=READERS + 2, max_overflow=2, **arguments)
-    if backend == "mysql" and not patient:
-        event.listen(engine, "connect", _limit_mysql)
+    if backend == "mysql":
+        event.listen(engine, "do_connect", _connect_mysql)
+        if not patient:
+            event.listen(engine, "connect", _limit_mysql)
     return engine
 
 
@@ -347,6 +352,14 @@ def _mysql_arguments(patient: bool) -> dict[str, Any]:
         "sql_mode": "STRICT_ALL_TABLES",
     }
     return {"connect_args": connect_args, "isolation_level": "READ COMMITTED"}
+
+
+def _connect_mysql(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+    """The driver takes what stands after the URL's `?` for arguments, and doesn't say whose they are."""
+    try:
+        return dialect.connect(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(f"HOLDFAST_DATABASE_URL: {error}") from None
 
 
 def _limit_mysql(connection: Any, _record: Any) -> None:

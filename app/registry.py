@@ -4,6 +4,7 @@ The registry is read at each call, from memory; a change made here is seen at on
 `refresh` next runs. Decides nothing about transactions.
 """
 
+import asyncio
 from functools import lru_cache
 from typing import Final
 
@@ -33,11 +34,13 @@ class Registry:
         self._allowed = allowed
         self._call_timeout_s = call_timeout_s
         self._participants: dict[str, RegisteredParticipant] = {}
+        self._refreshing = asyncio.Lock()
         self._url = lru_cache(URLS_MAX)(self._checked_url)  # parsing a URL costs as much as sending to it
 
     async def refresh(self) -> None:
         """Read the registry as it is stored."""
-        self._participants = {p.name: p for p in await self._journal.read(store.list_participants)}
+        async with self._refreshing:  # one read at a time, or an older one that took longer would undo a newer one
+            self._participants = {p.name: p for p in await self._journal.read(store.list_participants)}
 
     def all(self) -> list[RegisteredParticipant]:
         return sorted(self._participants.values(), key=lambda p: p.name)

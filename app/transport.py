@@ -16,6 +16,8 @@ import httpx
 
 HEAD_BYTES_MAX: Final = 65_536
 """The longest head of a response, the informational ones before it included."""
+FRAMING_FACTOR: Final = 8
+"""So many times a body's limit may go over the wire for it: chunks of one byte each take six bytes a byte."""
 IDLE_MAX_S: Final = 4.0
 """A connection idle for so long is closed: just sooner than uvicorn and Node.js would, so no call meets the end."""
 
@@ -131,6 +133,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._answered: asyncio.Future[httpx.Response] | None = None
         self._head_bytes = 0
+        self._bytes_left = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._body = bytearray()
         self._in_body = False
@@ -139,6 +142,7 @@ class _Connection(asyncio.Protocol):
         """Send a request; the future is done when the whole response is there, or can't come any more."""
         assert self._answered is None, "one exchange at a time"
         self._head_bytes = 0
+        self._bytes_left = HEAD_BYTES_MAX + FRAMING_FACTOR * self._response_max_bytes
         self._answered = asyncio.get_running_loop().create_future()
         self._transport.write(message)
         return self._answered
@@ -164,14 +168,19 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._answered is None:  # nobody asked
             return self._transport.abort()
+        self._bytes_left -= len(data)
         if not self._in_body:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(httpx.RemoteProtocolError(f"not HTTP: {error.__context__ or error}"))
+        except httptools.HttpParserUpgrade:  # none of its HttpParserErrors
+            self._fail(httpx.RemoteProtocolError("the connection was to change its protocol"))
         if not self._in_body and self._head_bytes > HEAD_BYTES_MAX:
             self._fail(httpx.RemoteProtocolError(f"the head of the response is longer than {HEAD_BYTES_MAX} bytes"))
+        if self._bytes_left < 0 and self._answered is not None:  # chunks' extensions or trailers, without end
+            self._fail(httpx.RemoteProtocolError("the response is mostly framing"))
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -188,7 +197,8 @@ class _Connection(asyncio.Protocol):
         self._headers, self._body, self._in_body = [], bytearray(), False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        if not self._in_body:  # what comes after the body is never merged into the head (RFC 9110, 6.5.1)
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_body = self._parser.get_status_code() >= 200

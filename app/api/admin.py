@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from app import lists
+from app.api import links
 from app.api.dependencies import PartsOf
 from app.api.problems import responses
 from app.api.rendering import json_response, known_id, parse_or_problem
@@ -24,7 +25,15 @@ from app.transaction import Settled
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
 
-@router.get("/hung", response_model=HungPage, responses=responses("invalid", "unavailable"))
+@router.get(
+    "/hung",
+    operation_id=links.LIST_HUNG,
+    response_model=HungPage,
+    responses=links.with_links(
+        {200: {"description": "A page"}, **responses("invalid", "unavailable")},
+        {200: links.to_next_page(links.LIST_HUNG) | links.to_transaction("/items/0")},
+    ),
+)
 async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Response:
     """Hung transactions, oldest first, and how many branches hang by participant and reason."""
     hung_before = None if query.older_than_s is None else parts.clock() - query.older_than_s
@@ -40,6 +49,7 @@ async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Res
 
 @router.post(
     "/transactions/{transaction_id}/retry",
+    operation_id=links.RETRY,
     status_code=202,
     response_model=TransactionBody,
     responses=responses("unknown-transaction", "already-finished", "invalid", "overloaded", "unavailable"),
@@ -52,6 +62,7 @@ async def retry(transaction_id: str, parts: PartsOf) -> Response:
 
 @router.post(
     "/transactions/{transaction_id}/branches/{branch}/resolve",
+    operation_id=links.RESOLVE,
     response_model=TransactionBody,
     responses=responses(
         "unknown-transaction",

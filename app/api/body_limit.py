@@ -4,11 +4,16 @@ The framework's own limit answers a declared length with plain text, and only af
 has done its work. Knows nothing of what bodies mean.
 """
 
+from typing import Final
+
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem
+
+DIGITS_MAX: Final = 20
+"""No length has more; and Python reads no number that has thousands of them."""
 
 
 class BodyLimit:
@@ -22,7 +27,7 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > self._bytes_max:
+        if not declared.isdecimal() or len(declared) > DIGITS_MAX or int(declared) > self._bytes_max:
             return await Problem("payload-too-large").response()(scope, receive, send)
         received = 0
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
+from app.api import links
 from app.api.dependencies import PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response
@@ -17,14 +18,25 @@ router = APIRouter(prefix="/v1/participants", tags=["participants"])
 Name = Annotated[ParticipantName, Path()]
 
 
-@router.get("", response_model=ParticipantPage, responses=responses("unavailable"))
+@router.get(
+    "",
+    operation_id=links.LIST_PARTICIPANTS,
+    response_model=ParticipantPage,
+    responses=links.with_links(
+        {200: {"description": "All of them"}, **responses("unavailable")},
+        {200: links.to_participant("$response.body#/items/0/name")},
+    ),
+)
 async def list_participants(parts: PartsOf) -> Response:
     """Every registered participant, by name."""
     return json_response({"items": [participant_json(it) for it in parts.registry.all()]})
 
 
 @router.get(
-    "/{name}", response_model=ParticipantBody, responses=responses("participant-not-found", "invalid", "unavailable")
+    "/{name}",
+    operation_id=links.GET_PARTICIPANT,
+    response_model=ParticipantBody,
+    responses=responses("participant-not-found", "invalid", "unavailable"),
 )
 async def get(name: Name, parts: PartsOf) -> Response:
     """One registered participant."""
@@ -36,11 +48,16 @@ async def get(name: Name, parts: PartsOf) -> Response:
 
 @router.put(
     "/{name}",
+    operation_id=links.PUT_PARTICIPANT,
     response_model=ParticipantBody,
-    responses={
-        201: {"description": "Registered", "model": ParticipantBody},
-        **responses("malformed", "invalid", "endpoint-not-allowed", "payload-too-large", "unavailable"),
-    },
+    responses=links.with_links(
+        {
+            200: {"description": "Replaced"},
+            201: {"description": "Registered", "model": ParticipantBody},
+            **responses("malformed", "invalid", "endpoint-not-allowed", "payload-too-large", "unavailable"),
+        },
+        {status: links.to_participant("$request.path.name") for status in (200, 201)},
+    ),
 )
 async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
     """Register a participant, or say where it is now: transactions under way call it there from the next call on."""
@@ -53,6 +70,7 @@ async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
 
 @router.delete(
     "/{name}",
+    operation_id=links.DELETE_PARTICIPANT,
     status_code=204,
     responses=responses("participant-not-found", "participant-in-use", "invalid", "unavailable"),
 )

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.api.schemas import transaction_json
 from app.coordinator import ObjectedError, OverloadedError, UnknownTransactionError
@@ -135,6 +136,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(OverloadedError, _on(Problem("overloaded")))
+    app.add_exception_handler(ClientDisconnect, _on(Problem("malformed")))  # in the middle of a body; nobody reads it
     app.add_exception_handler(UnknownTransactionError, _on(Problem("unknown-transaction")))
     app.add_exception_handler(ObjectedError, _on_objection)
     for unavailable in (OperationalError, InterfaceError, PoolTimeoutError, JournalClosed):

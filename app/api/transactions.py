@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import lists, store
+from app.api import links
 from app.api.dependencies import Parts, PartsOf
 from app.api.preferences import Preferences, parse_idempotency_key, parse_prefer, parse_traceparent
 from app.api.problems import Problem, responses
@@ -101,28 +102,47 @@ router.add_api_route(
     begin,
     methods=["POST"],
     route_class_override=_BeginRoute,
+    operation_id=links.BEGIN,
     status_code=201,
     response_model=TransactionBody,
-    responses={
-        201: {"description": "Confirmed"},
-        202: {"description": "Recorded and not finished yet: look at `phase` and `decision`", "model": TransactionBody},
-        **responses(
-            "malformed",
-            "invalid",
-            "unknown-participant",
-            "endpoint-not-allowed",
-            "payload-too-large",
-            "idempotency-key-conflict",
-            "transaction-cancelled",
-            "transaction-mixed",
-            "overloaded",
-            "unavailable",
-        ),
-    },
+    responses=links.with_links(
+        {
+            201: {"description": "Confirmed"},
+            202: {
+                "description": "Recorded, not finished yet: look at `phase` and `decision`",
+                "model": TransactionBody,
+            },
+            **responses(
+                "malformed",
+                "invalid",
+                "unknown-participant",
+                "endpoint-not-allowed",
+                "payload-too-large",
+                "idempotency-key-conflict",
+                "transaction-cancelled",
+                "transaction-mixed",
+                "overloaded",
+                "unavailable",
+            ),
+        },
+        {
+            201: links.to_transaction(""),
+            202: links.to_transaction(""),
+            409: links.to_transaction("/transaction"),
+        },
+    ),
 )
 
 
-@router.get("", response_model=TransactionPage, responses=responses("invalid", "unavailable"))
+@router.get(
+    "",
+    operation_id=links.LIST,
+    response_model=TransactionPage,
+    responses=links.with_links(
+        {200: {"description": "A page"}, **responses("invalid", "unavailable")},
+        {200: links.to_next_page(links.LIST) | links.to_transaction("/items/0")},
+    ),
+)
 async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query()]) -> Response:
     """Transactions, newest first."""
     before_id = parse_or_problem(query.cursor, str)[0] if query.cursor is not None else None
@@ -134,6 +154,7 @@ async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query(
 
 @router.get(
     "/{transaction_id}",
+    operation_id=links.GET,
     response_model=TransactionBody,
     responses={304: {"description": "Not modified"}, **responses("unknown-transaction", "invalid", "unavailable")},
 )
@@ -158,8 +179,12 @@ async def get(
 
 @router.get(
     "/{transaction_id}/calls",
+    operation_id=links.LIST_CALLS,
     response_model=CallPage,
-    responses=responses("unknown-transaction", "invalid", "unavailable"),
+    responses=links.with_links(
+        {200: {"description": "A page"}, **responses("unknown-transaction", "invalid", "unavailable")},
+        {200: links.to_next_page(links.LIST_CALLS, of="transaction_id")},
+    ),
 )
 async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[CallsQuery, Query()]) -> Response:
     """Every call that was made for the transaction, oldest first."""
@@ -177,6 +202,7 @@ async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[Calls
 
 @router.get(
     "/{transaction_id}/decision",
+    operation_id=links.GET_DECISION,
     response_model=DecisionBody,
     responses=responses("unknown-transaction", "invalid", "unavailable"),
 )
@@ -191,6 +217,7 @@ async def get_decision(transaction_id: str, parts: PartsOf) -> Response:
 
 @router.post(
     "/{transaction_id}/cancel",
+    operation_id=links.CANCEL,
     response_model=TransactionBody,
     responses=responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
 )

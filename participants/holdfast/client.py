@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, Literal, NoReturn, Self
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
-from holdfast.wire import Answer, Decision, answer_of, parse_json, printable, retry_after_s
+from holdfast.wire import Answer, Decision, answer_of, parse_json, refusal_detail, retry_after_s
 
 BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 10.0
@@ -168,7 +169,10 @@ class Client:
     ) -> None:
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
-        self._http = httpx.AsyncClient(base_url=f"{coordinator_url.rstrip('/')}/v1/", transport=transport)
+        none = CookieJar(
+            DefaultCookiePolicy(allowed_domains=[])
+        )  # one that can't be sent back would break every request
+        self._http = httpx.AsyncClient(base_url=f"{coordinator_url.rstrip('/')}/v1/", transport=transport, cookies=none)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def __aenter__(self) -> Self:
@@ -266,10 +270,11 @@ class Client:
             if attempt:
                 await self._sleep(pause_s)
             pause_s = random.random() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**attempt)
+            request = self._http.build_request(method, path, json=json, headers=headers, timeout=timeout_s)
             try:
                 async with asyncio.timeout(timeout_s):
-                    response = await self._http.request(method, path, json=json, headers=headers, timeout=timeout_s)
-            except (httpx.HTTPError, TimeoutError) as error:
+                    response = await self._http.send(request)
+            except Exception as error:  # whatever its class: no answer
                 why = type(error).__name__
                 continue
             if 200 <= response.status_code <= 299:
@@ -284,7 +289,7 @@ class Client:
 def _said_no(response: httpx.Response) -> NoReturn:
     """Raise what a 4xx means; the one about a cancelled transaction carries it."""
     document = parse_json(response.content)
-    members = document if isinstance(document, dict) else {"detail": printable(response.text)}
+    members = document if isinstance(document, dict) else {"detail": refusal_detail(response.content)}
     if str(members.get("type")).endswith("/transaction-cancelled") and isinstance(members.get("transaction"), dict):
         raise TransactionCancelled(_parsed(members["transaction"]))
     raise ProblemError(response.status_code, members)

@@ -63,8 +63,10 @@ async def ask(
 
 
 async def _body(response: httpx.Response) -> bytes:
+    """As it came over the wire: nothing else was accepted, and 60 kB may unpack to 60 MB before anybody counts them."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.stream:
         body += chunk
         if len(body) > ANSWER_BYTES_MAX:
             raise ValueError("answer too long")
@@ -89,4 +91,4 @@ def _read(status: int, document: Any) -> Answered:
 def _recheck_s(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return RECHECK_DEFAULT_S
-    return min(RECHECK_MAX_S, max(RECHECK_MIN_S, float(value)))
+    return float(min(RECHECK_MAX_S, max(RECHECK_MIN_S, value)))  # clamped first: an int may be too large for a float

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from starlette.requests import ClientDisconnect
 
 from holdfast.database import hide_values, will_pass
 from holdfast.execution import Busy, Declined
@@ -157,10 +158,13 @@ def _problem(operation: Operation, message: Message, error: Exception) -> Proble
 
 async def _body(request: Request) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise Problem(413, "payload-too-large", f"The message is longer than {BODY_BYTES_MAX} bytes.")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_BYTES_MAX:
+                raise Problem(413, "payload-too-large", f"The message is longer than {BODY_BYTES_MAX} bytes.")
+    except ClientDisconnect:  # nobody reads the answer
+        raise Problem(400, "malformed", "The body ended in the middle.") from None
     return bytes(body)
 
 

@@ -1,6 +1,7 @@
 """Bad input, and what it gets: a problem document that says what to do, and nothing recorded."""
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import pytest
 
 from app.api.problems import CATALOGUE
 from tests.api.service import Json, Service, check_problem, endpoints, running
+from tests.support.asgi import JSON, ask
 
 PATH: Final = "/v1/transactions"
 BRANCH: Final[Json] = {"participant": "inventory"}
@@ -160,6 +162,23 @@ async def test_too_large_a_body_is_413(sqlite_url: str, method: str, path: str, 
         fits = branches(BRANCH | {"payload": "x" * 4900})
         assert (await service.begin(fits)).status_code == 201
         assert (await service.rows())["transactions"] == 1
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", PATH), ("PUT", "/v1/participants/inventory")])
+async def test_who_leaves_in_the_middle_of_a_body_is_no_defect(
+    service: Service, caplog: pytest.LogCaptureFixture, method: str, path: str
+) -> None:
+    """Or whoever reaches the port fills the log with tracebacks."""
+    answer = await ask(service.app, method, path, headers=[JSON], body=[b'{"branches": [', None])
+    assert answer.status == 400
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    await nothing_happened(service)
+
+
+@pytest.mark.parametrize("length", [b"1048577", b"9" * 5000, b"-1", b"\xb2", b"1e3", b""])
+async def test_a_length_that_is_none_is_too_long(service: Service, length: bytes) -> None:
+    answer = await ask(service.app, "POST", PATH, headers=[JSON, (b"content-length", length)], body=[b"{}"])
+    assert (answer.status, answer.json()["type"]) == (413, "/problems/payload-too-large")
 
 
 async def test_what_is_refused_for_its_size_is_not_done_all_the_same(service: Service) -> None:

@@ -1,5 +1,6 @@
 """/v1/participants: the registry, and that it is looked up at each call."""
 
+import asyncio
 from typing import Any, Final
 
 import pytest
@@ -159,6 +160,29 @@ async def test_settings_seed_the_registry(sqlite_url: str) -> None:
         await service.register("shipping")
     async with running(sqlite_url) as service:
         assert [each["name"] for each in (await service.json(PATH))["items"]] == ["inventory", "payment", "shipping"]
+
+
+async def test_what_was_read_before_a_change_does_not_undo_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry is also read now and then, because other replicas change it: that read may take its time."""
+    read, slow, has_read = service.parts.journal.read, asyncio.Event(), asyncio.Event()
+
+    async def read_slowly_once(*what: Any) -> Any:
+        found = await read(*what)
+        if not has_read.is_set():
+            has_read.set()
+            await slow.wait()
+        return found
+
+    monkeypatch.setattr(service.parts.journal, "read", read_slowly_once)
+    refresh = asyncio.create_task(service.parts.registry.refresh())
+    await has_read.wait()
+    change = asyncio.create_task(service.client.put(f"{PATH}/shipping", json=BODY))
+    await asyncio.wait([change], timeout=0.2)  # it is done, or waits for the read
+    slow.set()
+    await asyncio.gather(refresh, change)
+    assert (await service.client.get(f"{PATH}/shipping")).status_code == 200
 
 
 async def test_the_key_of_a_finished_transaction_is_answered_though_its_participant_is_gone(service: Service) -> None:

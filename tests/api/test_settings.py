@@ -5,8 +5,10 @@ from typing import Any, Final
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy.exc import ArgumentError
 
 from app.endpoints import AllowedEndpoints
+from app.journal import make_engine, normal_url
 from app.settings import Settings
 
 DEFAULTS: Final[dict[str, Any]] = {
@@ -140,3 +142,20 @@ def test_an_allow_list_that_can_not_be_read(text: str) -> None:
 )  # fmt: skip
 def test_a_url_that_is_none(url: str) -> None:
     assert AllowedEndpoints.parse("http://*:*").fault(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "holdfast.db", "postgresql://u:se@cret:x@h/d", "postgresql://u:p@h:port/d", "postgresql://u:p@[::/d", "x://"],
+)
+def test_a_database_url_that_is_none(url: str) -> None:
+    with pytest.raises((ValueError, ArgumentError)) as caught:
+        normal_url(url)
+    assert "cret" not in str(caught.value)
+    assert isinstance(caught.value, ArgumentError) or "HOLDFAST_DATABASE_URL" in str(caught.value)
+
+
+def test_an_option_that_the_driver_does_not_have_is_named() -> None:
+    engine = make_engine("mysql://nobody:secret@127.0.0.1:1/none?colour=red")
+    with pytest.raises(ValueError, match=r"HOLDFAST_DATABASE_URL: .*colour"):
+        engine.connect()

@@ -200,6 +200,8 @@ async def test_a_problem_is_not_repeated_and_says_everything(make: Make) -> None
     ("response", "error"),
     [
         (httpx.Response(404, text="<html>nothing here</html>"), ProblemError),
+        (httpx.Response(404, headers={"Content-Type": "text/html; charset=hex"}, content=b"<html>"), ProblemError),
+        (httpx.Response(404, headers={"Content-Type": "text/html; charset=idna"}, content=b"\xff"), ProblemError),
         (httpx.Response(200, text="<html>welcome</html>"), CoordinatorUnreachable),
         (httpx.Response(200, json=["t-1"]), CoordinatorUnreachable),
         (httpx.Response(302, headers={"Location": "http://elsewhere"}), CoordinatorUnreachable),
@@ -212,6 +214,20 @@ async def test_what_is_no_coordinator_is_an_error_all_the_same(
     client, _, _ = make(lambda request: response)
     with pytest.raises(error):
         await client.begin("n", BRANCHES)
+
+
+async def test_cookies_are_not_kept(make: Make) -> None:
+    bad = httpx.Response(200, json=CONFIRMED, headers=[(b"Set-Cookie", b"\xff=1; path=/")])
+    client, coordinator, _ = make(lambda request: bad)
+    for _ in range(2):
+        assert (await client.get("t-1")).confirmed
+    assert "cookie" not in coordinator.requests[1].headers
+
+
+async def test_whatever_a_transport_raises_is_no_answer(make: Make) -> None:
+    client, _, _ = make(ValueError("no HTTP error at all"))
+    with pytest.raises(CoordinatorUnreachable):
+        await client.get("t-1")
 
 
 async def test_get_and_cancel(make: Make) -> None:

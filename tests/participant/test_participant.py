@@ -24,6 +24,7 @@ from holdfast.execution import payload_hash
 from holdfast.testing import FakeCoordinator
 from holdfast.wire import Message, Operation
 from tests.participant.service import EFFECTS, METADATA, SeatRequest, Service, breaks, refuses, running, service_on
+from tests.support.asgi import JSON, ask
 
 sqlite_only = pytest.mark.parametrize("kind", ["sqlite"])
 
@@ -194,6 +195,15 @@ async def test_bad_messages(service: Service, body: Any, status: int, slug: str)
     assert (answer.status_code, answer.json()["status"], answer.json()["type"]) == (status, status, f"/problems/{slug}")
     assert answer.json()["title"]
     assert answer.json()["detail"]
+    assert await service.rows(select(service.participant.table)) == []
+
+
+@sqlite_only
+async def test_who_leaves_in_the_middle_of_a_message_is_no_defect(service: Service) -> None:
+    app = FastAPI()
+    app.include_router(service.participant.router)
+    answer = await ask(app, "POST", "/try", headers=[JSON], body=[b'{"transaction_id": "t-', None])
+    assert answer.status == 400
     assert await service.rows(select(service.participant.table)) == []
 
 

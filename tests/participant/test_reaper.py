@@ -1,7 +1,9 @@
 """What happens when nobody calls: holds whose time is up, unclear answers, several replicas, old rows."""
 
 import asyncio
+import gzip
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -315,6 +317,16 @@ class Endless(httpx.AsyncByteStream):
             yield b" " * 65_536
 
 
+PACKED = gzip.compress(b" " * 10_000_000 + b'{"decision": "confirm"}')
+
+
+class Packed(httpx.AsyncByteStream):
+    """A confirm behind so many spaces that unpacking it is seen in the memory."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield PACKED
+
+
 UNKNOWN = {"type": "/problems/unknown-transaction", "status": 404}
 
 
@@ -350,9 +362,21 @@ async def test_what_counts_as_an_answer(respond: Any, verdict: Verdict) -> None:
     assert answered.verdict is verdict
 
 
+async def test_what_is_packed_is_not_unpacked() -> None:
+    packed = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Packed())
+    tracemalloc.start()
+    try:
+        answered = await inquiry.ask(httpx.MockTransport(lambda _: packed), "http://c", "t-1", timeout_s=10)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answered.verdict is Verdict.UNREACHABLE
+    assert peak_bytes < 1_000_000
+
+
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [(7, 7.0), (0, 0.1), (-3, 0.1), (10**9, 3600.0), (None, 5.0), ("soon", 5.0), (True, 5.0)],
+    [(7, 7.0), (0, 0.1), (-3, 0.1), (10**9, 3600.0), (None, 5.0), ("soon", 5.0), (True, 5.0), (10**400, 3600.0)],
 )
 async def test_recheck_is_taken_with_sense(said: Any, seconds: float) -> None:
     transport = httpx.MockTransport(answering(200, {"decision": "undecided", "recheck_in_s": said}))
