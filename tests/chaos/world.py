@@ -39,7 +39,7 @@ SETTINGS: Final = {
     "HUNG_AFTER_S": "10",
     "SHUTDOWN_TIMEOUT_S": "3",
 }
-CONCURRENCY_MAX: Final = 16
+CONCURRENCY_MAX: Final = 6
 """Calls under way at once from one replica to one participant: what it can answer on two cores before they time out."""
 IMPORTED: Final = ("app.main", "app.__main__", "tests.chaos.participant", "tests.chaos.load", "tests.chaos.proxy")
 """What the processes that are started over and over need; importing runs nothing of it."""
