@@ -5,6 +5,7 @@ otherwise. Whatever breaks the rules of section 2 is noted in `violations`; a te
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from sqlalchemy import Engine
 from app import store
 from app.store import transactions
 from holdfast.wire import Operation
+from tests.chaos.evidence import Effect
+from tests.chaos.witness import Request
 from tests.coordinator.virtual_time import pass_time
 
 
@@ -24,7 +27,10 @@ class Reply:
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+    travel_s: float = 0.0
+    """How long the call takes to arrive."""
     delay_s: float = 0.0
+    """How long the answer takes, when the work is done."""
     silent: bool = False
     effect: bool | None = None
 
@@ -58,6 +64,9 @@ class Network:
         self._clock = clock
         self.script: Script = script or {}
         self.asked: list[Asked] = []
+        self.requests: list[Request] = []
+        self.effects: list[Effect] = []
+        self._sent: Counter[tuple[str, str, Operation]] = Counter()
         self.fences: dict[tuple[str, str], str] = {}
         self.violations: list[str] = []
 
@@ -68,9 +77,13 @@ class Network:
         key = (message["transaction_id"], message["branch"])
         self._check_durable(key, operation)
         replies = self.script.get((message["branch"], operation), [HOLDS if operation is Operation.TRY else Reply()])
-        reply = replies[min(len(self.calls(*key, operation)), len(replies) - 1)]
+        reply = replies[min(self._sent[*key, operation], len(replies) - 1)]
+        self._sent[*key, operation] += 1
+        if reply.travel_s:
+            await pass_time(reply.travel_s)
         self.asked.append(Asked(*key, operation, message["attempt"], self._clock(), message))
         status = self._act(key, operation) if reply.does_it else reply.status
+        self._write_down(key, operation, message["attempt"], status)
         if reply.delay_s:
             await pass_time(reply.delay_s)
         return reply if status == reply.status or reply.silent or status == 200 else Reply(status=status)
@@ -83,8 +96,18 @@ class Network:
             if (it.transaction_id, it.branch) == (transaction_id, branch) and operation in (None, it.operation)
         ]
 
+    def settle_by_hand(self, transaction_id: str, branch: str, operation: Operation) -> None:
+        """A person does at the participant what the coordinator could not."""
+        self._act((transaction_id, branch), operation)
+
     def _act(self, key: tuple[str, str], operation: Operation) -> int:
         state = self.fences.get(key)
+        status = self._decide(key, operation, state)
+        if self.fences.get(key) != state and (operation, state) != (Operation.CANCEL, None):
+            self.effects.append(_effect(key, operation, self._clock()))
+        return status
+
+    def _decide(self, key: tuple[str, str], operation: Operation, state: str | None) -> int:
         match operation, state:
             case Operation.TRY, None:
                 self.fences[key] = "held"
@@ -98,6 +121,22 @@ class Network:
                 self.violations.append(f"{key}: {operation} of a branch that is {state}")
                 return 409
         return 200
+
+    def _write_down(self, key: tuple[str, str], operation: Operation, attempt: int, status: int) -> None:
+        at = self._clock()
+        transaction_id, branch = key
+        self.requests.append(
+            Request(
+                participant=branch,
+                operation=operation.value,
+                transaction_id=transaction_id,
+                branch=branch,
+                attempt=attempt,
+                arrived_at=at,
+                answered_at=at,
+                status=status,
+            )
+        )
 
     def _check_durable(self, key: tuple[str, str], operation: Operation) -> None:
         """Rules 1 and 2: what a call presupposes is in the database, seen by somebody else."""
@@ -131,3 +170,9 @@ class Network:
                 assert (branch.phase, fence) == ("cancelled", "cancelled"), f"{branch.name} was tried"
             else:
                 assert (branch.phase, asked) == ("cancelled", set()), f"{branch.name} was never tried"
+
+
+def _effect(key: tuple[str, str], operation: Operation, at: float) -> Effect:
+    transaction_id, branch = key
+    what = {"participant": branch, "transaction_id": transaction_id, "branch": branch, "operation": operation.value}
+    return Effect(kind="debit", account=0, amount=1, at=at, **what)

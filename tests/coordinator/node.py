@@ -41,13 +41,12 @@ BRANCHES: Final = ("flight", "hotel", "car")
 
 
 class Gate:
-    """Where a process is killed or frozen, at the nth point that it passes or when the test says so."""
+    """Where a process is frozen, at the nth point that it passes, or killed or frozen when the test says so."""
 
-    def __init__(self, *, crash_at: int | None = None, freeze_at: int | None = None) -> None:
+    def __init__(self, *, freeze_at: int | None = None) -> None:
         self.points: list[str] = []
         self.died = asyncio.Event()
         self.froze = asyncio.Event()
-        self._crash_at = crash_at
         self._freeze_at = freeze_at
         self._open = asyncio.Event()
         self._open.set()
@@ -55,8 +54,6 @@ class Gate:
     async def passed(self, point: str) -> None:
         await self.usable()
         self.points.append(point)
-        if len(self.points) == self._crash_at:
-            self.kill()
         if len(self.points) == self._freeze_at:
             self.freeze()
         await self.usable()
@@ -142,13 +139,12 @@ class Node:
         database_url: str,
         network: Network,
         *,
-        crash_at: int | None = None,
         freeze_at: int | None = None,
         policy: Policy = POLICY,
         inflight_max: int = 1000,
         recovers: bool = True,
     ) -> None:
-        self.gate = Gate(crash_at=crash_at, freeze_at=freeze_at)
+        self.gate = Gate(freeze_at=freeze_at)
         self.journal = GatedJournal(database_url, self.gate)
         self.transport = GatedTransport(network, self.gate)
         self.registry = Registry(self.journal, allowed=AllowedEndpoints.parse("http://*:*"), call_timeout_s=2.0)
