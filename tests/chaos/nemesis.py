@@ -24,7 +24,7 @@ from tests.chaos.proxy import LinkPorts, Mode, Place
 from tests.chaos.world import LEASE_S, PARTICIPANTS, World
 
 TICK_S: Final = 0.1
-PAUSE_MEAN_S: Final = 2.0
+PAUSE_MEAN_S: Final = 2.8
 CPU_LOOK_S: Final = 1.0
 LINKS_MAX: Final = 10_000
 DELAY_S: Final = (0.02, 0.4)
