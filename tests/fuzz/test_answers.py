@@ -87,6 +87,8 @@ async def received(pieces: Sequence[bytes], *, ends: bool = True) -> tuple[int, 
 
 
 @given(damaged(RESPONSES), cuts)
+@example(b"HTTP/1.1 200 OK\r\nContent-Length: 301\r\n\r\n" + b"x" * 301, [100, 200])
+@example(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 301, [])
 @example(RESPONSES[1] + b"0" * 70_000, [])
 @example(b"HTTP/1.1 103 E\r\n\r\n" * 5000 + RESPONSES[0], [30_000, 60_000])
 def test_an_answer_is_the_same_however_its_bytes_arrive(data: bytes, at: list[int]) -> None:
@@ -151,6 +153,7 @@ answers = st.tuples(statuses, st.lists(header, max_size=4), bodies)
 
 @settings(max_examples=60 * TIMES)
 @given(answers, st.sampled_from(Operation))
+@example((503, [(b"retry-after", b"1e999"), (b"tcc-hold-ttl", b"-inf")], b"\0"), Operation.TRY)
 def test_a_participants_answer(answer: tuple[int, Any, bytes], operation: Operation) -> None:
     status, _, body = answer
     caller = Caller(Answers(*answer), response_max_bytes=BODY_BYTES_MAX, calls_max=9, clock=lambda: 1e9)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -145,8 +145,9 @@ class RestMachine(RuleBasedStateMachine):
         path, headers = f"/v1/transactions/{expected.id}", PATIENT if expected.finished else {}
 
         async def look() -> bool:
-            nonlocal why
+            nonlocal why, headers
             why = expected.differs((await self.service.client.get(path, headers=headers)).json())
+            headers = headers or {"Prefer": "wait=0.01"}  # what doesn't end must not be looked at all the time
             return why is None
 
         try:
@@ -156,10 +157,27 @@ class RestMachine(RuleBasedStateMachine):
 
     # --- participants --------------------------------------------------------------------------------------------
 
-    @initialize(which=st.sets(st.sampled_from(REGISTERED), min_size=1))
-    def register_some(self, which: set[str]) -> None:
-        for name in sorted(which):
+    @initialize(minds=st.tuples(effects, effects), key=keys)
+    def there_is_something(self, minds: tuple[Effect, Effect], key: str | None) -> None:
+        """Of each kind one, so that there is what commands and lists are about: confirmed, cancelled, and as drawn."""
+        for name in REGISTERED[1:]:
             self.register(name, None, 64)
+        for name, mind in (
+            ("p2", (Effect.ACCEPTS, Effect.ACCEPTS)),
+            ("u0", (Effect.REFUSES, Effect.ACCEPTS)),
+            ("p1", minds),
+        ):
+            self.participant_changes_its_mind(name, *mind)
+            self.begin(
+                [(name, {})],
+                "parallel",
+                "order",
+                "r-1",
+                key if name == "p1" else name,
+                "record",
+                waits=True,
+                overdue=False,
+            )
 
     @rule(name=st.sampled_from(REGISTERED), timeout_s=st.sampled_from([None, 0.1]), slots=st.sampled_from([1, 64]))
     def register(self, name: str, timeout_s: float | None, slots: int) -> None:
@@ -196,10 +214,12 @@ class RestMachine(RuleBasedStateMachine):
             self.ask("POST", f"/v1/admin/transactions/{each.id}/retry")  # it may have ended just now
         self.come_to_rest()
 
+    @precondition(lambda self: self.model.unfinished)
     @rule()
     def all_participants_are_well(self) -> None:
-        for service in self.model.behaviours:
-            self.participant_changes_its_mind(service, Effect.ACCEPTS, Effect.ACCEPTS)
+        for service, behaviour in self.model.behaviours.items():
+            if behaviour != Behaviour():
+                self.participant_changes_its_mind(service, Effect.ACCEPTS, Effect.ACCEPTS)
         assert self.model.unfinished == []
 
     # --- initiators ----------------------------------------------------------------------------------------------
@@ -280,6 +300,15 @@ class RestMachine(RuleBasedStateMachine):
         assert (answer.status_code == 201) == (resource["outcome"] == "confirmed")
         assert answer.status_code != 409 or resource["decision"] == "cancel"
         self.run(self.same(new))
+
+    @precondition(lambda self: self.model.by_key)
+    @rule(data=st.data(), change=st.sampled_from([{"name": "another"}, {"timeout_s": 599}, {"answer_at": "decision"}]))
+    def begin_another_under_a_known_key(self, data: st.DataObject, change: Json) -> None:
+        key = data.draw(st.sampled_from(sorted(self.model.by_key)))
+        it = self.model.by_key[key]
+        if it.request | change != it.request:
+            answer = self.post(it.request | change, key, None)
+            assert self.problem(answer, "idempotency-key-conflict")["transaction_id"] == it.id
 
     @precondition(lambda self: self.model.by_key)
     @rule(data=st.data(), rewritten=st.booleans())
@@ -469,5 +498,9 @@ def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 TestRest = RestMachine.TestCase
 TestRest.settings = settings(
-    max_examples=20 * TIMES, stateful_step_count=30, suppress_health_check=list(HealthCheck), deadline=None
+    max_examples=16 * TIMES,
+    stateful_step_count=25,
+    phases=[Phase.generate],  # shrinking plays the failing run hundreds of times, in real time
+    suppress_health_check=list(HealthCheck),
+    deadline=None,
 )
