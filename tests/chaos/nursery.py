@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,19 +40,21 @@ class Child:
         self._lines = connection.makefile("r")
         self.id = int(self._lines.readline())
         self._status: int | None = None
+        self._asking = threading.Lock()
 
     def poll(self) -> int | None:
         """Its exit status, negative for a signal; None while it is there."""
         return self.wait(0)
 
     def wait(self, timeout_s: float) -> int | None:
-        """As `poll`, when it has ended or the time is over."""
-        if self._status is None and select.select([self._connection], [], [], timeout_s)[0]:
-            line = self._lines.readline()
-            assert line, "the nursery has ended, and all its children with it"
-            self._status = int(line)
-            self.close()
-        return self._status
+        """As `poll`, when it has ended or the time is over. Several threads may wait; one after the other asks."""
+        with self._asking:
+            if self._status is None and select.select([self._connection], [], [], timeout_s)[0]:
+                line = self._lines.readline()
+                assert line, "the nursery has ended, and all its children with it"
+                self._status = int(line)
+                self.close()
+            return self._status
 
     def close(self) -> None:
         """Ask no more; to it nothing happens."""

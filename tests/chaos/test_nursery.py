@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_children_are_killed_each_by_itself(nursery: Nursery, folder: Path) -> N
     both[0].send(signal.SIGKILL)  # it has gone: nobody is hit
     both[1].send(signal.SIGTERM)
     assert both[1].wait(END_MAX_S) == -signal.SIGTERM
+
+
+def test_several_threads_may_wait_for_the_same_child(nursery: Nursery, folder: Path) -> None:
+    for _ in range(10):
+        child = nursery.start("program", ["wait"], environment={"WHAT": ""}, log=folder / "log")
+        with ThreadPoolExecutor(8) as threads:
+            waiting = [threads.submit(child.wait, END_MAX_S) for _ in range(8)]
+            os.kill(child.id, signal.SIGKILL)
+            assert [each.result() for each in waiting] == [-signal.SIGKILL] * 8
 
 
 def test_another_program_is_executed_with_an_environment_of_its_own(nursery: Nursery, folder: Path) -> None:
