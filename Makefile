@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test model sim ablations chaos fuzz bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test model sim ablations chaos fuzz mutants bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ TIMES ?= 20
 fuzz: $(VENV)/.dev ## bad input, drawn anew and so many times as much as in `make test`: TIMES=
 	@FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest tests/fuzz -q
 
+mutants: $(VENV)/.mutants ## put mistakes into both state machines, one at a time, and see the tests find them: minutes
+	@$(BIN)/python -m tests.mutation
+
 bench: $(VENV)/.bench ## measure, check, compare: docs/benchmarks (ARGS='--help' for more)
 	@$(BIN)/python -m tests.benchmark $(ARGS)
 
@@ -65,7 +68,7 @@ migrate: $(VENV)/.run ## bring the database at HOLDFAST_DATABASE_URL to the newe
 
 requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for, with hashes
 	@$(PIP) uv
-	@for group in run dev bench; do $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header \
+	@for group in run dev bench mutants; do $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header \
 	  --no-emit-index-url --python-version 3.11 --group pyproject.toml:$$group --output-file requirements/$$group.txt; done
 
 clean: ## remove .venv and everything that was made
@@ -90,4 +93,9 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
 	@echo "Installing what the benchmark draws with into $(VENV) ..."
 	@$(PIP) --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(VENV)/.mutants: requirements/mutants.txt $(VENV)/.dev
+	@echo "Installing what makes mutants into $(VENV) ..."
+	@$(PIP) --require-hashes -r requirements/mutants.txt
 	@touch $@

@@ -277,7 +277,7 @@ def _hold_until(transaction: Transaction, branch: Branch, it: Answered, policy: 
 
 
 def _due_at_once(branch: Branch) -> Branch:
-    if branch.final or branch.phase not in ASKS:
+    if branch.phase not in ASKS:
         return branch
     return replace(branch, failures=0, next_attempt_at=None)
 
@@ -344,7 +344,7 @@ def _follow_decision(transaction: Transaction, now: float) -> Transaction:
         return transaction
     after = _with_branches(transaction, [_follow(transaction.decision, b) for b in transaction.branches])
     if all(b.final for b in after.branches):
-        return replace(after, finished_at=now, hung_since=None)
+        return replace(after, finished_at=now)
     return after
 
 
@@ -427,7 +427,7 @@ def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Polic
 
 
 def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transaction:
-    if transaction.decision is Decision.UNDECIDED or transaction.finished:
+    if transaction.decision is Decision.UNDECIDED:
         return transaction
     after = _with_branches(transaction, [_hung(transaction, b, now, policy) for b in transaction.branches])
     if not any(b.hung_reason for b in after.branches):
@@ -440,8 +440,7 @@ def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) 
     if branch.final:
         return branch
     confirming = transaction.decision is Decision.CONFIRM
-    in_phase_two = branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING)
-    if in_phase_two and branch.last_answer is Answer.REFUSED:
+    if branch.last_answer is Answer.REFUSED:  # of Confirm or Cancel: a Try's answer is forgotten with its phase
         reason = HungReason.CONFIRM_REFUSED if confirming else HungReason.CANCEL_REFUSED
     elif branch.hung_reason in REFUSALS:
         return branch
@@ -449,7 +448,7 @@ def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) 
         reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
     else:
         return branch
-    return branch if branch.hung_reason is reason else replace(branch, hung_reason=reason)
+    return replace(branch, hung_reason=reason)
 
 
 def _many_failures(branch: Branch, policy: Policy) -> bool:

@@ -106,6 +106,7 @@ Step = Run | Mark | Repeat | Refuse | Wait | Ask | Rest
 class Seen:
     """What is known of a branch when something happens to it.
 
+    `payload_differs`: the call brings another payload than the Try before it; the reaper brings none.
     `busy_s`: for how many seconds the run that is under way still has its lease; 0 when none is.
     """
 
@@ -163,7 +164,7 @@ def decide(seen: Seen, event: Event, *, may_reacquire: bool = False) -> Step:
     step = TABLE[seen.state, event]
     if seen.state is State.EXPIRED and event is Event.CONFIRM and may_reacquire:
         step = _REACQUIRE
-    if seen.payload_differs and event in (Event.TRY, Event.CONFIRM, Event.CANCEL):
+    if seen.payload_differs:
         return Refuse(Refusal.PAYLOAD_MISMATCH)
     if seen.busy_s > 0 and (isinstance(step, Run) or seen.state is State.TRYING):
         return Wait(seen.busy_s)

@@ -8,7 +8,6 @@ from holdfast.fence import (
     FINISHED,
     RUNNING,
     TABLE,
-    Ask,
     Event,
     Mark,
     Refusal,
@@ -34,6 +33,27 @@ CONTRACT = {
     "expired": ("hold-expired", "hold-expired", "repeat"),
 }
 
+# The marks of the two-step form. What was begun is gone on with by the call that began it; Cancel also undoes a Try
+# that may have held, and takes over from the reaper. A Confirm is never taken back, and what is being cancelled or
+# given up is never held again.
+MARKS = {
+    "trying": ("run held", "nothing-held", "run cancelled"),
+    "confirming": ("repeat", "run confirmed", "already-confirmed"),
+    "cancelling": ("already-cancelled", "already-cancelled", "run cancelled"),
+    "expiring": ("hold-expired", "wait", "run cancelled"),
+    "reacquiring": ("repeat", "run confirmed", "already-confirmed"),
+}
+
+# What the reaper does when the row is due, was told cancel, and is given up; told confirm, it leaves every row alone.
+REAPER = {
+    "trying": ("ask", "run cancelled", "run expired"),
+    "held": ("ask", "run cancelled", "run expired"),
+    "cancelling": ("run cancelled", "run cancelled", "rest"),
+    "cancelled": ("run cancelled", "rest", "rest"),  # sweeps up what a handler that was overtaken did afterwards
+    "expiring": ("run expired", "run cancelled", "run expired"),
+    "expired": ("run expired", "rest", "rest"),
+}
+
 
 def said(state: State, event: Event, **conditions: bool) -> str:
     match decide(Seen(state=state), event, **conditions):
@@ -49,23 +69,63 @@ def said(state: State, event: Event, **conditions: bool) -> str:
             return type(other).__name__.lower()
 
 
-@pytest.mark.parametrize("state", CONTRACT)
-def test_the_table_of_the_contract(state: str) -> None:
-    assert tuple(said(State(state), event) for event in CALLS) == CONTRACT[state]
+@pytest.mark.parametrize("state", CONTRACT | MARKS)
+def test_the_table_of_the_contract_and_of_the_marks(state: str) -> None:
+    assert tuple(said(State(state), event) for event in CALLS) == (CONTRACT | MARKS)[state]
+
+
+@pytest.mark.parametrize("state", State)
+def test_what_the_reaper_does(state: State) -> None:
+    findings = (Event.DUE, Event.TOLD_CANCEL, Event.ABANDONED)
+    assert tuple(said(state, event) for event in findings) == REAPER.get(state, ("rest", "rest", "rest"))
+    assert said(state, Event.TOLD_CONFIRM) == "rest"
+
+
+def test_each_run_calls_its_handlers_and_leaves_its_mark() -> None:
+    runs = {(state, step.then): step for (state, _), step in TABLE.items() if isinstance(step, Run)}
+    for (state, then), step in runs.items():
+        operations, via = {
+            State.HELD: ((Operation.TRY,), State.TRYING),
+            State.CONFIRMED: ((Operation.CONFIRM,), State.CONFIRMING),
+            State.CANCELLED: ((Operation.CANCEL,), State.CANCELLING),
+            State.EXPIRED: ((Operation.CANCEL,), State.EXPIRING),
+        }[then]
+        if state is State.REACQUIRING:
+            operations, via = (Operation.TRY, Operation.CONFIRM), State.REACQUIRING
+        sweeps = state in FINISHED
+        assert step == Run(operations, state if sweeps else via, then)
+
+
+def test_the_words_of_rows_calls_and_problems() -> None:
+    """Rows of earlier releases say them, operations become events by them, and problems are named by them."""
+    assert {state.value for state in State} == {*CONTRACT, *MARKS}
+    assert [Event(operation.value) for operation in Operation] == [*CALLS]
+    assert [event.value for event in Event] == [
+        "try",
+        "confirm",
+        "cancel",
+        "due",
+        "told_confirm",
+        "told_cancel",
+        "abandoned",
+    ]
+    assert {refusal.value for refusal in Refusal} == {
+        "nothing-held",
+        "already-cancelled",
+        "already-confirmed",
+        "hold-expired",
+        "payload-mismatch",
+    }
+
+
+def test_a_confirm_of_what_is_being_given_up_may_ask_again_in_a_second() -> None:
+    assert decide(Seen(state=State.EXPIRING), Event.CONFIRM) == Wait(1.0)
 
 
 def test_the_table_is_complete_and_cannot_be_changed() -> None:
     assert set(TABLE) == set(itertools.product(State, Event))
     with pytest.raises(TypeError):
         TABLE[State.HELD, Event.CANCEL] = Rest()  # type: ignore[index]
-
-
-def test_when_time_is_up_only_what_is_not_final_is_asked_about() -> None:
-    assert {state for state in State if TABLE[state, Event.DUE] == Ask()} == {State.TRYING, State.HELD}
-    for state in (State.TRYING, State.HELD):
-        assert said(state, Event.TOLD_CANCEL) == "run cancelled"
-        assert said(state, Event.TOLD_CONFIRM) == "rest"
-        assert said(state, Event.ABANDONED) == "run expired"
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
@@ -101,10 +161,11 @@ def test_another_payload_is_refused_whatever_the_row_says(state: State, event: E
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(sorted(RUNNING), Event)))
 def test_while_a_run_has_its_lease_no_other_begins(state: State, event: Event) -> None:
-    step = decide(Seen(state=state, busy_s=7.0), event)
-    assert not isinstance(step, Run)
-    if isinstance(TABLE[state, event], Run):
-        assert step == Wait(7.0)
+    step = decide(Seen(state=state, busy_s=0.5), event)
+    if isinstance(TABLE[state, event], Run) or state is State.TRYING:
+        assert step == Wait(0.5)
+    else:
+        assert step == TABLE[state, event], "what needs no handler is answered at once"
 
 
 def test_a_confirm_waits_for_a_try_that_may_still_come_to_hold() -> None:

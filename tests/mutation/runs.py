@@ -1,0 +1,150 @@
+"""Tests against mutants, each in a fork of a process that has imported all libraries and nothing of ours.
+
+Responsible for what becomes of each mutant; which there are and what survivors mean is decided elsewhere.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import resource
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Final, NoReturn, TypeVar
+
+import hypothesis
+import pytest
+
+from tests.mutation.verdict import Mutant
+
+LIBRARIES: Final = ("aiosqlite", "fastapi", "httpx", "pydantic", "sqlalchemy.ext.asyncio", "_pytest.unittest", "pdb")
+PYTEST: Final = shlex.split(
+    "-x -q --assert=plain --tb=no --no-header --noconftest -p no:cacheprovider -p pytest_asyncio.plugin"
+)
+MEMORY_MAX: Final = 4 << 30
+INVALID: Final = 70  # exit code of a child whose mutant can't be imported
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Tests that run together: arguments of pytest. They use no fixture of a conftest.py."""
+
+    arguments: str
+    processor_max_s: int = 600
+    wall_max_s: int = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the tests of a stage ended on one source."""
+
+    code: int
+    processor_s: float
+
+    @property
+    def invalid(self) -> bool:
+        return self.code == INVALID
+
+    @property
+    def endless(self) -> bool:
+        """Ended by a signal: out of time."""
+        return self.code < 0
+
+    @property
+    def survived(self) -> bool:
+        return self.code == 0
+
+
+class BaselineError(Exception):
+    """The tests fail without a mutant, so that they can say nothing about one."""
+
+
+def warm_up() -> None:
+    """Import once what every child needs; examples are drawn the same way in every run, and not shrunk."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    generate = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=generate)
+    hypothesis.settings.load_profile("mutants")
+
+
+def prepare(module: str, unaffected: Sequence[str]) -> None:
+    """Import once what else the tests need, and what does not import the module that the children will replace."""
+    for name in unaffected:
+        importlib.import_module(name)
+    assert module not in sys.modules, "no child would import a mutant"
+    gc.freeze()  # else each child's first collection copies all of it
+
+
+def limited(module: str, path: Path, stage: Stage) -> Stage:
+    """The stage with ten times the time that it takes on the code as it is: what takes longer will not end."""
+    source = path.read_text(encoding="utf-8")
+    ((_, ended),) = each_in_a_child([source], lambda it: _test(module, path, it, stage), jobs=1)
+    if not ended.survived:
+        raise BaselineError(f"without a mutant: python -m pytest {stage.arguments}: exit code {ended.code}")
+    return replace(stage, processor_max_s=10 + round(10 * ended.processor_s))
+
+
+def run(module: str, path: Path, mutants: Sequence[Mutant], stage: Stage) -> Iterator[tuple[Mutant, Ended]]:
+    """Each mutant with how the tests ended on it, as they end."""
+    jobs = os.cpu_count() or 1
+    return each_in_a_child(mutants, lambda it: _test(module, path, it.source, stage), jobs=jobs)
+
+
+def each_in_a_child(items: Sequence[T], work: Callable[[T], NoReturn], *, jobs: int) -> Iterator[tuple[T, Ended]]:
+    """Each item with how the child ended that worked on it; `jobs` children at a time."""
+    waiting = list(reversed(items))
+    running: dict[int, T] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            item = waiting.pop()
+            pid = os.fork()
+            if pid == 0:
+                work(item)
+            running[pid] = item
+        pid, status, usage = os.wait4(-1, 0)
+        if pid in running:
+            yield running.pop(pid), Ended(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime)
+
+
+def _test(module: str, path: Path, source: str, stage: Stage) -> NoReturn:
+    """In a child: run the tests with this source in the place of the module's own, and exit with pytest's code."""
+    code = INVALID
+    with contextlib.suppress(BaseException):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (stage.processor_max_s, stage.processor_max_s))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
+        signal.alarm(stage.wall_max_s)
+        sys.meta_path.insert(0, _Instead(module, path, source))
+        importlib.import_module(module)
+        code = 1
+        code = pytest.main([*PYTEST, *shlex.split(stage.arguments)])
+    os._exit(code)
+
+
+class _Instead(MetaPathFinder, Loader):
+    """Imports a source in the place of a module."""
+
+    def __init__(self, module: str, path: Path, source: str) -> None:
+        self._module = module
+        self._path = path
+        self._source = source
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return spec_from_loader(fullname, self, origin=str(self._path)) if fullname == self._module else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self._source, self._path, "exec"), module.__dict__)

@@ -1,0 +1,617 @@
+"""One step after the other, each compared whole: what a transaction and its branches say, and what is called when.
+
+The enumeration checks rules on everything that can happen; here is what exactly is recorded and said, on a few stories.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.protocol import (
+    FOLLOWS,
+    Answered,
+    BranchResolved,
+    Call,
+    CancelRequested,
+    Command,
+    Input,
+    Objection,
+    Policy,
+    RetryRequested,
+    Step,
+    advance,
+    back_off_s,
+    broken,
+    objection,
+)
+from app.transaction import (
+    Branch,
+    BranchPhase,
+    HungReason,
+    Reason,
+    ReasonCode,
+    Resolution,
+    Settled,
+    Transaction,
+    TryOrder,
+)
+from holdfast.wire import Answer, Decision, Operation
+
+POLICY = Policy(
+    retry_base_s=0.5,
+    retry_cap_s=8.0,
+    hold_margin_s=30.0,
+    hung_attempts=3,
+    hung_after_s=60.0,
+    lease_s=15.0,
+    linger_s=1.0,
+)
+NOW, DEADLINE = 1_000.0, 1_030.0
+SAFE_UNTIL = 1_055.0  # a TTL of 60 s from before the Try, less five seconds
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+RESOLVE = BranchResolved(branch="a", settled=Settled.CONFIRMED, by="ops", reason="seen in the ledger")
+CONFIRM, CANCEL = Operation.CONFIRM, Operation.CANCEL
+
+
+def begun(**changed: Any) -> Transaction:
+    branches = (Branch(name="a"), Branch(name="b"))
+    new = Transaction(id="t", created_at=NOW, deadline=DEADLINE, branches=branches, traceparent=TRACE)
+    return replace(new, **changed)
+
+
+def trying(name: str, **changed: Any) -> Branch:
+    """A branch whose first Try is under way."""
+    asked = Branch(name=name, phase=BranchPhase.TRYING, try_attempts=1, tried_at=NOW, calling=Operation.TRY)
+    return replace(asked, **changed)
+
+
+def held(name: str, **changed: Any) -> Branch:
+    rest: dict[str, Any] = {"calling": None, "last_answer": Answer.SUCCEEDED, "hold_until": SAFE_UNTIL}
+    return trying(name, **{"phase": BranchPhase.HELD, **rest, **changed})
+
+
+def confirming(name: str, **changed: Any) -> Branch:
+    """A branch whose first Confirm is under way."""
+    asked = {"phase": BranchPhase.CONFIRMING, "confirm_attempts": 1, "calling": CONFIRM, "last_answer": None}
+    return held(name, **{**asked, **changed})
+
+
+def cancelling(name: str, **changed: Any) -> Branch:
+    """A branch that held, and whose first Cancel is under way."""
+    asked = {"phase": BranchPhase.CANCELLING, "cancel_attempts": 1, "calling": CANCEL, "last_answer": None}
+    return held(name, **{**asked, **changed})
+
+
+def undecided(*branches: Branch, **changed: Any) -> Transaction:
+    return begun(branches=branches, wake_at=NOW + POLICY.lease_s, **changed)
+
+
+def decided(decision: Decision, *branches: Branch, **changed: Any) -> Transaction:
+    return undecided(*branches, **{"decision": decision, "decided_at": NOW, **changed})
+
+
+def said(branch: str, operation: Operation, answer: Answer, attempt: int = 1, **words: Any) -> Answered:
+    return Answered(branch=branch, operation=operation, attempt=attempt, answer=answer, **words)
+
+
+def step(transaction: Transaction, now: float, *inputs: Input, policy: Policy = POLICY) -> Step:
+    return advance(transaction, inputs, now, policy)
+
+
+def called(it: Step) -> list[tuple[str, Operation, int]]:
+    return [(call.branch.name, call.operation, call.attempt) for call in it.calls]
+
+
+def back_off_of(branch: Branch, phase: BranchPhase, failures: int) -> float:
+    return back_off_s("t", replace(branch, phase=phase, failures=failures), POLICY)
+
+
+# --- all goes well -----------------------------------------------------------------------------------------------
+
+
+def test_a_new_transaction_is_recorded_and_tries_all_its_branches() -> None:
+    a, b = trying("a"), trying("b")
+    calls = [
+        Call(
+            transaction_id="t",
+            branch=branch,
+            operation=Operation.TRY,
+            attempt=1,
+            traceparent=TRACE,
+            hold_ttl_s=60.0,
+            deadline=DEADLINE,
+        )
+        for branch in (a, b)
+    ]
+    assert step(begun(), NOW) == Step(
+        transaction=undecided(a, b), calls=tuple(calls), must_save=True, rests=False, wake_at=NOW + 10
+    )
+
+
+def test_a_transaction_of_no_trace_is_called_in_none() -> None:
+    (call, _) = step(begun(traceparent=None), NOW).calls
+    assert call == Call(
+        transaction_id="t", branch=trying("a"), operation=Operation.TRY, attempt=1, hold_ttl_s=60.0, deadline=DEADLINE
+    )
+
+
+def test_a_hold_is_kept_with_what_it_answered_and_needs_no_save_of_its_own() -> None:
+    answer = said("a", Operation.TRY, Answer.SUCCEEDED, result={"seat": 1})
+    after = undecided(held("a", result={"seat": 1}), trying("b"))
+    assert step(undecided(trying("a"), trying("b")), NOW + 2, answer) == Step(
+        transaction=after, calls=(), must_save=False, rests=False, wake_at=NOW + 10
+    )
+
+
+def test_the_last_hold_decides_confirm_and_all_are_confirmed() -> None:
+    answer = said("b", Operation.TRY, Answer.SUCCEEDED)
+    it = step(undecided(held("a"), trying("b")), NOW + 3, answer)
+    a, b = confirming("a"), confirming("b")
+    calls = [
+        Call(transaction_id="t", branch=branch, operation=CONFIRM, attempt=1, traceparent=TRACE) for branch in (a, b)
+    ]
+    after = decided(Decision.CONFIRM, a, b, decided_at=NOW + 3)
+    assert it == Step(
+        transaction=replace(after, wake_at=NOW + 18),
+        calls=tuple(calls),
+        must_save=True,
+        rests=False,
+        wake_at=NOW + 13,
+    )
+
+
+def test_the_last_acknowledgement_finishes_it() -> None:
+    done = confirming("a", phase=BranchPhase.CONFIRMED, calling=None, last_answer=Answer.SUCCEEDED)
+    answer = said("b", CONFIRM, Answer.SUCCEEDED, error="the body is not JSON")
+    it = step(decided(Decision.CONFIRM, done, confirming("b", failures=2)), NOW + 4, answer)
+    b = replace(done, name="b", last_error="the body is not JSON")
+    after = decided(Decision.CONFIRM, done, b, finished_at=NOW + 4)
+    assert it == Step(transaction=replace(after, wake_at=None), calls=(), must_save=True, rests=True, wake_at=NOW + 4)
+    again = step(it.transaction, NOW + 99, answer, RetryRequested(), CancelRequested(), RESOLVE)
+    assert again == replace(it, must_save=False, wake_at=NOW + 99)
+
+
+def test_a_cancelled_branch_says_so() -> None:
+    it = step(decided(Decision.CANCEL, cancelling("a")), NOW + 4, said("a", CANCEL, Answer.SUCCEEDED))
+    after = cancelling("a", phase=BranchPhase.CANCELLED, calling=None, last_answer=Answer.SUCCEEDED)
+    assert it.transaction.branches == (after,)
+    assert it.transaction.finished_at == NOW + 4
+
+
+def test_what_follows_from_a_decision_is_written_to_the_branch_anew() -> None:
+    """Failures and waiting belong to the phase in which they happened; a branch that was never tried needs no call."""
+    waiting = trying("a", calling=None, failures=2, next_attempt_at=NOW + 50, last_answer=Answer.UNANSWERED)
+    it = step(undecided(waiting, Branch(name="b")), NOW + 1, CancelRequested())
+    a = trying("a", phase=BranchPhase.CANCELLING, calling=CANCEL, cancel_attempts=1)
+    assert it.transaction.branches == (a, Branch(name="b", phase=BranchPhase.CANCELLED))
+
+
+# --- refused, too late, cancelled --------------------------------------------------------------------------------
+
+
+def test_a_refusal_decides_at_once_and_says_who_refused_and_why() -> None:
+    refusal = said("a", Operation.TRY, Answer.REFUSED, error="sold out")
+    it = step(
+        undecided(trying("a"), trying("b"), trying("c", phase=BranchPhase.PENDING, calling=None)), NOW + 2, refusal
+    )
+    assert it.transaction.decision is Decision.CANCEL
+    assert it.transaction.decided_at == NOW + 2
+    assert it.transaction.reason == Reason(code=ReasonCode.REFUSED, branch="a", detail="sold out")
+    a, b, c = it.transaction.branches
+    assert a == trying("a", phase=BranchPhase.CANCELLING, cancel_attempts=1, calling=CANCEL, last_error="sold out")
+    assert b == trying("b"), "its own Try is still under way"
+    assert c.phase is BranchPhase.CANCELLED
+    assert called(it) == [("a", CANCEL, 1)]
+    assert it.must_save
+    late = step(it.transaction, NOW + 3, said("b", Operation.TRY, Answer.SUCCEEDED, result="r"))
+    assert called(late) == [("b", CANCEL, 1)]
+    assert not late.must_save
+
+
+@pytest.mark.parametrize(
+    ("last_error", "detail"), [("503 from there", "503 from there"), (None, "the Try was not answered in time")]
+)
+def test_the_deadline_cancels_and_names_the_branch_that_is_missing(last_error: str | None, detail: str) -> None:
+    before = undecided(held("a"), trying("b", last_error=last_error))
+    assert step(before, DEADLINE - 0.001).transaction.decision is Decision.UNDECIDED
+    it = step(before, DEADLINE)
+    assert it.transaction.decision is Decision.CANCEL
+    assert it.transaction.decided_at == DEADLINE
+    assert it.transaction.reason == Reason(code=ReasonCode.TIMED_OUT, branch="b", detail=detail)
+
+
+def test_when_every_branch_held_too_late_none_is_blamed() -> None:
+    it = step(undecided(held("a"), trying("b")), DEADLINE, said("b", Operation.TRY, Answer.SUCCEEDED))
+    assert it.transaction.reason == Reason(
+        code=ReasonCode.TIMED_OUT, detail="every branch held, but the deadline had passed"
+    )
+    assert called(it) == [("a", CANCEL, 1), ("b", CANCEL, 1)]
+
+
+def test_a_hold_that_runs_out_cancels_and_says_whose() -> None:
+    before = undecided(held("a", hold_until=SAFE_UNTIL), held("c", hold_until=NOW + 2), trying("b"))
+    assert step(before, NOW + 1.999).transaction.decision is Decision.UNDECIDED
+    it = step(before, NOW + 2, said("b", Operation.TRY, Answer.SUCCEEDED))
+    assert it.transaction.decision is Decision.CANCEL
+    assert it.transaction.decided_at == NOW + 2
+    assert it.transaction.reason == Reason(
+        code=ReasonCode.HOLD_EXPIRED, branch="c", detail="the participant's hold ran out before every branch held"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (CancelRequested(), Reason(code=ReasonCode.REQUESTED)),
+        (CancelRequested(code=ReasonCode.OPERATOR, detail="by ops"), Reason(code=ReasonCode.OPERATOR, detail="by ops")),
+    ],
+)
+def test_a_cancel_says_by_whom_and_why_and_comes_too_late_after_the_decision(
+    command: CancelRequested, reason: Reason
+) -> None:
+    it = step(undecided(trying("a")), NOW + 2, command)
+    assert it.transaction.reason == reason
+    assert it.transaction.decided_at == NOW + 2
+    assert it.must_save
+    confirmed = decided(Decision.CONFIRM, confirming("a"))
+    assert step(confirmed, NOW + 2, command).transaction == confirmed
+    assert step(it.transaction, NOW + 3, CancelRequested(detail="again")).transaction.reason == reason
+
+
+def test_no_try_leaves_after_the_decision_even_if_nothing_followed_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two safeguards, with the first taken away."""
+    monkeypatch.delitem(FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING))
+    assert called(step(decided(Decision.CANCEL, Branch(name="a")), NOW + 1)) == []
+
+
+# --- not answered, and repeated ----------------------------------------------------------------------------------
+
+
+def test_a_try_that_is_not_answered_is_repeated_with_what_is_left_of_the_time() -> None:
+    silence = said("a", Operation.TRY, Answer.UNANSWERED, error="timeout")
+    it = step(undecided(trying("a"), held("b")), NOW + 2, silence)
+    due = NOW + 2 + back_off_of(trying("a"), BranchPhase.TRYING, 1)
+    waiting = trying(
+        "a", calling=None, failures=1, next_attempt_at=due, last_answer=Answer.UNANSWERED, last_error="timeout"
+    )
+    assert it == Step(transaction=undecided(waiting, held("b")), calls=(), must_save=False, rests=False, wake_at=due)
+    early = step(it.transaction, due - 0.001)
+    assert called(early) == []
+    repeated = step(it.transaction, due)
+    assert called(repeated) == [("a", Operation.TRY, 2)]
+    assert repeated.must_save, "whoever was overtaken must find out before it calls again"
+    assert repeated.transaction.branches[0] == replace(
+        waiting, calling=Operation.TRY, try_attempts=2, next_attempt_at=None
+    )
+    (call,) = repeated.calls
+    assert call.deadline == DEADLINE
+    assert call.hold_ttl_s is not None
+    assert 0 <= call.hold_ttl_s - (DEADLINE - due + POLICY.hold_margin_s) < 0.001
+
+
+def test_the_ttl_asked_for_is_rounded_up_to_milliseconds() -> None:
+    (call,) = step(begun(branches=(Branch(name="a"),)), NOW + 0.00075).calls
+    assert call.hold_ttl_s == 60.0
+    (call,) = step(begun(branches=(Branch(name="a"),)), NOW + 0.99925).calls
+    assert call.hold_ttl_s == 59.001
+
+
+@pytest.mark.parametrize("decision", [Decision.CONFIRM, Decision.CANCEL])
+@pytest.mark.parametrize(("answer", "retry_after_s"), [(Answer.UNANSWERED, None), (Answer.UNANSWERED, 7.0)])
+def test_a_decided_call_is_repeated_for_ever(decision: Decision, answer: Answer, retry_after_s: float | None) -> None:
+    asked = confirming("a", failures=1) if decision is Decision.CONFIRM else cancelling("a", failures=1)
+    operation = CONFIRM if decision is Decision.CONFIRM else CANCEL
+    it = step(decided(decision, asked), NOW + 2, said("a", operation, answer, retry_after_s=retry_after_s))
+    due = NOW + 2 + (retry_after_s or back_off_of(asked, asked.phase, 2))
+    (after,) = it.transaction.branches
+    assert after == replace(asked, calling=None, failures=2, next_attempt_at=due, last_answer=answer)
+    assert called(step(it.transaction, due)) == [("a", operation, 2)]
+    assert it.wake_at == due
+    assert it.rests == (retry_after_s is not None), "a long pause is left to recovery"
+
+
+def test_a_hold_and_an_acknowledgement_end_the_failures() -> None:
+    it = step(undecided(trying("a", failures=2), trying("b")), NOW, said("a", Operation.TRY, Answer.SUCCEEDED))
+    assert it.transaction.branches[0] == held("a")
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        said("z", CONFIRM, Answer.SUCCEEDED),
+        said("a", CONFIRM, Answer.SUCCEEDED, attempt=2),
+        said("a", CANCEL, Answer.SUCCEEDED, attempt=0),
+        said("a", Operation.TRY, Answer.SUCCEEDED),
+    ],
+)
+def test_an_answer_that_nobody_waits_for_changes_nothing(stale: Answered) -> None:
+    before = decided(Decision.CONFIRM, confirming("a"))
+    assert step(before, NOW, stale) == step(before, NOW)
+
+
+def test_an_answer_to_what_its_phase_does_not_ask_is_a_broken_invariant() -> None:
+    with pytest.raises(AssertionError, match="confirming does not ask for try"):
+        step(
+            decided(Decision.CONFIRM, confirming("a", calling=Operation.TRY)),
+            NOW,
+            said("a", Operation.TRY, Answer.SUCCEEDED),
+        )
+
+
+# --- the time that a hold is safe --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("announced_s", "margin_s", "safe_s"),
+    [
+        (None, 30.0, 55.0),  # to the deadline, the margin, and at most five seconds less
+        (100.0, 30.0, 55.0),  # it holds for longer than was asked
+        (40.0, 30.0, 36.0),  # a tenth less
+        (40.0, 2.0, 30.0),  # 32 s asked for, and no more than the margin less
+        (0.0, 30.0, 0.0),
+    ],
+)
+def test_a_hold_is_safe_until_shortly_before_its_end(announced_s: float | None, margin_s: float, safe_s: float) -> None:
+    answer = said("a", Operation.TRY, Answer.SUCCEEDED, attempt=2, hold_ttl_s=announced_s)
+    policy = replace(POLICY, hold_margin_s=margin_s)
+    it = step(undecided(trying("a", try_attempts=2), trying("b")), NOW + 9, answer, policy=policy)
+    assert it.transaction.branches[0].hold_until == NOW + safe_s
+
+
+def test_the_ttl_counts_from_the_first_try() -> None:
+    waiting = trying("a", calling=None, next_attempt_at=NOW + 5)
+    assert step(undecided(waiting), NOW + 5).transaction.branches[0].tried_at == NOW
+
+
+# --- one after the other -----------------------------------------------------------------------------------------
+
+
+def test_in_sequence_each_try_waits_for_the_hold_before_it() -> None:
+    it = step(begun(try_order=TryOrder.SEQUENTIAL), NOW)
+    assert called(it) == [("a", Operation.TRY, 1)]
+    assert it.transaction.branches[1] == Branch(name="b")
+    second = step(it.transaction, NOW + 1, said("a", Operation.TRY, Answer.SUCCEEDED))
+    assert called(second) == [("b", Operation.TRY, 1)]
+    assert second.must_save, "the record must say that b may hold"
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "transaction", "expected"),
+    [
+        (CancelRequested(), begun(), None),
+        (CancelRequested(), decided(Decision.CANCEL, cancelling("a")), None),
+        (CancelRequested(), decided(Decision.CONFIRM, confirming("a")), Objection.ALREADY_DECIDED),
+        (RetryRequested(), decided(Decision.CONFIRM, confirming("a")), None),
+        (RetryRequested(), decided(Decision.CONFIRM, confirming("a"), finished_at=NOW), Objection.ALREADY_FINISHED),
+        (RESOLVE, decided(Decision.CONFIRM, confirming("a")), None),
+        (RESOLVE, decided(Decision.CANCEL, cancelling("a")), None),
+        (RESOLVE, undecided(held("a")), Objection.NOT_DECIDED),
+        (RESOLVE, decided(Decision.CONFIRM, confirming("b")), Objection.UNKNOWN_BRANCH),
+        (RESOLVE, decided(Decision.CONFIRM, confirming("a", phase=BranchPhase.CONFIRMED)), Objection.BRANCH_FINISHED),
+    ],
+)
+def test_what_can_be_asked_when(command: Command, transaction: Transaction, expected: Objection | None) -> None:
+    assert objection(transaction, command) is expected
+
+
+def test_the_objections_are_the_slugs_of_the_contract() -> None:
+    assert [each.value for each in Objection] == [
+        "already-decided",
+        "already-finished",
+        "not-decided",
+        "unknown-branch",
+        "branch-finished",
+    ]
+
+
+def test_a_resolved_branch_says_who_settled_it_and_is_called_no_more() -> None:
+    hung = {"hung_reason": HungReason.CONFIRM_UNANSWERED, "failures": 4}
+    before = decided(
+        Decision.CONFIRM,
+        confirming("a", calling=None, next_attempt_at=NOW + 500, **hung),
+        confirming("b", **hung),
+        hung_since=NOW,
+    )
+    it = step(before, NOW + 70, RESOLVE)
+    resolution = Resolution(settled=Settled.CONFIRMED, by="ops", at=NOW + 70, reason="seen in the ledger")
+    a, b = it.transaction.branches
+    assert a == confirming("a", phase=BranchPhase.RESOLVED, calling=None, failures=4, resolution=resolution)
+    assert b == before.branches[1]
+    assert it.transaction.reason == Reason(code=ReasonCode.OPERATOR, branch="a", detail="seen in the ledger")
+    assert it.transaction.hung_since == NOW
+    assert it.must_save
+    assert called(it) == []
+    under_way = step(decided(Decision.CONFIRM, confirming("a"), confirming("b")), NOW, RESOLVE).transaction.branches[0]
+    assert under_way.calling is None
+
+
+def test_a_resolution_keeps_the_reason_that_there_was_and_may_end_it_all() -> None:
+    refused = Reason(code=ReasonCode.REFUSED, branch="b", detail="sold out")
+    hung = cancelling("a", hung_reason=HungReason.CANCEL_REFUSED)
+    it = step(decided(Decision.CANCEL, hung, reason=refused, hung_since=NOW), NOW + 9, RESOLVE)
+    assert it.transaction.reason == refused
+    assert it.transaction.finished_at == NOW + 9
+    assert it.transaction.hung_since is None
+    assert it.transaction.branches[0].hung_reason is None
+
+
+def test_a_resolution_that_is_objected_to_changes_nothing() -> None:
+    before = undecided(trying("a"), trying("b"))
+    assert step(before, NOW, RESOLVE) == step(before, NOW)
+
+
+def test_a_retry_makes_every_waiting_call_now() -> None:
+    waiting = {"calling": None, "failures": 9, "next_attempt_at": NOW + 500}
+    done = confirming("c", phase=BranchPhase.CONFIRMED, calling=None, next_attempt_at=NOW + 500)
+    before = decided(Decision.CONFIRM, confirming("a", **waiting), confirming("b", failures=1), done)
+    it = step(before, NOW + 5, RetryRequested())
+    assert called(it) == [("a", CONFIRM, 2)]
+    a, b, c = it.transaction.branches
+    assert a == confirming("a", confirm_attempts=2)
+    assert b == confirming("b")
+    assert c == done
+    unasked = step(undecided(held("a", failures=3), trying("b", **waiting)), NOW + 5, RetryRequested())
+    assert called(unasked) == [("b", Operation.TRY, 2)]
+    assert unasked.transaction.branches[0] == held("a", failures=3)
+
+
+# --- hung --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decision", "asked", "refused", "unanswered"),
+    [
+        (Decision.CONFIRM, confirming("a"), HungReason.CONFIRM_REFUSED, HungReason.CONFIRM_UNANSWERED),
+        (Decision.CANCEL, cancelling("a"), HungReason.CANCEL_REFUSED, HungReason.CANCEL_UNANSWERED),
+    ],
+)
+class TestHung:
+    """A branch that a person should look at is marked, and the transaction with it."""
+
+    def test_a_refusal_hangs_at_once(
+        self, decision: Decision, asked: Branch, refused: HungReason, unanswered: HungReason
+    ) -> None:
+        assert asked.calling is not None
+        refusal = said("a", asked.calling, Answer.REFUSED, error="no such hold")
+        it = step(decided(decision, asked), NOW + 2, refusal)
+        (after,) = it.transaction.branches
+        assert after.hung_reason is refused
+        assert after.phase is asked.phase
+        assert it.transaction.hung_since == NOW + 2
+        assert it.must_save
+        again = step(it.transaction, NOW + 90)
+        assert again.transaction.branches[0].hung_reason is refused, "time does not take that back"
+        assert again.transaction.hung_since == NOW + 2
+        silent = step(again.transaction, NOW + 91, said("a", asked.calling, Answer.UNANSWERED, attempt=2))
+        assert silent.transaction.branches[0].hung_reason is refused, "nor does silence"
+
+    def test_silence_hangs_after_some_attempts(
+        self, decision: Decision, asked: Branch, refused: HungReason, unanswered: HungReason
+    ) -> None:
+        assert asked.calling is not None
+        silence = said("a", asked.calling, Answer.UNANSWERED)
+        for failures, expected in ((1, None), (2, unanswered)):
+            it = step(decided(decision, replace(asked, failures=failures)), NOW + 2, silence)
+            assert it.transaction.branches[0].hung_reason is expected
+            assert it.transaction.hung_since == (expected and NOW + 2)
+            assert it.must_save == bool(expected) or it.rests
+
+    def test_silence_hangs_after_some_time(
+        self, decision: Decision, asked: Branch, refused: HungReason, unanswered: HungReason
+    ) -> None:
+        before = replace(decided(decision, asked), wake_at=NOW + 70)
+        early = step(before, NOW + 59.999)
+        assert early.transaction == before
+        assert early.wake_at == NOW + 60
+        it = step(before, NOW + 60)
+        assert it.transaction.branches[0].hung_reason is unanswered
+        assert it.transaction.hung_since == NOW + 60
+        assert it.must_save
+        assert not step(it.transaction, NOW + 60.5).must_save
+
+    def test_the_end_of_the_last_hung_branch_takes_it_off_the_list(
+        self, decision: Decision, asked: Branch, refused: HungReason, unanswered: HungReason
+    ) -> None:
+        assert asked.calling is not None
+        hung = replace(asked, hung_reason=unanswered)
+        before = decided(decision, hung, replace(asked, name="b"), hung_since=NOW)
+        it = step(before, NOW + 2, said("a", asked.calling, Answer.SUCCEEDED))
+        assert it.transaction.branches[0].hung_reason is None
+        assert it.transaction.hung_since is None
+        assert not it.transaction.finished
+        assert it.must_save
+
+
+def test_a_try_that_never_ends_hangs_its_cancelled_transaction() -> None:
+    """The Cancel must wait for it, and so must a person know."""
+    before = replace(decided(Decision.CANCEL, trying("a", failures=9)), wake_at=NOW + 70)
+    assert step(before, NOW + 59).transaction.branches[0].hung_reason is None
+    assert step(before, NOW + 60).transaction.branches[0].hung_reason is HungReason.CANCEL_UNANSWERED
+
+
+def test_a_transaction_that_was_set_aside_hangs_and_is_left_alone() -> None:
+    done = confirming("b", phase=BranchPhase.CONFIRMED, calling=None)
+    before = decided(Decision.CONFIRM, confirming("a"), done)
+    aside = broken(before, NOW + 7, POLICY)
+    a = confirming("a", hung_reason=HungReason.INTERNAL_ERROR)
+    assert aside == replace(before, branches=(a, done), hung_since=NOW + 7, wake_at=NOW + 7 + 15.0)
+    assert broken(aside, NOW + 50, POLICY).hung_since == NOW + 7
+    assert broken(before, NOW, replace(POLICY, retry_cap_s=40.0)).wake_at == NOW + 40
+
+
+def test_what_was_set_aside_undecided_hangs_until_it_is_final() -> None:
+    """A branch that needs no Cancel is final at once, the other hangs on for its Cancel."""
+    aside = broken(undecided(Branch(name="a"), trying("b", calling=None)), NOW, POLICY)
+    a, b = step(aside, NOW + 1, CancelRequested()).transaction.branches
+    assert (a.phase, a.hung_reason) == (BranchPhase.CANCELLED, None)
+    assert (b.phase, b.hung_reason) == (BranchPhase.CANCELLING, HungReason.INTERNAL_ERROR)
+
+
+def test_a_branch_that_was_set_aside_hangs_for_its_true_reason_again() -> None:
+    aside = confirming("a", calling=None, hung_reason=HungReason.INTERNAL_ERROR)
+    before = decided(Decision.CONFIRM, aside, hung_since=NOW)
+    assert step(before, NOW + 9).transaction.branches[0].hung_reason is HungReason.INTERNAL_ERROR
+    late = step(before, NOW + 60).transaction
+    assert late.branches[0].hung_reason is HungReason.CONFIRM_UNANSWERED
+    assert late.hung_since == NOW
+
+
+# --- saving, resting, waking -------------------------------------------------------------------------------------
+
+
+def test_a_pause_that_is_longer_than_the_linger_is_left_to_recovery() -> None:
+    waiting = trying("a", calling=None, failures=1, next_attempt_at=NOW + 3)
+    before = undecided(waiting)
+    it = step(before, NOW + 2)
+    assert (it.rests, it.must_save, it.wake_at) == (False, False, NOW + 3)
+    assert it.transaction == before
+    it = step(before, NOW + 1.999)
+    assert (it.rests, it.must_save, it.wake_at, it.calls) == (True, True, NOW + 3, ())
+    assert it.transaction == replace(before, wake_at=NOW + 3)
+    assert not step(it.transaction, NOW + 1.999).must_save, "it is saved already"
+
+
+def test_a_pause_may_be_longer_than_a_lease() -> None:
+    waiting = confirming("a", calling=None, failures=1, next_attempt_at=NOW + 40)
+    it = step(decided(Decision.CONFIRM, waiting), NOW + 1)
+    assert (it.rests, it.wake_at) == (True, NOW + 40)
+
+
+def test_nothing_rests_while_a_call_is_under_way() -> None:
+    waiting = trying("a", calling=None, failures=1, next_attempt_at=NOW + 20)
+    assert not step(undecided(waiting, trying("b")), NOW + 1).rests
+
+
+def test_the_lease_is_renewed_when_a_third_is_left() -> None:
+    before = undecided(trying("a"))
+    early = step(before, NOW + 9.999)
+    assert not early.must_save
+    assert early.transaction.wake_at == NOW + 15
+    late = step(before, NOW + 10)
+    assert late.must_save
+    assert late.transaction.wake_at == NOW + 25
+    assert late.wake_at == NOW + 20
+    assert late.calls == ()
+
+
+def test_the_loop_wakes_for_whatever_comes_first() -> None:
+    lasting = replace(POLICY, lease_s=90.0)
+    both = replace(undecided(held("a"), trying("b")), wake_at=NOW + 90)
+    assert step(both, NOW, policy=lasting).wake_at == DEADLINE
+    short = replace(both, branches=(held("a", hold_until=NOW + 8), trying("b")))
+    assert step(short, NOW, policy=lasting).wake_at == NOW + 8
+    pause = trying("c", calling=None, next_attempt_at=NOW + 4)
+    assert step(replace(both, branches=(*both.branches, pause)), NOW, policy=lasting).wake_at == NOW + 4
+    hung = decided(Decision.CONFIRM, confirming("a"))
+    assert step(replace(hung, wake_at=NOW + 90), NOW, policy=lasting).wake_at == NOW + 60
+    listed = decided(Decision.CONFIRM, confirming("a", hung_reason=HungReason.CONFIRM_UNANSWERED), hung_since=NOW)
+    assert step(replace(listed, wake_at=NOW + 900), NOW, policy=lasting).wake_at == NOW + 90, "a lease is the longest"
+    assert step(replace(listed, wake_at=NOW + 90), NOW, policy=lasting).wake_at == NOW + 60, "a third of the lease left"
+    done = confirming("b", phase=BranchPhase.CONFIRMED, calling=None)
+    assert step(replace(listed, branches=(*listed.branches, done), wake_at=NOW + 900), NOW, policy=lasting).wake_at == (
+        NOW + 90
+    ), "a final branch is no reason to wake"
