@@ -34,7 +34,12 @@ class SimulatedJournal(Journal):
     """The journal of one life of one replica."""
 
     def __init__(
-        self, process: Process, plan: Plan, committed: Callable[[], None], name: str, owners: dict[str, str]
+        self,
+        process: Process,
+        plan: Plan,
+        committed: Callable[[], None],
+        name: str,
+        take: Callable[[str, str], str | None],
     ) -> None:
         engine = LeanEngine(raw(coordinator_engine()))
         self.engine: Any = engine
@@ -43,7 +48,7 @@ class SimulatedJournal(Journal):
         self._plan = plan
         self._committed = committed
         self._name = name
-        self._owners = owners
+        self._take = take
         self._waiting: list[_Write] = []
         self._is_writing = False
         self._closed = False
@@ -74,11 +79,11 @@ class SimulatedJournal(Journal):
         """Whose a transaction is from this commit on, known or not to those who had it before."""
         if function is store.claim:
             for transaction in result:
-                if not self._owners.get(transaction.id, self._process.name).startswith(f"{self._name}."):
+                before = self._take(self._process.name, transaction.id)
+                if before is not None and not before.startswith(f"{self._name}."):
                     self._plan.count(Branch.ADOPTED)
-                self._owners[transaction.id] = self._process.name
         elif function is store.record and isinstance(result, store.Recorded) and result.created:
-            self._owners[result.transaction_id] = self._process.name
+            self._take(self._process.name, result.transaction_id)
 
     async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         return await self.write(function, item)

@@ -44,7 +44,7 @@ class Judge:
         self._decided: dict[str, str] = {}
         self._under_way: Counter[Call] = Counter()
         self._first_try_left: dict[tuple[str, str], float] = {}
-        self._calls_of_the_overtaken: Counter[Call] = Counter()
+        self._calls_of_the_overtaken: dict[tuple[str, str], Counter[Call]] = {}
         self._holds_for: dict[tuple[str, str], float] = {}
 
     def violated(self, rule: str, transaction_id: str | None, what: str) -> None:
@@ -73,11 +73,16 @@ class Judge:
         self._under_way[call] += 1
         return call
 
+    def took(self, life: str, transaction_id: str) -> None:
+        """It has the transaction now, perhaps again: what it did when it was overtaken is over."""
+        self._calls_of_the_overtaken.pop((life, transaction_id), None)
+
     def _check_overtaken(self, call: Call) -> None:
         """Whoever was overtaken finds out by the save that precedes a call: what was saved by then may still leave."""
         self._world.plan.count(Branch.OVERTAKEN_CALL)
-        self._calls_of_the_overtaken[call] += 1
-        if self._calls_of_the_overtaken[call] > 1:
+        calls = self._calls_of_the_overtaken.setdefault(call[:2], Counter())
+        calls[call] += 1
+        if calls[call] > 1:
             self.violated("the_overtaken_stop", call[1], f"{call[0]} calls {call[2]} again")
 
     def call_ends(self, call: Call) -> None:

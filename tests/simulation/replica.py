@@ -106,7 +106,7 @@ class Replica:
 
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings
-        journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.owners)
+        journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.take)
         metrics = world.metrics
         registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
         caller = Caller(

@@ -138,6 +138,13 @@ class World:
         """T1, T2, … in the order in which they are seen."""
         return self._short.setdefault(transaction_id, f"T{len(self._short) + 1}")
 
+    def take(self, life: str, transaction_id: str) -> str | None:
+        """From this commit on a transaction is this life's, known or not to whoever had it before; who that was."""
+        before = self.owners.get(transaction_id)
+        self.owners[transaction_id] = life
+        self.judge.took(life, transaction_id)
+        return before
+
     def committed(self) -> None:
         """The coordinator's database has committed something; for ablations to hook into."""
 
