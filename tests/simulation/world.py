@@ -196,8 +196,9 @@ class World:
             each.life.kill()
         self.plan.count(Branch.CORE)
         await self._until(lambda: self._busy(without=self.absent))
+        given_up = self._given_up()
         for item in await self._hung():
-            for branch in item["branches"]:
+            for branch in item["branches"] if item["id"] not in given_up else ():
                 if branch["hung_reason"] in (HungReason.CONFIRM_UNANSWERED, HungReason.CANCEL_UNANSWERED):
                     self.plan.count(Branch.HUNG_FOR_THE_ABSENT)
                     if _place_of(branch) not in self.absent:
@@ -233,17 +234,20 @@ class World:
                     self.judge.violated("a_person_can_resolve", item["id"], f"{branch}: {status}")
             self.plan.count(Branch.RESOLVED)
 
+    def _given_up(self) -> set[str]:
+        """Transactions of which a hold was given up at its hard limit: they may hang for that, and nobody waits."""
+        return {
+            id_
+            for connection in self.databases.values()
+            for (id_,) in connection.execute("SELECT transaction_id FROM holdfast_branches WHERE state = 'expired'")
+        }
+
     def _busy(self, without: Set[str] = frozenset()) -> str:
         """What is not finished, but for what waits for people or for the absent, and is listed as hung for it."""
         rows = self.database.execute(
             "SELECT id, hung_since, definition, state FROM transactions WHERE wake_at IS NOT NULL"
         )
-        given_up = {
-            id_
-            for connection in self.databases.values()
-            for (id_,) in connection.execute("SELECT transaction_id FROM holdfast_branches WHERE state = 'expired'")
-        }
-        left = []
+        given_up, left = self._given_up(), []
         for id_, hung_since, definition, state in rows.fetchall():
             waits_for = _unfinished_places(json.loads(definition), json.loads(state)) if without else {""}
             if not (hung_since and (id_ in given_up or waits_for <= without)):
