@@ -69,6 +69,7 @@ class Instead(Exception):
     def __init__(self, function: "WriteFunction[Any, Any]", text: str) -> None:
         super().__init__(text)
         self.function = function
+        self.replaced: WriteFunction[Any, Any] | None = None  # known to the journal, which called it
 
 
 class JournalClosed(Exception):
@@ -165,9 +166,9 @@ class Journal:
             return self._commit_undone_again(batch)
         except _CommitFailed as failed:
             return [failed.cause] * len(batch)  # it may be durable or not: nobody may take it for either
-        except _Instead as failed:
+        except Instead as it:
             return self._commit(
-                [replace(write, function=failed.by.get(write.function, write.function)) for write in batch]
+                [replace(write, function=it.function) if write.function is it.replaced else write for write in batch]
             )
         except Exception as error:
             if not again and _was_cut_off(error):
@@ -205,8 +206,9 @@ class Journal:
                 for function, positions in groups.items():
                     try:
                         answers = function(connection, [batch[position].item for position in positions])
-                    except Instead as error:
-                        raise _Instead({function: error.function}) from error
+                    except Instead as it:
+                        it.replaced = function
+                        raise
                     assert len(answers) == len(positions), f"{function.__name__} must answer each item"
                     for position, answer in zip(positions, answers, strict=True):
                         results[position] = answer
@@ -240,12 +242,6 @@ def _was_undone(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         return getattr(error.orig, "sqlstate", None) in _UNDONE
     return isinstance(error, Outrun)
-
-
-class _Instead(Exception):
-    def __init__(self, by: dict[WriteFunction[Any, Any], WriteFunction[Any, Any]]) -> None:
-        super().__init__()
-        self.by = by
 
 
 class _CommitFailed(Exception):

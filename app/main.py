@@ -91,20 +91,13 @@ async def running(
         if not await journal.read(schema_is_current):
             raise SchemaOutdatedError(f"The database needs a migration; run: {MIGRATE_COMMAND}")
         notices = Notices(journal, alone=embedded)
-        parts = _assemble(settings, journal, caller, clock, notices)
+        parts = assemble(settings, journal, caller, clock, poll_s=lambda: notices.poll_s, tell=notices.tell)
         if embedded:  # the file is this process's own: whoever had leases is dead
             await journal.write(store.release_leases, clock())
         for name, body in settings.participants.items():
             await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
         await parts.registry.refresh()
-        recovery = Recovery(
-            journal=journal,
-            coordinator=parts.coordinator,
-            registry=parts.registry,
-            metrics=parts.metrics,
-            lease_s=settings.lease_s,
-            clock=clock,
-        )
+        recovery = recovery_of(parts)
         retention = _retention(settings, parts)
         recovery.start()
         await notices.start(parts.coordinator.heard)
@@ -120,9 +113,16 @@ async def running(
         await journal.close()
 
 
-def _assemble(
-    settings: Settings, journal: Journal, caller: Caller, clock: Callable[[], float], notices: Notices
+def assemble(
+    settings: Settings,
+    journal: Journal,
+    caller: Caller,
+    clock: Callable[[], float],
+    *,
+    poll_s: Callable[[], float],
+    tell: Callable[[str], None],
 ) -> Parts:
+    """The parts of a coordinator, not at work yet; with `poll_s` it hears of other replicas, with `tell` they of it."""
     metrics = Metrics()
     registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
     coordinator = Coordinator(
@@ -133,8 +133,8 @@ def _assemble(
         metrics=metrics,
         inflight_max=settings.inflight_max,
         clock=clock,
-        poll_s=lambda: notices.poll_s,
-        tell=notices.tell,
+        poll_s=poll_s,
+        tell=tell,
     )
     return Parts(
         settings=settings,
@@ -144,6 +144,18 @@ def _assemble(
         metrics=metrics,
         allowed=settings.allowed,
         clock=clock,
+    )
+
+
+def recovery_of(parts: Parts) -> Recovery:
+    """What takes over transactions that nobody works on, and hands them to the coordinator of `parts`."""
+    return Recovery(
+        journal=parts.journal,
+        coordinator=parts.coordinator,
+        registry=parts.registry,
+        metrics=parts.metrics,
+        lease_s=parts.settings.lease_s,
+        clock=parts.clock,
     )
 
 

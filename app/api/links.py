@@ -54,7 +54,7 @@ def to_next_page(operation_id: str, *, of: str | None = None) -> dict[str, Any]:
 
 def to_participant(name: str) -> dict[str, Any]:
     """To what can be done with the participant whose name this expression finds."""
-    branches = {"branches": [{"participant": name.join("{}")}]}
+    branches = {"branches": [{"participant": f"{{{name}}}"}]}
     return {
         GET_PARTICIPANT: _link(GET_PARTICIPANT, "See how it is registered.", {"name": name}),
         DELETE_PARTICIPANT: _link(DELETE_PARTICIPANT, "Remove it when no transaction needs it.", {"name": name}),

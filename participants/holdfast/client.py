@@ -169,9 +169,7 @@ class Client:
     ) -> None:
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
-        none = CookieJar(
-            DefaultCookiePolicy(allowed_domains=[])
-        )  # one that can't be sent back would break every request
+        none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # one that can't be sent back breaks every request
         self._http = httpx.AsyncClient(base_url=f"{coordinator_url.rstrip('/')}/v1/", transport=transport, cookies=none)
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 

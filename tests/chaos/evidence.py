@@ -93,6 +93,21 @@ class Evidence:
     histories: Mapping[str, Sequence[HistoryCall]] = field(default_factory=dict)
 
 
+def known_of(item: Any, *, created_at: float = 0.0, finished_at: float | None = None) -> Known:
+    """What the coordinator says of a transaction; times only where a clock was kept."""
+    return Known(
+        transaction_id=item["id"],
+        reference=item["reference"],
+        phase=item["phase"],
+        decision=item["decision"],
+        outcome=item["outcome"],
+        hung=item["hung"],
+        branches={branch["name"]: branch["participant"] or "" for branch in item["branches"]},
+        created_at=created_at,
+        finished_at=finished_at,
+    )
+
+
 class Rest:
     """The coordinator's answers at the end, asked of the replicas in turn. `wall_ahead_s`: wall clock − monotonic."""
 
@@ -112,14 +127,8 @@ class Rest:
 
     def known(self) -> Iterator[Known]:
         for item in self._items("/v1/transactions", limit=PAGE):
-            yield Known(
-                transaction_id=item["id"],
-                reference=item["reference"],
-                phase=item["phase"],
-                decision=item["decision"],
-                outcome=item["outcome"],
-                hung=item["hung"],
-                branches={branch["name"]: branch["participant"] for branch in item["branches"]},
+            yield known_of(
+                item,
                 created_at=self._monotonic(item["created_at"]),
                 finished_at=None if item["finished_at"] is None else self._monotonic(item["finished_at"]),
             )

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,7 +28,7 @@ READY: Final = b"running on http"
 """What each process writes when it is at work."""
 
 
-class Process:
+class Process(ABC):
     """A program that is started again and again with one command; `lives` counts how often."""
 
     def __init__(self, nursery: Nursery, name: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -67,8 +68,9 @@ class Process:
     def status(self) -> int | None:
         return None if self._child is None else self._child.poll()
 
+    @abstractmethod
     def launch(self, environment: Mapping[str, str]) -> Child:
-        raise NotImplementedError
+        """Start the program, and don't wait."""
 
     def start(self) -> None:
         """Start it and don't wait: whoever talks to it finds out when it is ready."""

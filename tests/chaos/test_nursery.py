@@ -16,11 +16,11 @@ from tests.support.repository import ROOT
 
 END_MAX_S = 20.0
 PROGRAM = """
-import os, sys, time
+import os, signal, sys
 if __name__ == "__main__":
     print(os.environ["WHAT"], sys.argv[1:], os.getpid(), flush=True)
     if sys.argv[1] == "wait":
-        time.sleep(60)
+        signal.pause()
     sys.exit(int(sys.argv[2]))
 """
 

@@ -19,18 +19,13 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import OperationalError
 
 from app import store
-from app.api.dependencies import Parts
 from app.api.schemas import transaction_json
 from app.caller import Caller
-from app.coordinator import Coordinator
 from app.journal import Journal, _CommitFailed, _settle, _Write
-from app.main import create_app
-from app.metrics import Metrics
-from app.recovery import Recovery
-from app.registry import Registry
+from app.main import assemble, create_app, recovery_of
 from app.settings import Settings
 from tests.chaos.checker import check
-from tests.chaos.evidence import Evidence, HistoryCall, Hold, Known
+from tests.chaos.evidence import Evidence, HistoryCall, Hold, Known, known_of
 from tests.chaos.notes import Note, slug_of
 from tests.coordinator.network import Network, Script
 from tests.coordinator.node import make_schema
@@ -105,7 +100,6 @@ class Stage:
             event.listen(self.engine, "connect", _sync_nothing)
             self.engine.dispose()
         self.app = create_app(self.settings)
-        self.metrics = Metrics()
 
     @property
     def is_embedded(self) -> bool:
@@ -208,27 +202,10 @@ class Life:
         self.started = self.process.spawn(self._start(world))
 
     def _assemble(self, world: "World") -> None:
-        stage, settings = world.stage, world.stage.settings
         self.journal = InlineJournal(world)
-        registry = Registry(self.journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
-        self.parts = Parts(
-            settings=settings,
-            journal=self.journal,
-            registry=registry,
-            coordinator=Coordinator(
-                journal=self.journal,
-                caller=Caller(Wire(world), response_max_bytes=65_536, calls_max=1000, clock=now),
-                registry=registry,
-                policy=settings.policy,
-                metrics=stage.metrics,
-                inflight_max=1000,
-                clock=now,
-                poll_s=lambda: 5.0,
-                tell=lambda transaction_id: None,
-            ),
-            metrics=stage.metrics,
-            allowed=settings.allowed,
-            clock=now,
+        caller = Caller(Wire(world), response_max_bytes=65_536, calls_max=1000, clock=now)
+        self.parts = assemble(
+            world.stage.settings, self.journal, caller, now, poll_s=lambda: 5.0, tell=lambda transaction_id: None
         )
 
     async def _start(self, world: "World") -> None:
@@ -241,15 +218,7 @@ class Life:
                 break
             except OperationalError:  # a supervisor starts it again
                 continue
-        recovery = Recovery(
-            journal=self.journal,
-            coordinator=self.parts.coordinator,
-            registry=self.parts.registry,
-            metrics=world.stage.metrics,
-            lease_s=world.stage.settings.lease_s,
-            clock=now,
-        )
-        recovery.start()
+        recovery_of(self.parts).start()
         world.stage.app.state.parts = self.parts
         self.is_up.set()
 
@@ -425,7 +394,7 @@ class World:
             for id_ in ids:
                 transaction = store.find(connection, id_)
                 assert transaction is not None
-                self.known[id_] = _known(transaction_json(transaction))
+                self.known[id_] = known_of(transaction_json(transaction))
                 self.histories[id_] = [
                     HistoryCall(branch=call.branch, operation=call.operation.value, answer=call.answer.value)
                     for _, call in store.list_calls(connection, id_, 1000, 0)
@@ -461,17 +430,3 @@ class World:
         """Ids, and with them the jitter of every back-off, are the same in every run."""
         self._ids += 1
         return f"00000000-0000-7000-8000-{self._ids:012d}"
-
-
-def _known(item: Any) -> Known:
-    return Known(
-        transaction_id=item["id"],
-        reference=item["reference"],
-        phase=item["phase"],
-        decision=item["decision"],
-        outcome=item["outcome"],
-        hung=item["hung"],
-        branches={branch["name"]: branch["participant"] for branch in item["branches"]},
-        created_at=0.0,
-        finished_at=None,
-    )

@@ -81,7 +81,7 @@ class Gateway:
     def __init__(self) -> None:
         self.state: dict[str, str] = {}
 
-    def do(self, operation: str, key: str) -> None:
+    def perform(self, operation: str, key: str) -> None:
         match operation:
             case "try":
                 self.state[key] = "authorised"
@@ -203,14 +203,14 @@ class Drive:
         if isinstance(self.ground.engine, AsyncEngine):
             return self._outside_async(operation, key)
         self.ground.point(f"gateway {operation}")
-        self.gateway.do(operation, key)
+        self.gateway.perform(operation, key)
         self.ground.point("gateway answered")
         return {"authorisation": key}
 
     async def _outside_async(self, operation: str, key: str) -> Any:
         assert self.gateway is not None
         await self._point(f"gateway {operation}")
-        self.gateway.do(operation, key)
+        self.gateway.perform(operation, key)
         await self._point("gateway answered")
         return {"authorisation": key}
 

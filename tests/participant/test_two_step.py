@@ -14,17 +14,18 @@ from sqlalchemy import Engine
 
 from holdfast import Hold, Refused
 from holdfast.testing import Branch, FakeCoordinator
+from tests.participant.mortal import Gateway
 from tests.participant.service import SeatRequest, Service, running
 
 LEASE_S = 36
 HOUR_S = 3601
 
 
-class Gateway:
-    """Keeps, by idempotency key, what it was last asked to do; `gate` lets a test stop a call on its way there."""
+class GatedGateway(Gateway):
+    """Fails when it is told to; `gate` lets a test stop a call on its way there."""
 
     def __init__(self) -> None:
-        self.state: dict[str, str] = {}
+        super().__init__()
         self.calls: list[tuple[str, str]] = []
         self.gate: asyncio.Event | None = None
         self.arrived = asyncio.Event()
@@ -47,13 +48,7 @@ class Gateway:
         if self.error_before is not None:
             raise self.error_before
         key = hold.idempotency_key
-        match operation:
-            case "try":
-                self.state[key] = "authorised"
-            case "confirm":
-                self.state[key] = "captured"
-            case "cancel" if self.state.get(key) == "authorised":
-                self.state[key] = "void"
+        self.perform(operation, key)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -66,7 +61,7 @@ class Payment:
     def __init__(self, service: Service, coordinator: FakeCoordinator) -> None:
         self.service = service
         self.coordinator = coordinator
-        self.gateway = Gateway()
+        self.gateway = GatedGateway()
         service.behave.append(self.gateway.do)
 
     def branch(self) -> Branch:

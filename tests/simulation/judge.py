@@ -5,11 +5,12 @@ presupposes is looked at, the moment the call leaves.
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Final
 
 from tests.chaos import ledger
 from tests.chaos.checker import Violation, check
-from tests.chaos.evidence import Account, Effect, Evidence, HistoryCall, Hold, Known
+from tests.chaos.evidence import Account, Effect, Evidence, HistoryCall, Hold, known_of
 from tests.chaos.ledger import CHANGES
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Branch
@@ -149,7 +150,7 @@ class Judge:
             ]
         strangers = world.strangers
         effects = [effect for effect in effects if effect.transaction_id not in strangers]
-        known = {item["id"]: self._known(item, hung) for item in listed}
+        known = {item["id"]: replace(known_of(item), hung=item["hung"] or item["id"] in hung) for item in listed}
         conflicts = {id_ for id_ in conflicts if id_ in known and known[id_].decision == "confirm"}
         total = ledger.OPENING_BALANCE * ACCOUNTS * len(world.services)
         evidence = Evidence(
@@ -221,19 +222,6 @@ class Judge:
             self.violated("audit_is_complete", id_, "cancelled, and nothing says why")
         if reason is not None and reason["code"] == "refused" and not (reason["branch"] and reason["detail"]):
             self.violated("audit_is_complete", id_, "refused, and nothing says by whom and why")
-
-    def _known(self, item: Any, hung: set[str]) -> Known:
-        return Known(
-            transaction_id=item["id"],
-            reference=item["reference"],
-            phase=item["phase"],
-            decision=item["decision"],
-            outcome=item["outcome"],
-            hung=item["hung"] or item["id"] in hung,
-            branches={branch["name"]: branch["participant"] or "" for branch in item["branches"]},
-            created_at=0.0,
-            finished_at=None,
-        )
 
 
 def _made(effect: Effect) -> int:

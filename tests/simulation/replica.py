@@ -13,10 +13,10 @@ from app.api.dependencies import Parts
 from app.api.problems import Problem
 from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQuery
 from app.caller import Caller
-from app.coordinator import Coordinator, ObjectedError, OverloadedError, UnknownTransactionError
+from app.coordinator import ObjectedError, OverloadedError, UnknownTransactionError
 from app.journal import JournalClosed
+from app.main import assemble, recovery_of
 from app.recovery import Recovery
-from app.registry import Registry
 from app.settings import Settings
 from tests.simulation.disk import SimulatedJournal
 from tests.simulation.faults import Branch, Fault
@@ -107,42 +107,16 @@ class Replica:
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings
         journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.take)
-        metrics = world.metrics
-        registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
         caller = Caller(
             Wire(world, self.name),
             response_max_bytes=settings.response_max_bytes,
             calls_max=settings.calls_max,
             clock=life.clock,
         )
-        coordinator = Coordinator(
-            journal=journal,
-            caller=caller,
-            registry=registry,
-            policy=settings.policy,
-            metrics=metrics,
-            inflight_max=settings.inflight_max,
-            clock=life.clock,
-            poll_s=lambda: POLL_S,
-            tell=lambda transaction_id: None,
+        self.parts = assemble(
+            settings, journal, caller, life.clock, poll_s=lambda: POLL_S, tell=lambda transaction_id: None
         )
-        self.parts = Parts(
-            settings=settings,
-            journal=journal,
-            registry=registry,
-            coordinator=coordinator,
-            metrics=metrics,
-            allowed=settings.allowed,
-            clock=life.clock,
-        )
-        self.recovery = Recovery(
-            journal=journal,
-            coordinator=coordinator,
-            registry=registry,
-            metrics=metrics,
-            lease_s=settings.lease_s,
-            clock=life.clock,
-        )
+        self.recovery = recovery_of(self.parts)
 
     async def _start(self, life: Process) -> None:
         parts, recovery = self.parts, self.recovery

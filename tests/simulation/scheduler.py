@@ -18,8 +18,6 @@ FROZEN_S: Final = (0.2, 3.5)
 """How long a frozen process is not scheduled: a lease is shorter."""
 STEPS_MAX: Final = 60_000
 """Callbacks in one seed, at the most: several times what the busiest take."""
-STEPS_AT_ONCE_MAX: Final = 100_000
-"""Callbacks at one moment of virtual time: more is a loop that waits for nothing."""
 
 
 class Runaway(Exception):
@@ -182,7 +180,6 @@ class Scheduler(asyncio.BaseEventLoop):
 
     def _run_until(self, task: "asyncio.Task[Any]") -> None:
         runnable, draw = self.runnable, self.draw.random
-        moment, limit = self.now, self.steps + STEPS_AT_ONCE_MAX
         while not task.done():
             if not runnable:
                 self._jump()
@@ -194,9 +191,7 @@ class Scheduler(asyncio.BaseEventLoop):
             if not ready.is_cancelled:
                 self._run(ready)
             self.steps += 1
-            if self.now != moment:
-                moment, limit = self.now, self.steps + STEPS_AT_ONCE_MAX
-            if self.steps > limit or self.steps > STEPS_MAX:
+            if self.steps > STEPS_MAX:
                 raise Runaway(f"{process.name} is busy for ever at {self.now:.3f} s: {ready.callback!r}")
 
     def _jump(self) -> None:

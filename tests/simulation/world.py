@@ -20,7 +20,6 @@ import app.caller
 import app.coordinator
 import holdfast.execution
 import holdfast.reaper
-from app.metrics import Metrics
 from app.settings import Settings
 from app.transaction import FINAL, HungReason
 from tests.chaos import ledger
@@ -62,7 +61,6 @@ class Result:
     trace: str
     transactions: int
     virtual_s: float
-    steps: int
     timeline: list[str] = field(default_factory=list)
 
 
@@ -91,7 +89,6 @@ class World:
         self.plan = Plan(seed, self.draw, without)
         self.transactions = transactions
         self.loop = Scheduler(self.draw)
-        self.metrics = _metrics()
         self.judge = Judge(self)
         self.notes: list[Note] = []
         self.requests: list[Request] = []
@@ -325,7 +322,6 @@ def run_seed(
         trace=world.trace,
         transactions=len(world.clients.known),
         virtual_s=world.loop.now,
-        steps=world.loop.steps,
         timeline=world.timeline,
     )
     world.loop.bury()
@@ -382,11 +378,6 @@ class _Errors(logging.Handler):
 
 _ids = _Ids()
 _errors = _Errors()
-
-
-@cache
-def _metrics() -> Metrics:
-    return Metrics()
 
 
 class _Watcher(app.coordinator._Watcher):
