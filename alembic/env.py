@@ -1,8 +1,8 @@
-"""Runs migrations on the connection that app/migrations.py hands over; no URL is read here."""
+"""Runs migrations on the connection that app/storage/migrations.py hands over; no URL is read here."""
 
 from alembic import context
 
-from app.models import metadata
+from app.storage.tables import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, compare_type=True)

@@ -14,12 +14,13 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.journal import Journal, is_embedded, normal_url
 from app.main import create_app
-from app.migrations import MIGRATE_COMMAND, migrate, schema_is_current
 from app.settings import Settings
+from app.storage.engines import is_embedded, normal_url
+from app.storage.errors import DatabaseError
+from app.storage.group_commit import Journal
+from app.storage.migrations import MIGRATE_COMMAND, migrate, schema_is_current
 
 if sys.platform != "win32":
     import fcntl
@@ -47,9 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail("; ".join(_fault(each) for each in error.errors()))
     except ValueError as error:
         return _fail(str(error))
-    except SQLAlchemyError as error:
-        cause = f"{type(error).__name__}: {error.__cause__ or error}"
-        return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({cause})")
+    except DatabaseError as error:
+        return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({error})")
     except OSError as error:  # the lock beside the database; the listener's errors are named where they happen
         return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({error})")
 

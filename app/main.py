@@ -1,32 +1,33 @@
-"""The composition root: settings → database → store → caller → coordinator → routes. Everything is wired here once."""
+"""The composition root: settings → storage → calling → engine → api. Everything is wired here, once."""
 
 import asyncio
 import logging
-import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
 from fastapi import FastAPI
 
-from app import store
 from app.api import admin, health, participants, problems, transactions
 from app.api.body_limit import BodyLimit
 from app.api.dependencies import Parts
 from app.api.rendering import exported
-from app.caller import Caller
-from app.coordinator import Coordinator
-from app.journal import Journal, is_embedded
+from app.calling.caller import Caller
+from app.calling.registry import Registry
+from app.calling.transport import Transport
+from app.clock import anchored_clock
+from app.engine.coordinator import Coordinator
+from app.engine.notifications import Notifications
+from app.engine.recovery import Recovery
+from app.maintenance.export import Export
+from app.maintenance.retention import DAY_S, Retention
 from app.metrics import Metrics
-from app.migrations import MIGRATE_COMMAND, migrate, schema_is_current
-from app.models import RegisteredParticipant
-from app.notices import Notices
-from app.recovery import Recovery
-from app.registry import Registry
-from app.retention import DAY_S, Export, Retention
 from app.settings import Settings
-from app.transport import Transport
+from app.storage.engines import is_embedded
+from app.storage.group_commit import Journal
+from app.storage.migrations import MIGRATE_COMMAND, migrate, schema_is_current
+from app.storage.participants import RegisteredParticipant
+from app.storage.transactions import release_leases
 
 log = logging.getLogger(__name__)
 
@@ -90,24 +91,24 @@ async def running(
     try:
         if not await journal.read(schema_is_current):
             raise SchemaOutdatedError(f"The database needs a migration; run: {MIGRATE_COMMAND}")
-        notices = Notices(journal, alone=embedded)
-        parts = assemble(settings, journal, caller, clock, poll_s=lambda: notices.poll_s, tell=notices.tell)
+        notifications = Notifications(journal, alone=embedded)
+        parts = assemble(settings, journal, caller, clock, poll_s=lambda: notifications.poll_s, tell=notifications.tell)
+        notifications.subscribe(parts.coordinator.heard)
         if embedded:  # the file is this process's own: whoever had leases is dead
-            await journal.write(store.release_leases, clock())
+            await journal.write(release_leases, clock())
         for name, body in settings.participants.items():
             await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
         await parts.registry.refresh()
         recovery = recovery_of(parts)
         retention = _retention(settings, parts)
-        recovery.start()
-        await notices.start(parts.coordinator.heard)
-        retention.start()
+        for service in (notifications, recovery, retention):
+            await service.start()
         try:
             yield parts
         finally:
             await asyncio.gather(retention.stop(), recovery.stop())
             await parts.coordinator.stop(settings.shutdown_timeout_s)
-            await notices.stop()
+            await notifications.stop()  # last: others are told of what ended while the coordinator stopped
     finally:
         await caller.close()
         await journal.close()
@@ -168,19 +169,3 @@ def _retention(settings: Settings, parts: Parts) -> Retention:
         export=None if directory is None else Export(directory, exported),
         clock=parts.clock,
     )
-
-
-def anchored_clock() -> Callable[[], float]:
-    """Seconds since the epoch as they were at the start, and from there on by the monotonic clock.
-
-    A deadline or a hold's TTL must not jump because somebody set the machine's time.
-    """
-    anchor = time.time() - _elapsed_s()
-    return lambda: anchor + _elapsed_s()
-
-
-def _elapsed_s() -> float:
-    """The monotonic clock, which on Linux is to go on while the machine sleeps: holds end meanwhile too."""
-    if sys.platform == "linux":
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()

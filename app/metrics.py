@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from app.models import CallRecord
+from app.protocol.values import CallRecord
 from holdfast.wire import Answer, Operation
 
 

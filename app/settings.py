@@ -7,29 +7,17 @@ import json
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.endpoints import AllowedEndpoints
-from app.protocol import Policy
+from app.calling.allowlist import AllowedEndpoints
+from app.calling.registration import ParticipantName, RegistryBody
+from app.protocol.policy import Policy
 
 BRANCHES_LIMIT: Final = 1000
 """HOLDFAST_BRANCHES_MAX goes no higher: a whole transaction is one row, and one step of one loop."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-ParticipantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-class RegistryBody(BaseModel):
-    """What is registered under a participant's name; the body of `PUT /v1/participants/{name}`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    base_url: str = Field(max_length=2000, description="where the participant mounts /try, /confirm and /cancel")
-    call_timeout_s: float | None = Field(
-        default=None, gt=0, le=3600, description="one call, all of it, in seconds; default HOLDFAST_CALL_TIMEOUT_S"
-    )
-    concurrency_max: int = Field(default=64, ge=1, le=10_000, description="calls under way at once, at the most")
 
 
 class Settings(BaseSettings):

@@ -62,6 +62,25 @@ def telling_names(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
 
 
 @rule
+def variables_have_names(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree) if path.startswith(SHIPPED) else ():
+        is_it = isinstance(node, ast.Name) and node.id == "it" and isinstance(node.ctx, ast.Store)
+        if is_it or (isinstance(node, ast.arg) and node.arg == "it"):
+            yield f"line {node.lineno}: `it` says nothing; name what it is"
+
+
+@rule
+def database_errors_stay_in_storage(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    if not path.startswith("app/") or path.startswith("app/storage/"):
+        return
+    for node in ast.walk(tree):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if any(module.startswith(("sqlalchemy.exc", "psycopg", "pymysql", "sqlite3")) for module in modules):
+            yield f"line {node.lineno}: app/storage/errors.py has the words for what a database does wrong"
+
+
+@rule
 def nothing_left_to_do(_path: str, text: str, _tree: ast.Module) -> Iterator[str]:
     if found := re.search(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b", text):
         yield f"{found[0]}: do it, or write an issue"
@@ -138,6 +157,10 @@ PLANTED: Final = [
     ("module_docstrings", "app/a.py", "import ast\n"),
     ("telling_names", "app/utils.py", ""),
     ("telling_names", "tests/a.py", "class BranchManager: ..."),
+    ("variables_have_names", "app/a.py", '"""A."""\nfor it in range(2):\n    f(it)\n'),
+    ("variables_have_names", "participants/holdfast/a.py", '"""A."""\ndef f(it): ...\n'),
+    ("database_errors_stay_in_storage", "app/a.py", '"""A."""\nfrom sqlalchemy.exc import DBAPIError\n'),
+    ("database_errors_stay_in_storage", "app/api/a.py", '"""A."""\nimport sqlalchemy.exc\n'),
     ("nothing_left_to_do", "README.md", "TO" "DO: write this"),
     ("nothing_left_to_do", "tests/a.py", "# XX" "X why"),
     ("no_sleeps_in_tests", "tests/a.py", "await asyncio.sleep(0.1)"),

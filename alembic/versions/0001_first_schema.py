@@ -7,7 +7,7 @@ Revises:
 import sqlalchemy as sa
 from alembic import op
 
-from app.models import DOCUMENT, Exact
+from holdfast.columns import DOCUMENT, ExactString
 
 revision = "0001"
 down_revision = None
@@ -19,13 +19,13 @@ def upgrade() -> None:
     op.create_table(
         "calls",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("transaction_id", Exact(36), nullable=False),
-        sa.Column("branch", Exact(64), nullable=False),
-        sa.Column("operation", Exact(8), nullable=False),
+        sa.Column("transaction_id", ExactString(36), nullable=False),
+        sa.Column("branch", ExactString(64), nullable=False),
+        sa.Column("operation", ExactString(8), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("started_at", sa.Double(), nullable=False),
         sa.Column("duration_ms", sa.Double(), nullable=False),
-        sa.Column("answer", Exact(16), nullable=False),
+        sa.Column("answer", ExactString(16), nullable=False),
         sa.Column("http_status", sa.Integer(), nullable=True),
         sa.Column("error", DOCUMENT, nullable=True),
         sa.Column("response", DOCUMENT, nullable=True),
@@ -34,16 +34,16 @@ def upgrade() -> None:
     op.create_index("ix_calls_transaction_id_id", "calls", ["transaction_id", "id"], unique=False)
     op.create_table(
         "hung_branches",
-        sa.Column("transaction_id", Exact(36), nullable=False),
-        sa.Column("branch", Exact(64), nullable=False),
-        sa.Column("participant", Exact(64), nullable=True),
-        sa.Column("reason", Exact(32), nullable=False),
+        sa.Column("transaction_id", ExactString(36), nullable=False),
+        sa.Column("branch", ExactString(64), nullable=False),
+        sa.Column("participant", ExactString(64), nullable=True),
+        sa.Column("reason", ExactString(32), nullable=False),
         sa.PrimaryKeyConstraint("transaction_id", "branch", name=op.f("pk_hung_branches")),
     )
     op.create_index(op.f("ix_hung_branches_participant"), "hung_branches", ["participant"], unique=False)
     op.create_table(
         "participants",
-        sa.Column("name", Exact(64), nullable=False),
+        sa.Column("name", ExactString(64), nullable=False),
         sa.Column("base_url", DOCUMENT, nullable=False),
         sa.Column("call_timeout_s", sa.Double(), nullable=True),
         sa.Column("concurrency_max", sa.Integer(), nullable=False),
@@ -51,21 +51,21 @@ def upgrade() -> None:
     )
     op.create_table(
         "transaction_participants",
-        sa.Column("participant", Exact(64), nullable=False),
-        sa.Column("transaction_id", Exact(36), nullable=False),
+        sa.Column("participant", ExactString(64), nullable=False),
+        sa.Column("transaction_id", ExactString(36), nullable=False),
         sa.PrimaryKeyConstraint("participant", "transaction_id", name=op.f("pk_transaction_participants")),
     )
     op.create_table(
         "transactions",
-        sa.Column("id", Exact(36), nullable=False),
+        sa.Column("id", ExactString(36), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("phase", Exact(16), nullable=False),
-        sa.Column("decision", Exact(16), nullable=False),
-        sa.Column("name", Exact(200), nullable=True),
-        sa.Column("reference", Exact(200), nullable=True),
-        sa.Column("try_order", Exact(16), nullable=False),
-        sa.Column("idempotency_key", Exact(255), nullable=True),
-        sa.Column("request_hash", Exact(64), nullable=True),
+        sa.Column("phase", ExactString(16), nullable=False),
+        sa.Column("decision", ExactString(16), nullable=False),
+        sa.Column("name", ExactString(200), nullable=True),
+        sa.Column("reference", ExactString(200), nullable=True),
+        sa.Column("try_order", ExactString(16), nullable=False),
+        sa.Column("idempotency_key", ExactString(255), nullable=True),
+        sa.Column("request_hash", ExactString(64), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("deadline", sa.Double(), nullable=False),
         sa.Column("decided_at", sa.Double(), nullable=True),

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.coordinator import Coordinator
-from app.endpoints import AllowedEndpoints
-from app.journal import Journal
+from app.calling.allowlist import AllowedEndpoints
+from app.calling.registry import Registry
+from app.engine.coordinator import Coordinator
 from app.metrics import Metrics
-from app.registry import Registry
 from app.settings import Settings
+from app.storage.group_commit import Journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,14 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
-from app import store
 from app.api.dependencies import PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response
 from app.api.schemas import StatusBody
-from app.migrations import MIGRATE_COMMAND, schema_is_current
+from app.storage import queries, transactions
+from app.storage.errors import DatabaseError
+from app.storage.migrations import MIGRATE_COMMAND, schema_is_current
 
 WRITE_MAX_S: Final = 5.0
 """A write that takes longer means that this process is not ready."""
@@ -34,10 +34,10 @@ async def readyz(parts: PartsOf) -> Response:
     try:
         current = await parts.journal.read(schema_is_current)
         async with asyncio.timeout(WRITE_MAX_S):
-            await parts.journal.write(store.ping, None)
+            await parts.journal.write(transactions.ping, None)
     except TimeoutError as error:
         raise Problem("unavailable", "Writes to the database don't get through.") from error
-    except SQLAlchemyError as error:
+    except DatabaseError as error:
         raise Problem("unavailable") from error
     if not current:
         raise Problem("schema-outdated", f"Run: {MIGRATE_COMMAND}")
@@ -59,4 +59,4 @@ async def metrics(parts: PartsOf) -> Response:
 
 
 def _counts(connection: Connection) -> tuple[int, int]:
-    return store.count_unfinished(connection), store.count_hung(connection)
+    return queries.count_unfinished(connection), queries.count_hung(connection)

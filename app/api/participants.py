@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
-from app.api import links
+from app.api import openapi_links
 from app.api.dependencies import PartsOf
 from app.api.problems import Problem, responses
-from app.api.rendering import json_response
-from app.api.schemas import ParticipantBody, ParticipantPage, participant_json
-from app.models import RegisteredParticipant
-from app.settings import ParticipantName, RegistryBody
+from app.api.rendering import json_response, participant_json
+from app.api.schemas import ParticipantBody, ParticipantPage
+from app.calling.registration import ParticipantName, RegistryBody
+from app.storage.participants import RegisteredParticipant
 
 router = APIRouter(prefix="/v1/participants", tags=["participants"])
 
@@ -20,21 +20,21 @@ Name = Annotated[ParticipantName, Path()]
 
 @router.get(
     "",
-    operation_id=links.LIST_PARTICIPANTS,
+    operation_id=openapi_links.LIST_PARTICIPANTS,
     response_model=ParticipantPage,
-    responses=links.with_links(
+    responses=openapi_links.with_links(
         {200: {"description": "All of them"}, **responses("unavailable")},
-        {200: links.to_participant("$response.body#/items/0/name")},
+        {200: openapi_links.to_participant("$response.body#/items/0/name")},
     ),
 )
 async def list_participants(parts: PartsOf) -> Response:
     """Every registered participant, by name."""
-    return json_response({"items": [participant_json(it) for it in parts.registry.all()]})
+    return json_response({"items": [participant_json(each) for each in parts.registry.all()]})
 
 
 @router.get(
     "/{name}",
-    operation_id=links.GET_PARTICIPANT,
+    operation_id=openapi_links.GET_PARTICIPANT,
     response_model=ParticipantBody,
     responses=responses("participant-not-found", "invalid", "unavailable"),
 )
@@ -48,15 +48,15 @@ async def get(name: Name, parts: PartsOf) -> Response:
 
 @router.put(
     "/{name}",
-    operation_id=links.PUT_PARTICIPANT,
+    operation_id=openapi_links.PUT_PARTICIPANT,
     response_model=ParticipantBody,
-    responses=links.with_links(
+    responses=openapi_links.with_links(
         {
             200: {"description": "Replaced"},
             201: {"description": "Registered", "model": ParticipantBody},
             **responses("malformed", "invalid", "endpoint-not-allowed", "payload-too-large", "unavailable"),
         },
-        {status: links.to_participant("$request.path.name") for status in (200, 201)},
+        {status: openapi_links.to_participant("$request.path.name") for status in (200, 201)},
     ),
 )
 async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
@@ -70,7 +70,7 @@ async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
 
 @router.delete(
     "/{name}",
-    operation_id=links.DELETE_PARTICIPANT,
+    operation_id=openapi_links.DELETE_PARTICIPANT,
     status_code=204,
     responses=responses("participant-not-found", "participant-in-use", "invalid", "unavailable"),
 )

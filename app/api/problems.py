@@ -13,14 +13,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.api.schemas import transaction_json
-from app.coordinator import ObjectedError, OverloadedError, UnknownTransactionError
-from app.journal import JournalClosed
+from app.api.rendering import transaction_json
+from app.engine.coordinator import OverloadedError, UnknownTransactionError
+from app.engine.run import ObjectedError
+from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import DETAIL_CHARS_MAX, printable
 
 log = logging.getLogger(__name__)
@@ -139,8 +138,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _on(Problem("malformed")))  # in the middle of a body; nobody reads it
     app.add_exception_handler(UnknownTransactionError, _on(Problem("unknown-transaction")))
     app.add_exception_handler(ObjectedError, _on_objection)
-    for unavailable in (OperationalError, InterfaceError, PoolTimeoutError, JournalClosed):
-        app.add_exception_handler(unavailable, _on_database)
+    app.add_exception_handler(DatabaseUnavailableError, _on_database)
     app.add_exception_handler(Exception, _on_defect)
     app.add_api_route("/problems/{slug}", _page, include_in_schema=False)
 
@@ -190,7 +188,8 @@ async def _on_objection(_request: Request, error: Exception) -> Response:
 
 
 async def _on_database(_request: Request, error: Exception) -> Response:
-    log.warning("event=database_unavailable error=%s", type(error).__name__)
+    assert isinstance(error, DatabaseUnavailableError)
+    log.warning("event=database_unavailable error=%s", error.kind)
     return Problem("unavailable").response()
 
 

@@ -1,57 +1,107 @@
-"""What all routes share: bodies, ids and cursors coming in, JSON going out."""
+"""Values of the protocol as JSON: the resources that clients see, and the lines of an export.
 
-import json
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+Dicts, not models: the resource is rendered for every answer, and tests compare its shape with schemas.py.
+"""
 
-from fastapi.exceptions import RequestValidationError
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
 from fastapi.responses import Response
-from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from app.api.problems import Problem
-from app.api.schemas import call_json, is_id, parse_cursor, transaction_json
-from app.coordinator import UnknownTransactionError
-from app.models import CallRecord
-from app.transaction import Transaction
-
-_Model = TypeVar("_Model", bound=BaseModel)
+from app.protocol.values import Branch, CallRecord, Transaction
+from app.storage.participants import RegisteredParticipant
+from app.storage.queries import HungTotal
 
 
-def read_body(model: type[_Model], body: bytes, content_type: str | None) -> _Model:
-    """The body of a request as a `model`. Raises what FastAPI raises where it reads bodies itself."""
-    if not body:
-        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
-    media_type = (content_type or "").partition(";")[0].strip().lower()
-    try:
-        if not (media_type == "application/json" or media_type.endswith("+json")):
-            raise ValueError(f"not JSON, by its Content-Type: {media_type or 'none'}")
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": str(error)}]) from error
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([fault | {"loc": ("body", *fault["loc"])} for fault in faults]) from error
+def rfc3339(at: float | None) -> str | None:
+    """Seconds since the epoch as RFC 3339 in UTC, with microseconds."""
+    if at is None:
+        return None
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def known_id(transaction_id: str) -> str:
-    """`transaction_id` when it has the form of one. Raises UnknownTransactionError."""
-    known = transaction_id.lower()
-    if not is_id(known):
-        raise UnknownTransactionError(transaction_id)
-    return known
+def transaction_json(transaction: Transaction) -> dict[str, Any]:
+    """The transaction resource (TransactionBody)."""
+    reason = transaction.reason
+    return {
+        "id": transaction.id,
+        "name": transaction.name,
+        "reference": transaction.reference,
+        "phase": transaction.phase,
+        "decision": transaction.decision,
+        "outcome": transaction.outcome,
+        "reason": reason and {"code": reason.code, "branch": reason.branch, "detail": reason.detail},
+        "hung": transaction.hung_since is not None,
+        "hung_since": rfc3339(transaction.hung_since),
+        "hung_reason": transaction.hung_reason,
+        "try_order": transaction.try_order,
+        "created_at": rfc3339(transaction.created_at),
+        "deadline": rfc3339(transaction.deadline),
+        "decided_at": rfc3339(transaction.decided_at),
+        "finished_at": rfc3339(transaction.finished_at),
+        "next_attempt_at": rfc3339(transaction.next_attempt_at),
+        "branches": [_branch_json(branch) for branch in transaction.branches],
+    }
 
 
-def parse_or_problem(cursor: str, *types: type) -> tuple[Any, ...]:
-    try:
-        return parse_cursor(cursor, *types)
-    except ValueError as error:
-        raise Problem("invalid", "cursor: give back a next_cursor as you got it, with the same filters") from error
+def call_json(call: CallRecord) -> dict[str, Any]:
+    """One call of the history (CallBody)."""
+    return {
+        "branch": call.branch,
+        "operation": call.operation,
+        "attempt": call.attempt,
+        "started_at": rfc3339(call.started_at),
+        "duration_ms": call.duration_ms,
+        "answer": call.answer,
+        "http_status": call.http_status,
+        "error": call.error,
+        "response": call.response,
+    }
+
+
+def participant_json(participant: RegisteredParticipant) -> dict[str, Any]:
+    """One entry of the registry (ParticipantBody)."""
+    return {
+        "name": participant.name,
+        "base_url": participant.base_url,
+        "call_timeout_s": participant.call_timeout_s,
+        "concurrency_max": participant.concurrency_max,
+    }
+
+
+def totals_json(totals: Sequence[HungTotal]) -> list[dict[str, Any]]:
+    """How many branches hang, by participant and reason (HungTotalBody)."""
+    return [{"participant": each.participant, "reason": each.reason, "count": each.count} for each in totals]
+
+
+def _branch_json(branch: Branch) -> dict[str, Any]:
+    endpoints, resolution = branch.endpoints, branch.resolution
+    return {
+        "name": branch.name,
+        "participant": branch.participant,
+        "endpoints": endpoints
+        and {"try": endpoints.try_url, "confirm": endpoints.confirm_url, "cancel": endpoints.cancel_url},
+        "phase": branch.phase,
+        "payload": branch.payload,
+        "result": branch.result,
+        "attempts": {"try": branch.try_attempts, "confirm": branch.confirm_attempts, "cancel": branch.cancel_attempts},
+        "last_error": branch.last_error,
+        "hung_reason": branch.hung_reason,
+        "next_attempt_at": rfc3339(branch.next_attempt_at),
+        "resolution": resolution
+        and {
+            "as": resolution.settled,
+            "by": resolution.by,
+            "at": rfc3339(resolution.at),
+            "reason": resolution.reason,
+        },
+    }
 
 
 def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer of application/json."""
     return Response(to_json(content), status, headers, "application/json")
 
 

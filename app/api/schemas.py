@@ -1,40 +1,25 @@
-"""What goes in and out of the API, as pydantic models, and how protocol values are shown.
+"""What goes in and out of the API, as pydantic models. rendering.py makes the answers.
 
 Unknown members of a body are errors and so are wrong types; nothing is coerced. Reads no database, decides nothing.
 """
 
-import base64
-import binascii
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.coordinator import Begin
-from app.lists import HungTotal
-from app.models import NAME_CHARS_MAX, CallRecord, RegisteredParticipant
-from app.settings import BRANCHES_LIMIT, ParticipantName, Settings
-from app.transaction import (
-    Branch,
-    BranchPhase,
-    Endpoints,
-    HungReason,
-    Outcome,
-    Phase,
-    ReasonCode,
-    Transaction,
-    TryOrder,
-)
+from app.api.pagination import CURSOR_CHARS_MAX
+from app.calling.registration import ParticipantName
+from app.engine.coordinator import Begin
+from app.protocol.values import Branch, BranchPhase, Endpoints, HungReason, Outcome, Phase, ReasonCode, TryOrder
+from app.settings import BRANCHES_LIMIT, Settings
+from app.storage.tables import NAME_CHARS_MAX
 from holdfast.wire import Answer, Decision, Operation, is_portable
 
-CURSOR_CHARS_MAX: Final = 200
 REASON_CHARS_MAX: Final = 2000
-_ID: Final = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
 
 
 def _portable(value: Any) -> Any:
@@ -294,125 +279,11 @@ class StatusBody(BaseModel):
     status: str
 
 
-# --- rendering ---------------------------------------------------------------------------------------------------
-# Dicts, not models: the resource is rendered for every answer, and its shape is held by the tests of the schema.
-
-
-def rfc3339(at: float | None) -> str | None:
-    """Seconds since the epoch as RFC 3339 in UTC, with microseconds."""
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def transaction_json(it: Transaction) -> dict[str, Any]:
-    """The transaction resource (TransactionBody)."""
-    return {
-        "id": it.id,
-        "name": it.name,
-        "reference": it.reference,
-        "phase": it.phase,
-        "decision": it.decision,
-        "outcome": it.outcome,
-        "reason": it.reason and {"code": it.reason.code, "branch": it.reason.branch, "detail": it.reason.detail},
-        "hung": it.hung_since is not None,
-        "hung_since": rfc3339(it.hung_since),
-        "hung_reason": it.hung_reason,
-        "try_order": it.try_order,
-        "created_at": rfc3339(it.created_at),
-        "deadline": rfc3339(it.deadline),
-        "decided_at": rfc3339(it.decided_at),
-        "finished_at": rfc3339(it.finished_at),
-        "next_attempt_at": rfc3339(it.next_attempt_at),
-        "branches": [_branch_json(branch) for branch in it.branches],
-    }
-
-
-def call_json(it: CallRecord) -> dict[str, Any]:
-    """One call of the history (CallBody)."""
-    return {
-        "branch": it.branch,
-        "operation": it.operation,
-        "attempt": it.attempt,
-        "started_at": rfc3339(it.started_at),
-        "duration_ms": it.duration_ms,
-        "answer": it.answer,
-        "http_status": it.http_status,
-        "error": it.error,
-        "response": it.response,
-    }
-
-
-def participant_json(it: RegisteredParticipant) -> dict[str, Any]:
-    """One entry of the registry (ParticipantBody)."""
-    return {
-        "name": it.name,
-        "base_url": it.base_url,
-        "call_timeout_s": it.call_timeout_s,
-        "concurrency_max": it.concurrency_max,
-    }
-
-
-def totals_json(totals: Sequence[HungTotal]) -> list[dict[str, Any]]:
-    """How many branches hang, by participant and reason (HungTotalBody)."""
-    return [{"participant": it.participant, "reason": it.reason, "count": it.count} for it in totals]
-
-
-def _branch_json(it: Branch) -> dict[str, Any]:
-    ends, resolution = it.endpoints, it.resolution
-    return {
-        "name": it.name,
-        "participant": it.participant,
-        "endpoints": ends and {"try": ends.try_url, "confirm": ends.confirm_url, "cancel": ends.cancel_url},
-        "phase": it.phase,
-        "payload": it.payload,
-        "result": it.result,
-        "attempts": {"try": it.try_attempts, "confirm": it.confirm_attempts, "cancel": it.cancel_attempts},
-        "last_error": it.last_error,
-        "hung_reason": it.hung_reason,
-        "next_attempt_at": rfc3339(it.next_attempt_at),
-        "resolution": resolution
-        and {
-            "as": resolution.settled,
-            "by": resolution.by,
-            "at": rfc3339(resolution.at),
-            "reason": resolution.reason,
-        },
-    }
-
-
-def _branch(it: BranchRequest) -> Branch:
+def _branch(request: BranchRequest) -> Branch:
     endpoints = None
-    if it.endpoints is not None:
-        urls = it.endpoints
+    if request.endpoints is not None:
+        urls = request.endpoints
         endpoints = Endpoints(try_url=urls.try_url, confirm_url=urls.confirm_url, cancel_url=urls.cancel_url)
-    return Branch(name=it.branch_name, participant=it.participant, endpoints=endpoints, payload=it.payload)
-
-
-# --- cursors -----------------------------------------------------------------------------------------------------
-
-
-def is_id(text: str) -> bool:
-    """Whether `text` has the form of a transaction's id."""
-    return _ID.fullmatch(text) is not None
-
-
-def cursor_of(*parts: str | float) -> str:
-    """An opaque cursor that says where a page ended."""
-    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
-
-
-def parse_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
-    """The parts of a cursor. Raises ValueError when it is none of ours."""
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        parts = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error, RecursionError) as error:
-        raise ValueError("not a cursor") from error
-    if not isinstance(parts, list) or [type(part) for part in parts] != list(types) or not is_portable(parts):
-        raise ValueError("not a cursor")
-    if any(isinstance(part, int) and not 0 <= part < 2**63 for part in parts):
-        raise ValueError("not a cursor")
-    if any(isinstance(part, str) and not is_id(part) for part in parts):
-        raise ValueError("not a cursor")
-    return tuple(parts)
+    return Branch(
+        name=request.branch_name, participant=request.participant, endpoints=endpoints, payload=request.payload
+    )

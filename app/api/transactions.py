@@ -9,14 +9,15 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic_core import to_json
-from sqlalchemy.exc import SQLAlchemyError
 
-from app import lists, store
-from app.api import links
+from app.api import openapi_links
+from app.api.bodies import known_id, read_body, read_cursor
 from app.api.dependencies import Parts, PartsOf
-from app.api.preferences import Preferences, parse_idempotency_key, parse_prefer, parse_traceparent
+from app.api.pagination import cursor_of
+from app.api.prefer_header import Preferences, parse_prefer
 from app.api.problems import Problem, responses
-from app.api.rendering import json_response, known_id, parse_or_problem, read_body
+from app.api.rendering import call_json, json_response, transaction_json
+from app.api.request_headers import parse_idempotency_key, parse_traceparent
 from app.api.schemas import (
     BeginRequest,
     BranchRequest,
@@ -26,14 +27,12 @@ from app.api.schemas import (
     TransactionBody,
     TransactionPage,
     TransactionsQuery,
-    call_json,
-    cursor_of,
-    transaction_json,
 )
-from app.coordinator import IdempotencyKeyConflictError, UnknownTransactionError
-from app.journal import JournalClosed
-from app.protocol import CancelRequested
-from app.transaction import Outcome, Transaction
+from app.engine.coordinator import IdempotencyKeyConflictError, UnknownTransactionError
+from app.protocol.messages import CancelRequested
+from app.protocol.values import Outcome, Transaction
+from app.storage import calls, queries
+from app.storage.errors import DatabaseError
 from holdfast.wire import Decision
 
 log = logging.getLogger(__name__)
@@ -83,16 +82,16 @@ async def begin(
     except Problem:
         if not await parts.coordinator.has_begun(key):
             raise  # else it has begun, under what was registered and allowed then
-    it = request.begin(parts.settings, idempotency_key=key, traceparent=parse_traceparent(traceparent))
+    asked = request.begin(parts.settings, idempotency_key=key, traceparent=parse_traceparent(traceparent))
     try:
-        begun = await parts.coordinator.begin(it)
+        begun = await parts.coordinator.begin(asked)
     except IdempotencyKeyConflictError as conflict:
         raise Problem("idempotency-key-conflict", transaction_id=conflict.transaction_id) from conflict
     answer_at, wait_s = _waiting(request.answer_at, preferences, parts.settings.wait_default_s)
     try:
         transaction = await parts.coordinator.wait(begun.id, _AWAITED[answer_at], wait_s)
-    except (SQLAlchemyError, JournalClosed) as error:  # a 503 would say that nothing was recorded
-        log.warning("event=wait_failed transaction_id=%s error=%s", begun.id, type(error).__name__)
+    except DatabaseError as error:  # a 503 would say that nothing was recorded
+        log.warning("event=wait_failed transaction_id=%s error=%s", begun.id, error.kind)
         transaction = begun
     return _begun(transaction, answer_at, preferences)
 
@@ -102,10 +101,10 @@ router.add_api_route(
     begin,
     methods=["POST"],
     route_class_override=_BeginRoute,
-    operation_id=links.BEGIN,
+    operation_id=openapi_links.BEGIN,
     status_code=201,
     response_model=TransactionBody,
-    responses=links.with_links(
+    responses=openapi_links.with_links(
         {
             201: {"description": "Confirmed"},
             202: {
@@ -126,9 +125,9 @@ router.add_api_route(
             ),
         },
         {
-            201: links.to_transaction(""),
-            202: links.to_transaction(""),
-            409: links.to_transaction("/transaction"),
+            201: openapi_links.to_transaction(""),
+            202: openapi_links.to_transaction(""),
+            409: openapi_links.to_transaction("/transaction"),
         },
     ),
 )
@@ -136,25 +135,25 @@ router.add_api_route(
 
 @router.get(
     "",
-    operation_id=links.LIST,
+    operation_id=openapi_links.LIST,
     response_model=TransactionPage,
-    responses=links.with_links(
+    responses=openapi_links.with_links(
         {200: {"description": "A page"}, **responses("invalid", "unavailable")},
-        {200: links.to_next_page(links.LIST) | links.to_transaction("/items/0")},
+        {200: openapi_links.to_next_page(openapi_links.LIST) | openapi_links.to_transaction("/items/0")},
     ),
 )
 async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query()]) -> Response:
     """Transactions, newest first."""
-    before_id = parse_or_problem(query.cursor, str)[0] if query.cursor is not None else None
-    wanted = lists.Filter(**query.model_dump(exclude={"limit", "cursor"}))
-    page = await parts.journal.read(lists.list_newest, wanted, query.limit, before_id)
-    items = [transaction_json(it) for it in page.transactions]
+    before_id = read_cursor(query.cursor, str)[0] if query.cursor is not None else None
+    wanted = queries.Filter(**query.model_dump(exclude={"limit", "cursor"}))
+    page = await parts.journal.read(queries.list_newest, wanted, query.limit, before_id)
+    items = [transaction_json(each) for each in page.transactions]
     return json_response({"items": items, "next_cursor": page.next_after and cursor_of(*page.next_after)})
 
 
 @router.get(
     "/{transaction_id}",
-    operation_id=links.GET,
+    operation_id=openapi_links.GET,
     response_model=TransactionBody,
     responses={304: {"description": "Not modified"}, **responses("unknown-transaction", "invalid", "unavailable")},
 )
@@ -179,20 +178,20 @@ async def get(
 
 @router.get(
     "/{transaction_id}/calls",
-    operation_id=links.LIST_CALLS,
+    operation_id=openapi_links.LIST_CALLS,
     response_model=CallPage,
-    responses=links.with_links(
+    responses=openapi_links.with_links(
         {200: {"description": "A page"}, **responses("unknown-transaction", "invalid", "unavailable")},
-        {200: links.to_next_page(links.LIST_CALLS, of="transaction_id")},
+        {200: openapi_links.to_next_page(openapi_links.LIST_CALLS, of="transaction_id")},
     ),
 )
 async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[CallsQuery, Query()]) -> Response:
     """Every call that was made for the transaction, oldest first."""
-    after_id = parse_or_problem(query.cursor, int)[0] if query.cursor is not None else 0
+    after_id = read_cursor(query.cursor, int)[0] if query.cursor is not None else 0
     transaction_id = known_id(transaction_id)
     unsaved = parts.coordinator.unsaved_calls(transaction_id)
     await parts.coordinator.find(transaction_id)
-    found = await parts.journal.read(store.list_calls, transaction_id, query.limit + 1, after_id)
+    found = await parts.journal.read(calls.list_calls, transaction_id, query.limit + 1, after_id)
     next_cursor = cursor_of(found[query.limit - 1][0]) if len(found) > query.limit else None
     made = [call for _, call in found[: query.limit]]
     if next_cursor is None:
@@ -202,13 +201,13 @@ async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[Calls
 
 @router.get(
     "/{transaction_id}/decision",
-    operation_id=links.GET_DECISION,
+    operation_id=openapi_links.GET_DECISION,
     response_model=DecisionBody,
     responses=responses("unknown-transaction", "invalid", "unavailable"),
 )
 async def get_decision(transaction_id: str, parts: PartsOf) -> Response:
     """For participants in doubt: what was durably decided, or when to ask again. Unknown means cancel."""
-    found = await parts.journal.read(store.find_decision, known_id(transaction_id))
+    found = await parts.journal.read(queries.find_decision, known_id(transaction_id))
     if found is None:
         raise UnknownTransactionError(transaction_id)
     decision, deadline = found
@@ -217,7 +216,7 @@ async def get_decision(transaction_id: str, parts: PartsOf) -> Response:
 
 @router.post(
     "/{transaction_id}/cancel",
-    operation_id=links.CANCEL,
+    operation_id=openapi_links.CANCEL,
     response_model=TransactionBody,
     responses=responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
 )

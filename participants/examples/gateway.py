@@ -80,12 +80,12 @@ def authorise(wanted: Wanted, key: Key) -> dict[str, str]:
     with Session(engine) as session, session.begin():
         new = {"key": key, "customer": wanted.customer, "amount": wanted.amount_cents, "state": "declined"}
         is_new = _changed(session, insert(Authorisation).values(new).on_conflict_do_nothing())
-        it = session.get_one(Authorisation, key)
-        if (it.customer, it.amount) != (wanted.customer, wanted.amount_cents):
+        held = session.get_one(Authorisation, key)
+        if (held.customer, held.amount) != (wanted.customer, wanted.amount_cents):
             raise HTTPException(422, "this key was used for something else")
-        if is_new and _move(session, it, available=-it.amount, authorised=it.amount):
-            it.state = "authorised"
-        state = it.state
+        if is_new and _move(session, held, available=-held.amount, authorised=held.amount):
+            held.state = "authorised"
+        state = held.state
     if state == "declined":
         raise HTTPException(402, "insufficient funds")
     if state == "voided":
@@ -98,8 +98,8 @@ def capture(key: Key) -> dict[str, str]:
     """Take what was authorised; 409 when there is nothing to take."""
     with Session(engine) as session, session.begin():
         if _turn(session, key, "captured"):
-            it = session.get_one(Authorisation, key)
-            assert _move(session, it, authorised=-it.amount, captured=it.amount)
+            held = session.get_one(Authorisation, key)
+            assert _move(session, held, authorised=-held.amount, captured=held.amount)
         found = session.get(Authorisation, key)
         if found is None or found.state != "captured":
             raise HTTPException(409, "nothing is authorised under this key")
@@ -111,8 +111,8 @@ def void(key: Key) -> dict[str, str]:
     """Give back what was authorised; harmless when there is nothing to give back, 409 when it was captured."""
     with Session(engine) as session, session.begin():
         if _turn(session, key, "voided"):
-            it = session.get_one(Authorisation, key)
-            assert _move(session, it, available=it.amount, authorised=-it.amount)
+            held = session.get_one(Authorisation, key)
+            assert _move(session, held, available=held.amount, authorised=-held.amount)
         found = session.get(Authorisation, key)
         state = "nothing" if found is None else found.state
     if state == "captured":
@@ -138,9 +138,9 @@ def _turn(session: Session, key: str, state: str) -> bool:
     return _changed(session, still.values(state=state))
 
 
-def _move(session: Session, it: Authorisation, **amounts: int) -> bool:
+def _move(session: Session, held: Authorisation, **amounts: int) -> bool:
     """Move money between the columns of a card, unless there is too little of it."""
-    card = update(Card).where(Card.customer == it.customer, Card.available + amounts.get("available", 0) >= 0)
+    card = update(Card).where(Card.customer == held.customer, Card.available + amounts.get("available", 0) >= 0)
     return _changed(session, card.values({name: getattr(Card, name) + cents for name, cents in amounts.items()}))
 
 

@@ -127,6 +127,8 @@ def balances() -> dict[str, Any]:
     with Session(engine) as session:
         stock = session.scalars(select(Stock).order_by(Stock.sku)).all()
         return {
-            "stock": [{"sku": it.sku, "on_hand": it.on_hand, "reserved": it.reserved, "sold": it.sold} for it in stock],
+            "stock": [
+                {"sku": row.sku, "on_hand": row.on_hand, "reserved": row.reserved, "sold": row.sold} for row in stock
+            ],
             "holds": [dict(row) for row in session.execute(open_holds).mappings()],
         }

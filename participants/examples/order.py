@@ -106,11 +106,11 @@ async def store(new: NewOrder) -> Order:
 
 async def begin(order: Order) -> Transaction:
     """The same transaction however often it is begun: everything in it comes from the stored order."""
-    it = order.wanted
+    wanted = order.wanted
     branches = [
-        Branch(participant="inventory", payload={"sku": it["sku"], "quantity": it["quantity"]}),
-        Branch(participant="payment", payload={"customer": it["customer"], "amount_cents": it["amount_cents"]}),
-        Branch(participant="shipping", payload={"day": it["day"], "parcels": it["quantity"]}),
+        Branch(participant="inventory", payload={"sku": wanted["sku"], "quantity": wanted["quantity"]}),
+        Branch(participant="payment", payload={"customer": wanted["customer"], "amount_cents": wanted["amount_cents"]}),
+        Branch(participant="shipping", payload={"day": wanted["day"], "parcels": wanted["quantity"]}),
     ]
     key = f"order:{order.id}"
     return await tcc.begin(

@@ -13,7 +13,7 @@ from holdfast.client import (
     TransactionUndecided,
 )
 from holdfast.hold import Hold, Refused
-from holdfast.participant import Participant
+from holdfast.participant.participant import Participant
 
 __all__ = [
     "Branch",

@@ -14,11 +14,12 @@ from fastapi import FastAPI
 from pydantic_core import to_jsonable_python
 from sqlalchemy.orm import Session
 
-from holdfast import inquiry, rows
-from holdfast.execution import CrashPoint
-from holdfast.handlers import Invoke
-from holdfast.participant import Participant
-from holdfast.rows import Key
+from holdfast.fence import rows
+from holdfast.fence.execution import CrashPoint
+from holdfast.fence.handlers import Invoke
+from holdfast.fence.rows import Key
+from holdfast.participant import inquiry
+from holdfast.participant.participant import Participant
 from holdfast.wire import Message, Operation, hold_ttl_s, parse_json, retry_after_s
 
 Decided = Literal["confirm", "cancel", "undecided", "unknown", "unreachable"]

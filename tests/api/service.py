@@ -17,13 +17,14 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
-from app import store
 from app.api.dependencies import Parts
-from app.main import anchored_clock, create_app
+from app.clock import anchored_clock
+from app.main import create_app
 from app.settings import Settings
+from app.storage import tables
 
 WAIT_TIMEOUT_S: Final = 20.0
-TABLES: Final = (store.transactions, store.transaction_participants, store.hung_branches, store.calls)
+TABLES: Final = (tables.transactions, tables.transaction_participants, tables.hung_branches, tables.calls)
 Json = dict[str, Any]
 
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from app.main import SchemaOutdatedError
-from app.migrations import migrate
+from app.storage.migrations import migrate
 from tests.api.service import Gate, Service, check_problem, lost, reply, running, until
 from tests.conftest import on_servers
 from tests.support.mariadb import MariadbServer

@@ -6,9 +6,9 @@ from typing import Final
 import pytest
 from sqlalchemy import text
 
-from app import notices
-from app.journal import Journal
-from app.migrations import migrate
+from app.engine import notifications
+from app.storage.group_commit import Journal
+from app.storage.migrations import migrate
 from tests.api.service import Gate, running
 from tests.support.postgres import PostgresServer
 
@@ -20,8 +20,8 @@ BODY: Final = {"branches": [{"participant": "inventory"}]}
 @pytest.fixture
 def only_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks a transaction up but once and when told."""
-    monkeypatch.setattr(notices, "LISTENING_POLL_S", NEVER_S)
-    monkeypatch.setattr(notices, "POLL_S", 0.02)
+    monkeypatch.setattr(notifications, "LISTENING_POLL_S", NEVER_S)
+    monkeypatch.setattr(notifications, "POLL_S", 0.02)
 
 
 async def until_listening(url: str, listeners: int) -> None:
@@ -46,7 +46,7 @@ async def test_whoever_waits_at_another_replica_is_told(postgres_url: str) -> No
         await gate.reached()
         path = f"/v1/transactions/{begun['id']}"
         waiting = asyncio.create_task(other.client.get(path, headers={"Prefer": "wait=1000"}))
-        while begun["id"] not in other.parts.coordinator._watchers:
+        while begun["id"] not in other.parts.coordinator._waiters._waiters:
             await other.client.get(path)
         await other.client.get(path)  # the waiting one has looked by now, and waits to be told
         gate.open()
@@ -66,9 +66,9 @@ async def test_a_listener_that_was_cut_off_listens_again(postgres_url: str, post
 
 async def test_where_there_are_no_notices_nothing_is_told(sqlite_url: str) -> None:
     journal = Journal(sqlite_url)
-    told = notices.Notices(journal, alone=False)
-    await told.start(lambda _: None)
-    assert told.poll_s == notices.POLL_S
+    told = notifications.Notifications(journal, alone=False)
+    await told.start()
+    assert told.poll_s == notifications.POLL_S
     told.tell("a transaction")
     await told.stop()
     await journal.close()

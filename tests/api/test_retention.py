@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from app.main import anchored_clock
+from app.clock import anchored_clock
 from tests.api.service import Service, check_problem, reply, running, until
 
 REQUEST = {"branches": [{"participant": "inventory"}]}

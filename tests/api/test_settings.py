@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy.exc import ArgumentError
 
-from app.endpoints import AllowedEndpoints
-from app.journal import make_engine, normal_url
+from app.calling.allowlist import AllowedEndpoints
 from app.settings import Settings
+from app.storage.engines import make_engine, normal_url
 
 DEFAULTS: Final[dict[str, Any]] = {
     "database_url": "sqlite:///holdfast.db",

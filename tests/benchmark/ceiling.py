@@ -9,14 +9,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError
-
 import app.__main__
-from app import store
-from app.journal import Journal, WriteFunction
 from app.main import create_app
-from app.migrations import schema_is_current
-from app.models import RegisteredParticipant
+from app.storage import calls as call_rows
+from app.storage import notifications
+from app.storage import participants as participant_rows
+from app.storage import transactions as transaction_rows
+from app.storage.group_commit import Journal, WriteFunction
+from app.storage.migrations import schema_is_current
+from app.storage.participants import RegisteredParticipant
 
 
 class NullJournal(Journal):
@@ -31,28 +32,30 @@ class NullJournal(Journal):
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
         if function is schema_is_current:
             return True
-        if function is store.list_participants:
+        if function is participant_rows.list_participants:
             return list(self._participants.values())
-        if function is store.next_wake_at:
+        if function is transaction_rows.next_wake_at:
             return None
-        if function is store.try_to_listen:  # nobody else is there to be told
-            raise DBAPIError("LISTEN", None, NotImplementedError("nothing is kept"))
+        if function is notifications.is_supported:
+            return False  # nobody else is there to be told
         raise NotImplementedError(f"nothing is kept: {function.__name__}")
 
     async def close(self) -> None:
         return None
 
     def _written(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
-        if function is store.record:
-            return store.Recorded(transaction_id=item.transaction.id, request_hash=item.request_hash, created=True)
-        if function is store.save:
+        if function is transaction_rows.record:
+            return transaction_rows.Recorded(
+                transaction_id=item.transaction.id, request_hash=item.request_hash, created=True
+            )
+        if function is transaction_rows.save:
             return replace(item.after, version=item.after.version + 1)
-        if function is store.claim:
+        if function is transaction_rows.claim:
             return []
-        if function is store.put_participants:
+        if function is participant_rows.put_participants:
             self._participants[item.name] = item
             return True
-        if function is store.add_calls:
+        if function is call_rows.add_calls:
             return None
         raise NotImplementedError(f"nothing is kept: {function.__name__}")
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Engine, create_engine, text
 
-from app.journal import make_engine
+from app.storage.engines import make_engine
 from tests.benchmark.processes import children_of, cpu_s, run_module, wait_until
 from tests.support.postgres import PostgresServer
 

@@ -21,7 +21,7 @@ try:
 except ImportError:
     sys.exit("The Restate SDK is not installed: pip install restate-sdk hypercorn httpx httptools")
 
-from app.transport import Transport
+from app.calling.transport import Transport
 
 PAYLOADS: Final = {"a": {"sku": "A-1", "quantity": 2}, "b": {"customer": "ada", "amount_cents": 5000}}
 CALL_TIMEOUT_S: Final = 5

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import pytest
 from sqlalchemy import text
 
-from app.models import metadata
+from app.storage.tables import metadata
 from tests.benchmark.contenders import Ceiling, Contender, Holdfast, Running
 from tests.benchmark.databases import CheckFailed, Database
 from tests.benchmark.load import Tally

@@ -85,7 +85,7 @@ def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
         if world.old_replica is None:
             without.add(Kind.KILL_OLD)
         complaints += [f"never done: {what}" for what in nemesis.journal.missing(without)]
-    complaints += _settle(world, nemesis, rest)
+    complaints += settle(world, nemesis, rest)
     settled_s = time.monotonic() - healed_at
     sampler.stop()
     evidence = _evidence(world, rest)
@@ -133,7 +133,7 @@ def _wait_until_all_work(world: World, nemesis: Nemesis) -> None:
         wait_ready(replica, START_MAX_S)
 
 
-def _settle(world: World, nemesis: Nemesis, rest: Rest) -> list[str]:
+def settle(world: World, nemesis: Nemesis, rest: Rest) -> list[str]:
     """Wait until clients have been answered and nothing is under way; what is wrong when that takes too long."""
     until = time.monotonic() + SETTLE_MAX_S
     world.clients.wanted = False

@@ -10,13 +10,13 @@ import httpx
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.caller import RESPONSE_CHARS_KEPT, Caller, Target
-from app.protocol import Call
-from app.transaction import Branch
-from app.transport import HEAD_BYTES_MAX, _Connection
-from holdfast import inquiry
+from app.calling.caller import RESPONSE_CHARS_KEPT, Caller, Target
+from app.calling.transport import HEAD_BYTES_MAX, _Connection
+from app.protocol.messages import Call
+from app.protocol.values import Branch
 from holdfast.client import Client, HoldfastError, Transaction
-from holdfast.inquiry import Verdict
+from holdfast.participant import inquiry
+from holdfast.participant.inquiry import Verdict
 from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_portable
 from tests.fuzz.budget import TIMES
 from tests.fuzz.mutations import damaged, in_pieces

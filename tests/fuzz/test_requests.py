@@ -13,10 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.preferences import parse_idempotency_key, parse_prefer, parse_traceparent
+from app.api.bodies import read_body
+from app.api.pagination import parse_cursor
+from app.api.prefer_header import parse_prefer
 from app.api.problems import CATALOGUE
-from app.api.rendering import read_body
-from app.api.schemas import BeginRequest, parse_cursor
+from app.api.request_headers import parse_idempotency_key, parse_traceparent
+from app.api.schemas import BeginRequest
 from holdfast import wire
 from tests.api.service import Service, base_url, endpoints, running
 from tests.fuzz.budget import TIMES

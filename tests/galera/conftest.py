@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from app.journal import Journal
-from app.migrations import migrate
+from app.storage.group_commit import Journal
+from app.storage.migrations import migrate
 from tests.support.galera import GaleraCluster, why_no_galera
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from app import store
+from app.storage import queries
 from tests.api.service import Reaction, Received, Service, running, until
 from tests.support.galera import GaleraCluster
 
@@ -133,7 +133,7 @@ async def test_nothing_acknowledged_is_lost_when_a_node_is_killed(
         await survivors[0].until_finished(transaction_id)
 
     async def all_finished() -> bool:
-        return await survivors[1].parts.journal.read(store.count_unfinished) == 0
+        return await survivors[1].parts.journal.read(queries.count_unfinished) == 0
 
     await until(all_finished)
     assert not ledger.violations

@@ -10,12 +10,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
-from app import store
-from app.journal import make_engine
-from app.migrations import migrate, schema_is_current
-from app.models import metadata
+from app.storage import transactions as transaction_rows
+from app.storage.engines import make_engine
+from app.storage.migrations import migrate, schema_is_current
+from app.storage.tables import metadata
 from tests.conftest import on_servers
-from tests.store.values import found, recorded, transaction
+from tests.storage.values import found, recorded, transaction
 from tests.support.coordinator_process import CoordinatorProcess
 from tests.support.repository import ROOT
 
@@ -55,7 +55,7 @@ def test_from_nothing_to_the_newest_schema_and_again(database_url: str, engine: 
     assert found(engine, schema_is_current)
     recorded(engine, transaction(1))
     migrate(database_url)
-    assert found(engine, store.find, transaction(1).id) == transaction(1)
+    assert found(engine, transaction_rows.find, transaction(1).id) == transaction(1)
 
 
 def test_the_newest_schema_is_what_the_models_say(database_url: str, engine: Engine) -> None:

@@ -1,5 +1,5 @@
-/* Written by `python -m tests.model --write-tables` from app/protocol.py, app/transaction.py and
- * participants/holdfast/fence.py; a test compares it with them. Change it there, never here. */
+/* Written by `python -m tests.model --write-tables` from app/protocol/kinds.py, app/protocol/values.py and
+ * participants/holdfast/fence/table.py; a test compares it with them. Change it there, never here. */
 
 #define NONE 0
 

@@ -10,9 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from app.protocol import ANSWERED, ASKS, FOLLOWS
-from app.transaction import FINAL, BranchPhase
-from holdfast.fence import TABLE, Ask, Event, Mark, Refuse, Repeat, Rest, Run, Seen, State, Step, decide
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
+from app.protocol.values import FINAL, BranchPhase
+from holdfast.fence.table import TABLE, Ask, Event, Mark, Refuse, Repeat, Rest, Run, Seen, State, Step, decide
 from holdfast.wire import Answer, Decision, Operation
 
 FILE: Final = Path(__file__).parent / "tables.pml"
@@ -27,8 +27,8 @@ PHASES: Final = tuple(phase for phase in BranchPhase if phase is not BranchPhase
 _Key = tuple[StrEnum, ...]
 
 _HEAD: Final = """\
-/* Written by `python -m tests.model --write-tables` from app/protocol.py, app/transaction.py and
- * participants/holdfast/fence.py; a test compares it with them. Change it there, never here. */
+/* Written by `python -m tests.model --write-tables` from app/protocol/kinds.py, app/protocol/values.py and
+ * participants/holdfast/fence/table.py; a test compares it with them. Change it there, never here. */
 """
 
 

@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
-from app.protocol import ANSWERED, ASKS, FOLLOWS
-from app.transaction import FINAL
-from holdfast.fence import TABLE, Ask, Event, Mark, Refuse, Run, State
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
+from app.protocol.values import FINAL
+from holdfast.fence.table import TABLE, Ask, Event, Mark, Refuse, Run, State
 from holdfast.wire import Answer, Decision, Operation
 from tests.model import spin, tables
 from tests.model.__main__ import search

@@ -15,7 +15,7 @@ from tests.mutation.mutants import members, mutants
 from tests.mutation.runs import BaselineError, Stage, limited, prepare, run, warm_up
 from tests.mutation.verdict import SCORE_MIN, Mutant, Verdict, explained, judged
 
-WORDS: Final = (Path("app/transaction.py"), Path("participants/holdfast/wire.py"))
+WORDS: Final = (Path("app/protocol/values.py"), Path("participants/holdfast/wire.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +33,15 @@ class Target:
 
 TARGETS: Final = (
     Target(
-        "participants/holdfast/fence.py",
-        "holdfast.fence",
+        "participants/holdfast/fence/table.py",
+        "holdfast.fence.table",
         (),
         (Stage("tests/participant/test_fence.py"),),
     ),
     Target(
-        "app/protocol.py",
-        "app.protocol",
-        ("holdfast", "app.transaction"),
+        "app/protocol/steps.py",
+        "app.protocol.steps",
+        ("holdfast", "app.protocol.values"),
         (
             Stage("tests/protocol/test_steps.py"),
             Stage("tests/protocol/test_tables.py tests/protocol/test_properties.py -k 'not whatever'"),

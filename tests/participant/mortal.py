@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from holdfast import Hold, Refused
-from holdfast.database import Database
-from holdfast.execution import BACKOFF_CAP_S
+from holdfast.fence.database import Database
+from holdfast.fence.execution import BACKOFF_CAP_S
 from holdfast.testing import Answer, Branch, Decided, FakeCoordinator
 from tests.participant.service import SeatRequest, Service, service_on
 

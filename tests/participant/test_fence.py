@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from holdfast.fence import (
+from holdfast.fence.table import (
     FINISHED,
     RUNNING,
     TABLE,

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from holdfast import Client, Participant
-from holdfast.fence import Refusal
+from holdfast.fence.table import Refusal
 from holdfast.testing import FakeCoordinator
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlmodel import Session as SQLModelSession
 
 from holdfast import Hold, Participant, Refused
-from holdfast.database import collided, will_pass
-from holdfast.execution import payload_hash
+from holdfast.fence.database import collided, will_pass
+from holdfast.fence.execution import payload_hash
 from holdfast.testing import FakeCoordinator
 from holdfast.wire import Message, Operation
 from tests.participant.service import EFFECTS, METADATA, SeatRequest, Service, breaks, refuses, running, service_on

@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from holdfast import Participant, Refused, inquiry
-from holdfast.execution import Happening, Outcome
-from holdfast.fence import Event
-from holdfast.inquiry import Verdict
-from holdfast.reaper import BATCH_MAX
+from holdfast import Participant, Refused
+from holdfast.fence.execution import Happening, Outcome
+from holdfast.fence.table import Event
+from holdfast.participant import inquiry
+from holdfast.participant.inquiry import Verdict
+from holdfast.participant.reaper import BATCH_MAX
 from holdfast.testing import Branch, FakeCoordinator
 from tests.participant.service import Service, breaks, running, service_on
 

@@ -24,8 +24,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, combinations, permutations, product
 
-from app.protocol import Answered, BranchResolved, CancelRequested, Input, Policy, RetryRequested, broken
-from app.transaction import (
+from app.protocol.messages import Answered, BranchResolved, CancelRequested, Input, RetryRequested
+from app.protocol.policy import Policy
+from app.protocol.steps import broken
+from app.protocol.values import (
     FINAL,
     REFUSALS,
     Branch,

@@ -1,13 +1,14 @@
 """What really happened, kept beside the state machine and without asking it: the ghost.
 
 The ghost knows what was durable, which calls left and what was answered to them; the invariants compare what the
-machine does with it. It takes nothing from app/protocol.py but its words.
+machine does with it. It takes nothing from app/protocol but its words.
 """
 
 from dataclasses import dataclass, replace
 
-from app.protocol import Answered, BranchResolved, Call, CancelRequested, Input, Policy, RetryRequested, Step
-from app.transaction import FINAL, BranchPhase, Transaction
+from app.protocol.messages import Answered, BranchResolved, Call, CancelRequested, Input, RetryRequested, Step
+from app.protocol.policy import Policy
+from app.protocol.values import FINAL, BranchPhase, Transaction
 from holdfast.wire import Answer, Decision, Operation
 
 PHASES_TWO = (BranchPhase.CONFIRMING, BranchPhase.CANCELLING)

@@ -7,9 +7,10 @@ happened), so that a machine that deceives itself is found out too.
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from app import protocol
-from app.protocol import BranchResolved, CancelRequested, Input, Policy, RetryRequested
-from app.transaction import FINAL, BranchPhase, HungReason, Outcome, ReasonCode, Transaction, TryOrder
+from app.protocol import steps
+from app.protocol.messages import BranchResolved, CancelRequested, Input, RetryRequested
+from app.protocol.policy import Policy
+from app.protocol.values import FINAL, BranchPhase, HungReason, Outcome, ReasonCode, Transaction, TryOrder
 from holdfast.wire import Answer, Decision, Operation
 from tests.protocol.ghost import PHASE_TWO, PHASES_TWO, BranchGhost, Edge, Ghost, hear
 
@@ -35,7 +36,7 @@ class Violation(Exception):
 def advance(ghost: Ghost, before: Transaction, inputs: Sequence[Input], now: float, policy: Policy) -> Edge:
     """Take one step and check it against every rule."""
     heard = hear(ghost, before, tuple(inputs), policy)
-    step = protocol.advance(before, inputs, now, policy)
+    step = steps.advance(before, inputs, now, policy)
     stale = len(heard.effective) != len(inputs)
     edge = Edge(
         ghost=ghost,
@@ -47,7 +48,7 @@ def advance(ghost: Ghost, before: Transaction, inputs: Sequence[Input], now: flo
         now=now,
         policy=policy,
         step=step,
-        unstale=protocol.advance(before, heard.effective, now, policy) if stale else step,
+        unstale=steps.advance(before, heard.effective, now, policy) if stale else step,
     )
     for invariant in INVARIANTS:
         try:

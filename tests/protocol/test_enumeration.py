@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.protocol import broken
-from app.transaction import BranchPhase, HungReason, Outcome, Phase, TryOrder
+from app.protocol.steps import broken
+from app.protocol.values import BranchPhase, HungReason, Outcome, Phase, TryOrder
 from tests.protocol.enumeration import DEADLINE, POLICY, Enumerated, enumerate_all, set_aside, steps_to_the_end
 
 

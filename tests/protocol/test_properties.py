@@ -10,17 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.protocol import (
-    Answered,
-    BranchResolved,
-    CancelRequested,
-    Input,
-    Policy,
-    RetryRequested,
-    back_off_s,
-    broken,
-)
-from app.transaction import Branch, BranchPhase, ReasonCode, Settled, Transaction, TryOrder
+from app.protocol.backoff import back_off_s
+from app.protocol.messages import Answered, BranchResolved, CancelRequested, Input, RetryRequested
+from app.protocol.policy import Policy
+from app.protocol.steps import broken
+from app.protocol.values import Branch, BranchPhase, ReasonCode, Settled, Transaction, TryOrder
 from holdfast.wire import Answer, Operation
 from tests.protocol.ghost import BranchGhost, Ghost, crashed, follow
 from tests.protocol.invariants import advance

@@ -1,6 +1,6 @@
 """The enumeration is worth something only if it finds bugs: each one seeded here is caught, by the rule it breaks.
 
-A bug is one function or one line of a table of app/protocol.py replaced at run time.
+A bug is one function or one line of a table of app/protocol/ replaced at run time.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from app import protocol
-from app.protocol import Answered, CancelRequested, Policy, RetryRequested, Step
-from app.transaction import Branch, BranchPhase, Outcome, Transaction, TryOrder
+from app.protocol import kinds, steps
+from app.protocol.messages import Answered, CancelRequested, RetryRequested, Step
+from app.protocol.policy import Policy
+from app.protocol.values import Branch, BranchPhase, Outcome, Transaction, TryOrder
 from holdfast.wire import Answer, Decision, Operation
 from tests.protocol import invariants
 from tests.protocol.enumeration import enumerate_all
@@ -30,8 +31,8 @@ def bug(caught_by: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch],
 
 def wrap(patch: Patch, name: str, around: Callable[..., Any]) -> None:
     """Replace a function of the machine; `around` is given the original and then its arguments."""
-    original = getattr(protocol, name)
-    patch.setattr(protocol, name, lambda *args: around(original, *args))
+    original = getattr(steps, name)
+    patch.setattr(steps, name, lambda *args: around(original, *args))
 
 
 def each_branch(transaction: Transaction, **changes: Any) -> Transaction:
@@ -45,7 +46,7 @@ def each_branch(transaction: Transaction, **changes: Any) -> Transaction:
 def confirms_with_a_missing_hold(patch: Patch) -> None:
     def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
         if transaction.decision is Decision.UNDECIDED and transaction.branches[0].phase is BranchPhase.HELD:
-            return protocol._decided(transaction, Decision.CONFIRM, None, now)
+            return steps._decided(transaction, Decision.CONFIRM, None, now)
         return original(transaction, now)
 
     wrap(patch, "_decide", decide)
@@ -106,7 +107,7 @@ def waits_for_everyone_before_it_decides(patch: Patch) -> None:
 
 @bug("a_decision_has_its_reason")
 def takes_silence_for_a_refusal(patch: Patch) -> None:
-    patch.setitem(protocol.ANSWERED, (Operation.TRY, Answer.UNANSWERED), BranchPhase.REFUSED)
+    patch.setitem(kinds.ANSWERED, (Operation.TRY, Answer.UNANSWERED), BranchPhase.REFUSED)
 
 
 # --- what is durable ---------------------------------------------------------------------------------------------
@@ -114,24 +115,24 @@ def takes_silence_for_a_refusal(patch: Patch) -> None:
 
 @bug("the_decision_is_durable_before_phase_two")
 def acts_before_the_decision_is_saved(patch: Patch) -> None:
-    patch.setattr(protocol, "_others_must_know", lambda a, b: protocol._known(a) != protocol._known(b))
+    patch.setattr(steps, "_others_must_know", lambda a, b: steps._known(a) != steps._known(b))
 
 
 @bug("the_record_is_durable_before_the_first_try")
 def tries_before_the_record_is_saved(patch: Patch) -> None:
-    patch.setattr(protocol, "_known", lambda t: [(b.hung_reason, b.resolution) for b in t.branches])
+    patch.setattr(steps, "_known", lambda t: [(b.hung_reason, b.resolution) for b in t.branches])
 
 
 @bug("what_others_must_know_is_saved")
 def keeps_a_hang_to_itself(patch: Patch) -> None:
-    patch.setattr(protocol, "_known", lambda t: [(b.phase is BranchPhase.PENDING, b.resolution) for b in t.branches])
+    patch.setattr(steps, "_known", lambda t: [(b.phase is BranchPhase.PENDING, b.resolution) for b in t.branches])
 
 
 @bug("the_lease_is_kept")
 def lets_the_lease_run_out(patch: Patch) -> None:
     def step(original: Any, before: Transaction, after: Transaction, *rest: Any) -> Step:
         it: Step = original(before, after, *rest)
-        known = protocol._others_must_know(before, after) or before.wake_at is None or it.rests
+        known = steps._others_must_know(before, after) or before.wake_at is None or it.rests
         return it if known else replace(it, must_save=False)
 
     wrap(patch, "_step", step)
@@ -150,17 +151,17 @@ def sleeps_past_the_deadline(patch: Patch) -> None:
 
 @bug("cancel_reaches_every_branch_ever_tried")
 def skips_the_cancel_of_an_unanswered_try(patch: Patch) -> None:
-    patch.setitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.TRYING), BranchPhase.CANCELLED)
+    patch.setitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.TRYING), BranchPhase.CANCELLED)
 
 
 @bug("cancel_reaches_every_branch_ever_tried")
 def skips_the_cancel_of_a_branch_that_refused(patch: Patch) -> None:
-    patch.setitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.REFUSED), BranchPhase.CANCELLED)
+    patch.setitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.REFUSED), BranchPhase.CANCELLED)
 
 
 @bug("a_branch_never_tried_gets_no_cancel")
 def forgets_that_a_branch_was_never_tried(patch: Patch) -> None:
-    patch.setitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING), BranchPhase.CANCELLING)
+    patch.setitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING), BranchPhase.CANCELLING)
 
 
 @bug("no_cancel_while_the_own_try_is_under_way")
@@ -181,8 +182,8 @@ def asks_again_what_is_under_way(patch: Patch) -> None:
 
 @bug("a_try_leaves_only_while_undecided_and_in_time")
 def goes_on_trying_after_the_decision(patch: Patch) -> None:
-    patch.delitem(protocol.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING))
-    patch.setattr(protocol, "_may_ask", lambda transaction, branch: branch.phase in protocol.ASKS)
+    patch.delitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING))
+    patch.setattr(steps, "_may_ask", lambda transaction, branch: branch.phase in kinds.ASKS)
 
 
 @bug("a_sequential_try_waits_for_the_holds_before_it")
@@ -196,7 +197,7 @@ def tries_everyone_at_once(patch: Patch) -> None:
 @bug("nothing_waits_for_another_branch")
 def asks_one_branch_after_the_other(patch: Patch) -> None:
     def may_ask(original: Any, transaction: Transaction, branch: Branch) -> bool:
-        others = [b for b in transaction.branches if b is not branch and b.phase in protocol.ASKS]
+        others = [b for b in transaction.branches if b is not branch and b.phase in kinds.ASKS]
         return bool(original(transaction, branch)) and not any(b.calling for b in others)
 
     wrap(patch, "_may_ask", may_ask)
@@ -204,12 +205,12 @@ def asks_one_branch_after_the_other(patch: Patch) -> None:
 
 @bug("a_failure_backs_off")
 def repeats_without_a_pause(patch: Patch) -> None:
-    patch.setattr(protocol, "back_off_s", lambda *_: 0.0)
+    patch.setattr(steps, "back_off_s", lambda *_: 0.0)
 
 
 @bug("a_failure_backs_off")
 def ignores_retry_after(patch: Patch) -> None:
-    patch.setattr(protocol, "RETRY_AFTER_MAX_S", 0.0)
+    patch.setattr(steps, "RETRY_AFTER_MAX_S", 0.0)
 
 
 @bug("a_retry_asks_everyone_now")
@@ -225,12 +226,12 @@ def does_not_start_the_back_off_over(patch: Patch) -> None:
 
 @bug("confirmed_means_acknowledged")
 def takes_a_refused_confirm_for_done(patch: Patch) -> None:
-    patch.setitem(protocol.ANSWERED, (Operation.CONFIRM, Answer.REFUSED), BranchPhase.CONFIRMED)
+    patch.setitem(kinds.ANSWERED, (Operation.CONFIRM, Answer.REFUSED), BranchPhase.CONFIRMED)
 
 
 @bug("cancel_reaches_every_branch_ever_tried")
 def takes_a_refused_cancel_for_done(patch: Patch) -> None:
-    patch.setitem(protocol.ANSWERED, (Operation.CANCEL, Answer.REFUSED), BranchPhase.CANCELLED)
+    patch.setitem(kinds.ANSWERED, (Operation.CANCEL, Answer.REFUSED), BranchPhase.CANCELLED)
 
 
 @bug("stale_answers_change_nothing")
@@ -248,7 +249,7 @@ def takes_answers_that_nobody_waits_for(patch: Patch) -> None:
     def answered(original: Any, transaction: Transaction, it: Answered, now: float, policy: Policy) -> Transaction:
         branch = transaction.branch(it.branch)
         wanted = branch is not None and branch.tried_at is not None and not branch.calling
-        if not wanted or protocol.ASKS.get(branch.phase) is not it.operation:
+        if not wanted or kinds.ASKS.get(branch.phase) is not it.operation:
             return original(transaction, it, now, policy)
         waiting = [replace(b, calling=it.operation) if b is branch else b for b in transaction.branches]
         return original(replace(transaction, branches=tuple(waiting)), it, now, policy)
@@ -262,17 +263,17 @@ def takes_answers_that_nobody_waits_for(patch: Patch) -> None:
 @bug("hung_stays_until_the_branch_is_final")
 def a_retry_clears_the_hang(patch: Patch) -> None:
     wrap(patch, "_due_at_once", lambda original, branch: replace(original(branch), hung_reason=None))
-    patch.setattr(protocol, "REFUSALS", frozenset())
+    patch.setattr(steps, "REFUSALS", frozenset())
 
 
 @bug("hung_is_noticed")
 def silence_never_hangs(patch: Patch) -> None:
-    patch.setattr(protocol, "_many_failures", lambda branch, policy: False)
+    patch.setattr(steps, "_many_failures", lambda branch, policy: False)
 
 
 @bug("hung_is_noticed")
 def forgets_that_it_was_refused(patch: Patch) -> None:
-    patch.setattr(protocol, "REFUSALS", frozenset())
+    patch.setattr(steps, "REFUSALS", frozenset())
 
 
 @bug("finished_means_that_every_branch_is_final")

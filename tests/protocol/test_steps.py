@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.protocol import (
-    FOLLOWS,
+from app.protocol.backoff import back_off_s
+from app.protocol.kinds import FOLLOWS
+from app.protocol.messages import (
     Answered,
     BranchResolved,
     Call,
@@ -17,15 +18,12 @@ from app.protocol import (
     Command,
     Input,
     Objection,
-    Policy,
     RetryRequested,
     Step,
-    advance,
-    back_off_s,
-    broken,
-    objection,
 )
-from app.transaction import (
+from app.protocol.policy import Policy
+from app.protocol.steps import advance, broken, objection
+from app.protocol.values import (
     Branch,
     BranchPhase,
     HungReason,
@@ -262,7 +260,7 @@ def test_a_cancel_says_by_whom_and_why_and_comes_too_late_after_the_decision(
 def test_no_try_leaves_after_the_decision_even_if_nothing_followed_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two safeguards, with the first taken away."""
     follows = {key: phase for key, phase in FOLLOWS.items() if key != (Decision.CANCEL, BranchPhase.PENDING)}
-    monkeypatch.setattr("app.protocol.FOLLOWS", follows)  # a table of its own: what is put back comes last
+    monkeypatch.setattr("app.protocol.steps.FOLLOWS", follows)  # a table of its own: what is put back comes last
     assert called(step(decided(Decision.CANCEL, Branch(name="a")), NOW + 1)) == []
 
 

@@ -2,8 +2,8 @@
 
 from itertools import product
 
-from app.protocol import ANSWERED, ASKS, FOLLOWS
-from app.transaction import FINAL, PHASE_OF, BranchPhase, Phase
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
+from app.protocol.values import FINAL, PHASE_OF, BranchPhase, Phase
 from holdfast.wire import Answer, Decision, Operation
 
 UNDECIDED_FOLLOWS_NOTHING = {(Decision.UNDECIDED, phase) for phase in BranchPhase}

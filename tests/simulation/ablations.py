@@ -15,20 +15,18 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-import app.coordinator
-import app.protocol
-import app.recovery
-import app.store
-import holdfast.execution
-import holdfast.participant
-import holdfast.reaper
-from app.bulk import EXPECTED
-from app.protocol import Decision, Step
-from app.transaction import BranchPhase
-from holdfast import rows
-from holdfast.execution import Happening, Outcome
-from holdfast.fence import Event, Refusal, Refuse, Run, State
-from holdfast.wire import Operation
+from app.engine import recovery, run
+from app.protocol import kinds, steps
+from app.protocol.messages import Step
+from app.protocol.values import BranchPhase
+from app.storage import transactions as transaction_rows
+from app.storage.bulk import EXPECTED
+from holdfast.fence import execution, rows
+from holdfast.fence.execution import Happening, Outcome
+from holdfast.fence.table import Event, Refusal, Refuse, Run, State
+from holdfast.participant import participant
+from holdfast.participant import reaper as reaper_module
+from holdfast.wire import Decision, Operation
 from tests.simulation import databases, world
 from tests.simulation.seeds import warm_up
 from tests.simulation.service import GATEWAY
@@ -55,45 +53,45 @@ def ablation(what: str) -> Callable[[Apply], Apply]:
 
 @ablation("the decision is durable before a call leaves")
 def decision_saved_first() -> None:
-    advance = app.coordinator.advance
+    advance = run.advance
 
     def hasty(before: Any, *rest: Any) -> Step:
         step = advance(before, *rest)
         decides = step.transaction.decision is not before.decision
         return replace(step, must_save=False) if decides and not step.rests else step
 
-    app.coordinator.advance = hasty
+    run.advance = hasty
 
 
 @ablation("the record is durable before the first Try")
 def record_saved_first() -> None:
-    write = app.store.record
+    write = transaction_rows.record
 
     def record(connection: Any, items: Any) -> Any:
-        kept = app.store.insert_all
-        app.store.insert_all = lambda *_: None
+        kept = transaction_rows.insert_all
+        transaction_rows.insert_all = lambda *_: None
         try:
             return write(connection, items)
         finally:
-            app.store.insert_all = kept
+            transaction_rows.insert_all = kept
 
-    app.store.record = record
+    transaction_rows.record = record
 
 
 @ablation("a save names the version that it saw")
 def version_check() -> None:
-    update_all = app.store.update_all
+    update_all = transaction_rows.update_all
 
     def update(connection: Any, table: Any, changed: Any) -> int:
         without = [{name: value for name, value in row.items() if name != f"{EXPECTED}version"} for row in changed]
         return update_all(connection, table, without)
 
-    app.store.update_all = update
+    transaction_rows.update_all = update
 
 
 @ablation("a claim raises the version")
 def claim_raises_version() -> None:
-    update_all, claim = app.store.update_all, app.store.claim
+    update_all, claim = transaction_rows.update_all, transaction_rows.claim
 
     def update(connection: Connection, table: Any, changed: Any) -> int:
         is_claim = set(changed[0]) == {f"{EXPECTED}id", f"{EXPECTED}version", "version", "wake_at"}
@@ -103,60 +101,60 @@ def claim_raises_version() -> None:
     def quiet(connection: Connection, items: Any) -> Any:
         return [[replace(it, version=it.version - 1) for it in claimed] for claimed in claim(connection, items)]
 
-    app.store.update_all = update
-    app.store.claim = quiet
+    transaction_rows.update_all = update
+    transaction_rows.claim = quiet
 
 
 @ablation("others leave a transaction alone while its lease runs")
 def lease() -> None:
-    claim = app.store.Claim
+    claim = transaction_rows.Claim
 
     def any_time(*, due_by: float | None, **rest: Any) -> Any:
         return claim(due_by=None if due_by is None else due_by + 1e9, **rest)
 
-    app.recovery.store = _Changed(app.store, Claim=any_time)  # type: ignore[attr-defined]
+    recovery.transactions = _Changed(transaction_rows, Claim=any_time)
 
 
 @ablation("a branch whose Try was not answered is cancelled too")
 def cancel_of_the_unanswered() -> None:
-    app.protocol.FOLLOWS[Decision.CANCEL, BranchPhase.TRYING] = BranchPhase.CANCELLED
+    kinds.FOLLOWS[Decision.CANCEL, BranchPhase.TRYING] = BranchPhase.CANCELLED
 
 
 @ablation("a branch that refused is cancelled too")
 def cancel_of_the_refused() -> None:
-    app.protocol.FOLLOWS[Decision.CANCEL, BranchPhase.REFUSED] = BranchPhase.CANCELLED
+    kinds.FOLLOWS[Decision.CANCEL, BranchPhase.REFUSED] = BranchPhase.CANCELLED
 
 
 @ablation("a Cancel waits until this replica's own Try has ended")
 def cancel_waits_for_try() -> None:
-    follow = app.protocol._follow
+    follow = steps._follow
 
     def at_once(decision: Any, branch: Any) -> Any:
         return follow(decision, replace(branch, calling=None))
 
-    app.protocol._follow = at_once
+    steps._follow = at_once
 
 
 @ablation("Confirm and Cancel are repeated until they are acknowledged")
 def repeats() -> None:
-    answered = app.protocol.ANSWERED
+    answered = kinds.ANSWERED
     for operation, phase in ((Operation.CONFIRM, BranchPhase.CONFIRMED), (Operation.CANCEL, BranchPhase.CANCELLED)):
-        answered[operation, app.protocol.Answer.UNANSWERED] = phase
+        answered[operation, steps.Answer.UNANSWERED] = phase
 
 
 @ablation("no Confirm after the deadline or a hold's end")
 def hold_limits() -> None:
-    app.protocol._hold_until = lambda transaction, branch, it, policy: transaction.deadline + 1e9
+    steps._hold_until = lambda transaction, branch, it, policy: transaction.deadline + 1e9
 
 
 @ablation("what can't end is listed as hung")
 def hung_is_noticed() -> None:
-    app.protocol._notice_hung = lambda transaction, now, policy: transaction
+    steps._notice_hung = lambda transaction, now, policy: transaction
 
 
 @ablation("an idempotency key is unique")
 def key_is_unique() -> None:
-    app.store._recorded_under = lambda connection, keys: {}
+    transaction_rows._recorded_under = lambda connection, keys: {}
     with databases.coordinator_engine().begin() as connection:
         connection.exec_driver_sql("DROP INDEX uq_transactions_idempotency_key")
 
@@ -178,27 +176,27 @@ def fsync() -> None:
 
 @ablation("who was overtaken finds out before it calls again")
 def repeats_are_saved() -> None:
-    advance = app.coordinator.advance
+    advance = run.advance
 
     def hasty(before: Any, *rest: Any) -> Step:
         step = advance(before, *rest)
-        only_repeats = step.calls and not app.protocol._others_must_know(before, step.transaction)
+        only_repeats = step.calls and not steps._others_must_know(before, step.transaction)
         return replace(step, must_save=False) if only_repeats and not step.rests else step
 
-    app.coordinator.advance = hasty
+    run.advance = hasty
 
 
 # --- the SDK -----------------------------------------------------------------------------------------------------
 
 
 def _decide_otherwise(otherwise: Callable[[Any, Event], Any]) -> None:
-    decide = holdfast.execution.decide
+    decide = execution.decide
 
     def changed(seen: Any, event: Event, **rest: Any) -> Any:
         step = otherwise(seen, event)
         return decide(seen, event, **rest) if step is None else step
 
-    holdfast.execution.decide = changed
+    execution.decide = changed
 
 
 @ablation("the fence row: what is done is not done again")
@@ -228,7 +226,7 @@ def late_try_is_refused() -> None:
 
 @ablation("a Cancel of what was never tried leaves a tombstone")
 def tombstone() -> None:
-    carry_out = holdfast.participant.carry_out
+    carry_out = participant.carry_out
 
     def forgetful(rules: Any, happening: Happening, session: Any, invoke: Any) -> Outcome:
         outcome = carry_out(rules, happening, session, invoke)
@@ -238,7 +236,7 @@ def tombstone() -> None:
             session.commit()
         return outcome
 
-    holdfast.participant.carry_out = forgetful
+    participant.carry_out = forgetful
 
 
 @ablation("a Cancel of what was never tried succeeds, with no handler run")
@@ -253,7 +251,7 @@ def inquiry() -> None:
         await self.perform(Happening(key=row.key, event=Event.TOLD_CANCEL, version=row.version))
         return True
 
-    holdfast.reaper.Reaper._find_out = find_out  # type: ignore[method-assign]
+    reaper_module.Reaper._find_out = find_out  # type: ignore[method-assign]
 
 
 @ablation("a hold whose time is up is looked after at all")
@@ -261,24 +259,24 @@ def reaper() -> None:
     async def rest(self: Any, interval_s: float) -> None:
         return
 
-    holdfast.reaper.Reaper.run_for_ever = rest  # type: ignore[method-assign]
+    reaper_module.Reaper.run_for_ever = rest  # type: ignore[method-assign]
 
 
 @ablation("the reaper acts on a row as it found it")
 def outdated_findings() -> None:
-    holdfast.execution._is_outdated = lambda happening, row, step: False
+    execution._is_outdated = lambda happening, row, step: False
 
 
 @ablation("effects and the row are one local transaction")
 def one_local_transaction() -> None:
-    call = holdfast.execution._call_handlers
+    call = execution._call_handlers
 
     def apart(rules: Any, happening: Any, session: Any, invoke: Any, **rest: Any) -> Any:
         result = call(rules, happening, session, invoke, **rest)
         session.commit()
         return result
 
-    holdfast.execution._call_handlers = apart
+    execution._call_handlers = apart
 
 
 class _Changed:

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Engine, MetaData, create_engine, event
 from sqlalchemy.pool import StaticPool
 
-from app.journal import _begin_sqlite
-from app.models import metadata as coordinator_metadata
-from holdfast.rows import branches_table
+from app.storage.engines import _begin_sqlite
+from app.storage.tables import metadata as coordinator_metadata
+from holdfast.fence.rows import branches_table
 from tests.chaos import ledger
 
 ACCOUNTS = 8

@@ -10,8 +10,10 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from app import store
-from app.journal import BATCH_MAX, Journal, _CommitFailed, _settle, _Write
+from app.storage import errors
+from app.storage import transactions as transaction_rows
+from app.storage.errors import DatabaseUnavailableError
+from app.storage.group_commit import BATCH_MAX, CommitFailedError, Journal, PendingWrite, settle
 from tests.simulation.databases import coordinator_engine, raw
 from tests.simulation.faults import Branch, Fault, Plan
 from tests.simulation.lean import LeanEngine
@@ -49,20 +51,20 @@ class SimulatedJournal(Journal):
         self._committed = committed
         self._name = name
         self._take = take
-        self._waiting: list[_Write] = []
+        self._waiting: list[PendingWrite] = []
         self._is_writing = False
         self._closed = False
         self._draw = process.loop.draw
 
     async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         future = self._process.loop.create_future()
-        self._waiting.append(_Write(function, item, self._process.loop, future))
+        self._waiting.append(PendingWrite(function, item, self._process.loop, future))
         if not self._is_writing:
             self._is_writing = True
             self._process.spawn(self._write_all())
         try:
             result = await future
-        except store.StaleError:
+        except errors.StaleError:
             self._plan.count(Branch.STALE)
             raise
         self._notice(function, result)
@@ -70,19 +72,19 @@ class SimulatedJournal(Journal):
 
     def _notice(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Count what only a look at the writes shows."""
-        if function is store.record and not result.created:
+        if function is transaction_rows.record and not result.created:
             self._plan.count(Branch.KEY_KNOWN)
-        elif function is store.save and result.hung_since is not None:
+        elif function is transaction_rows.save and result.hung_since is not None:
             self._plan.count(Branch.HUNG)
 
     def _note_owner(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Whose a transaction is from this commit on, known or not to those who had it before."""
-        if function is store.claim:
+        if function is transaction_rows.claim:
             for transaction in result:
                 before = self._take(self._process.name, transaction.id)
                 if before is not None and not before.startswith(f"{self._name}."):
                     self._plan.count(Branch.ADOPTED)
-        elif function is store.record and isinstance(result, store.Recorded) and result.created:
+        elif function is transaction_rows.record and isinstance(result, transaction_rows.Recorded) and result.created:
             self._take(self._process.name, result.transaction_id)
 
     async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
@@ -91,7 +93,7 @@ class SimulatedJournal(Journal):
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
         await pass_time(self._draw.uniform(*READ_S))
         if self._plan.hits(Fault.READ_FAILED):
-            raise OperationalError("simulated", None, DriverError())
+            raise DatabaseUnavailableError("simulated")
         result = self._read(function, args)
         await pass_time(self._draw.uniform(*READ_S))
         return result
@@ -110,13 +112,13 @@ class SimulatedJournal(Journal):
                 if self._plan.hits(Fault.REPLICA_FREEZE_AT_COMMIT):
                     freeze()
                     await pass_time(0.0)
-                results = self._commit(batch)
+                results = self.commit(batch)
                 if self._plan.hits(Fault.REPLICA_FREEZE_AT_COMMIT):
                     freeze()
                     await pass_time(0.0)
                 await pass_time(self._draw.uniform(*READ_S))
                 answers = [(write.future, result) for write, result in zip(batch, results, strict=True)]
-                _settle(answers)
+                settle(answers)
         finally:
             self._is_writing = False
 
@@ -124,25 +126,25 @@ class SimulatedJournal(Journal):
         slow = self._plan.hits(Fault.COMMIT_SLOW)
         return self._draw.uniform(*(SLOW_S if slow else COMMIT_S))
 
-    async def _crash(self, *, before: bool, batch: list[_Write]) -> None:
+    async def _crash(self, *, before: bool, batch: list[PendingWrite]) -> None:
         if not before:
-            self._commit(batch)
+            self.commit(batch)
         self._process.kill()
         await never()
 
-    def _commit_together(self, batch: list[_Write]) -> list[Any]:
+    def _commit_together(self, batch: list[PendingWrite]) -> list[Any]:
         if self._plan.hits(Fault.BATCH_FAILED):
             raise OperationalError("simulated", None, DriverError())
         if self._plan.hits(Fault.BATCH_UNDONE):
             raise OperationalError("simulated", None, DriverError("40001"))
         if self._plan.hits(Fault.COMMIT_LOST):
-            raise _CommitFailed(OperationalError("simulated", None, DriverError()))
+            raise CommitFailedError(OperationalError("simulated", None, DriverError()))
         results = super()._commit_together(batch)
         for write, result in zip(batch, results, strict=True):
             self._note_owner(write.function, result)
         self._committed()
         if self._plan.hits(Fault.COMMIT_REPLY_LOST):
-            if any(write.function is store.save for write in batch):
+            if any(write.function is transaction_rows.save for write in batch):
                 self._plan.count(Branch.AMBIGUOUS)
-            raise _CommitFailed(OperationalError("simulated", None, DriverError()))
+            raise CommitFailedError(OperationalError("simulated", None, DriverError()))
         return results

@@ -5,19 +5,18 @@ from contextlib import suppress
 from typing import Any
 
 import httpx
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.api import admin, transactions
 from app.api.dependencies import Parts
 from app.api.problems import Problem
 from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQuery
-from app.caller import Caller
-from app.coordinator import ObjectedError, OverloadedError, UnknownTransactionError
-from app.journal import JournalClosed
+from app.calling.caller import Caller
+from app.engine.coordinator import OverloadedError, UnknownTransactionError
+from app.engine.recovery import Recovery
+from app.engine.run import ObjectedError
 from app.main import assemble, recovery_of
-from app.recovery import Recovery
 from app.settings import Settings
+from app.storage.errors import DatabaseUnavailableError
 from tests.simulation.disk import SimulatedJournal
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.network import Reply
@@ -126,9 +125,9 @@ class Replica:
             try:
                 await parts.registry.refresh()
                 break
-            except OperationalError:
+            except DatabaseUnavailableError:
                 continue  # a supervisor starts it again
-        recovery.start()
+        await recovery.start()
         if self.life is life:
             self.is_ready = True
 
@@ -169,7 +168,7 @@ async def answer(world: Any, parts: Any, request: tuple[str, ...]) -> tuple[int,
         response = Problem("unknown-transaction").response()
     except ObjectedError as error:
         response = Problem(error.reason.value).response()
-    except (OperationalError, InterfaceError, PoolTimeoutError, JournalClosed):
+    except DatabaseUnavailableError:
         response = Problem("unavailable").response()
     except Exception as error:
         world.judge.violated("no_defects", None, f"{request[0]} raised {error!r}")

@@ -236,7 +236,7 @@ async def pass_time(seconds: float) -> None:
     """Let so much virtual time pass."""
     loop = asyncio.get_running_loop()
     passed = loop.create_future()
-    loop.call_later(seconds, _settle, passed)
+    loop.call_later(seconds, settle, passed)
     await passed
 
 
@@ -256,6 +256,6 @@ async def never() -> Any:
     await future
 
 
-def _settle(future: "asyncio.Future[None]") -> None:
+def settle(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)

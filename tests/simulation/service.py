@@ -14,10 +14,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.requests import Request as StarletteRequest
 
-from holdfast import Hold, Participant, Refused, inquiry
-from holdfast.database import Database
-from holdfast.execution import CrashPoint
-from holdfast.routes import _route
+from holdfast import Hold, Participant, Refused
+from holdfast.fence.database import Database
+from holdfast.fence.execution import CrashPoint
+from holdfast.participant import inquiry
+from holdfast.participant.routes import _route
 from holdfast.wire import Operation
 from tests.chaos import ledger
 from tests.chaos.evidence import Account, Effect

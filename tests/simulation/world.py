@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
-import app.caller
-import app.coordinator
-import holdfast.execution
-import holdfast.reaper
+from app.calling import caller
+from app.engine import coordinator
+from app.protocol.values import FINAL, HungReason
 from app.settings import Settings
-from app.transaction import FINAL, HungReason
+from holdfast.fence import execution
+from holdfast.participant import reaper
 from tests.chaos import ledger
 from tests.chaos.checker import Violation
 from tests.chaos.notes import Note
@@ -307,7 +307,6 @@ def run_seed(
     service.here = world
     _ids.draw = world.draw
     _errors.world = world
-    _Watcher.count = 0
     ledger.time = types.SimpleNamespace(monotonic=lambda: world.loop.now)  # type: ignore[assignment]
     try:
         world.loop.run_to_end(world.run())
@@ -380,24 +379,6 @@ _ids = _Ids()
 _errors = _Errors()
 
 
-class _Watcher(app.coordinator._Watcher):
-    """Hashed by number, so that a set of them has the same order in each process."""
-
-    __slots__ = ("number",)
-    count = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        _Watcher.count += 1
-        self.number = _Watcher.count
-
-    def __hash__(self) -> int:
-        return self.number
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
 @cache
 def prepare() -> None:
     """Replace, once, what would bring chance or real time in; and compress the timings that are constants."""
@@ -406,11 +387,10 @@ def prepare() -> None:
         logger.setLevel(logging.ERROR)
         logger.propagate = False
         logger.addHandler(_errors)
-    app.coordinator.os = _ids  # type: ignore[assignment]
-    app.coordinator.random = _ids  # type: ignore[assignment]
-    app.coordinator._Watcher = _Watcher  # type: ignore[misc]
-    app.caller.os = _ids  # type: ignore[assignment]
-    holdfast.execution.BACKOFF_CAP_S = 2.0  # type: ignore[misc]
-    holdfast.reaper.CLAIM_S = 2.0  # type: ignore[misc]
+    coordinator.os = _ids  # type: ignore[assignment]
+    coordinator.random = _ids  # type: ignore[assignment]
+    caller.os = _ids  # type: ignore[assignment]
+    execution.BACKOFF_CAP_S = 2.0  # type: ignore[misc]
+    reaper.CLAIM_S = 2.0  # type: ignore[misc]
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # whose process died before it began
     gc.disable()

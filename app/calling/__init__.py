@@ -1,0 +1,1 @@
+"""Calls to participants: where they are, what may be called, one call, and its connection."""

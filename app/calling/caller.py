@@ -1,0 +1,227 @@
+"""One HTTP call to one branch, and what its answer means.
+
+Every failure, whatever its class, is `unanswered`: only the participant itself can succeed or refuse. One deadline
+lies around the whole call, redirects are not followed, cookies not kept, and a response is read up to a limit. The
+transport is used directly, because httpx's client adds exactly what a coordinator must not do. Knows no database.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakValueDictionary
+
+import httpx
+
+from app.protocol.messages import Answered, Call
+from app.protocol.values import CallRecord
+from holdfast import wire
+from holdfast.wire import Answer
+
+RESPONSE_CHARS_KEPT: Final = 2000
+"""How much of each response the call history keeps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a call goes: its URL, its time limit in seconds, and with whom it shares how many slots."""
+
+    url: httpx.URL
+    timeout_s: float
+    slots_of: str
+    concurrency_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class _UnreadableError(Exception):
+    pass
+
+
+class Caller:
+    """Calls participants over `transport`, at most `calls_max` at once; `clock` gives seconds since the epoch."""
+
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        *,
+        response_max_bytes: int,
+        calls_max: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._transport = transport
+        self._response_max_bytes = response_max_bytes
+        self._clock = clock
+        self._all_slots = asyncio.Semaphore(calls_max)
+        self._slots: WeakValueDictionary[tuple[str, int], asyncio.Semaphore] = WeakValueDictionary()
+
+    async def call(self, call: Call, target: Target | str) -> tuple[Answered, CallRecord]:
+        """Make the call; never raises but when cancelled. A `target` that is text says why there is none."""
+        started_at = self._clock()
+        if isinstance(target, str):
+            return self._unanswered(call, started_at, target)
+        for_target, for_all = self._slots_of(target), self._all_slots
+        if not await self._acquired(for_target, call, target):
+            return self._unanswered(
+                call, started_at, f"all {target.concurrency_max} slots were taken, nothing was sent"
+            )
+        try:
+            if not await self._acquired(for_all, call, target):
+                return self._unanswered(call, started_at, "too many calls were under way, nothing was sent")
+            try:
+                return await self._call(call, target)
+            finally:
+                for_all.release()
+        finally:
+            for_target.release()
+
+    async def close(self) -> None:
+        """Close the connections that are kept alive."""
+        await self._transport.aclose()
+
+    async def _call(self, call: Call, target: Target) -> tuple[Answered, CallRecord]:
+        started_at = self._clock()
+        timeout_s = self._timeout_s(call, target)
+        if timeout_s <= 0:
+            return self._unanswered(call, started_at, "the deadline has passed, nothing was sent")
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._exchange(call, target.url)
+        except (TimeoutError, httpx.TimeoutException):
+            return self._unanswered(call, started_at, f"no answer within {timeout_s:.3g} s")
+        except _UnreadableError as error:
+            return self._unanswered(call, started_at, str(error))
+        except Exception as error:  # transports raise what they like; rule: whatever its class, unanswered
+            return self._unanswered(call, started_at, f"{type(error).__name__}: {error}")
+        return self._read(call, started_at, response)
+
+    async def _acquired(self, slots: asyncio.Semaphore, call: Call, target: Target) -> bool:
+        if not slots.locked():  # a timer costs more than a free slot
+            return await slots.acquire()
+        try:
+            async with asyncio.timeout(self._timeout_s(call, target)):
+                return await slots.acquire()
+        except TimeoutError:
+            return False
+
+    def _timeout_s(self, call: Call, target: Target) -> float:
+        if call.deadline is None:
+            return target.timeout_s
+        return max(0.0, min(target.timeout_s, call.deadline - self._clock()))
+
+    def _slots_of(self, target: Target) -> asyncio.Semaphore:
+        key = (target.slots_of, target.concurrency_max)
+        slots = self._slots.get(key)
+        if slots is None:
+            slots = self._slots[key] = asyncio.Semaphore(target.concurrency_max)
+        return slots
+
+    async def _exchange(self, call: Call, url: httpx.URL) -> _Response:
+        branch = call.branch
+        message = wire.Message(
+            transaction_id=call.transaction_id,
+            branch=branch.name,
+            operation=call.operation,
+            attempt=call.attempt,
+            payload=branch.payload,
+            hold_ttl_s=call.hold_ttl_s,
+            result=None if call.operation is wire.Operation.TRY else branch.result,
+        )
+        response = await self._transport.handle_async_request(_request(message, url, _traceparent(call)))
+        try:
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+            return _Response(response.status_code, headers, await self._body(response))
+        finally:
+            await _stream(response).aclose()
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        async for chunk in _stream(response):
+            body += chunk
+            if len(body) > self._response_max_bytes:
+                raise _UnreadableError(f"the response is longer than {self._response_max_bytes} bytes")
+        return bytes(body)
+
+    def _read(self, call: Call, started_at: float, response: _Response) -> tuple[Answered, CallRecord]:
+        answer = wire.answer_of(response.status)
+        error = None
+        match answer:
+            case Answer.REFUSED if call.operation is wire.Operation.TRY:
+                error = wire.refusal_detail(response.body) or f"HTTP {response.status}"
+            case Answer.REFUSED | Answer.UNANSWERED:
+                error = f"HTTP {response.status} {wire.refusal_detail(response.body)}".strip()
+        return (
+            Answered(
+                branch=call.branch.name,
+                operation=call.operation,
+                attempt=call.attempt,
+                answer=answer,
+                result=wire.parse_json(response.body) if answer is Answer.SUCCEEDED else None,
+                error=error,
+                retry_after_s=wire.retry_after_s(response.headers),
+                hold_ttl_s=wire.hold_ttl_s(response.headers),
+            ),
+            self._record(call, started_at, answer, error, response),
+        )
+
+    def _unanswered(self, call: Call, started_at: float, error: str) -> tuple[Answered, CallRecord]:
+        error = wire.printable(error)
+        answered = Answered(
+            branch=call.branch.name,
+            operation=call.operation,
+            attempt=call.attempt,
+            answer=Answer.UNANSWERED,
+            error=error,
+        )
+        return answered, self._record(call, started_at, Answer.UNANSWERED, error, None)
+
+    def _record(
+        self, call: Call, started_at: float, answer: Answer, error: str | None, response: _Response | None
+    ) -> CallRecord:
+        text = response.body[: 4 * RESPONSE_CHARS_KEPT].decode("utf-8", "replace") if response else None
+        return CallRecord(
+            transaction_id=call.transaction_id,
+            branch=call.branch.name,
+            operation=call.operation,
+            attempt=call.attempt,
+            started_at=started_at,
+            duration_ms=round((self._clock() - started_at) * 1000, 3),
+            answer=answer,
+            http_status=response.status if response else None,
+            error=error,
+            response=text.replace("\x00", "�")[:RESPONSE_CHARS_KEPT] if text else None,
+        )
+
+
+def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return response.stream
+
+
+def _request(message: wire.Message, url: httpx.URL, traceparent: str) -> httpx.Request:
+    """The request with all its headers. httpx would add them to a body that it encodes, at several times the cost."""
+    body = message.body()
+    headers = {
+        "Host": url.netloc.decode("ascii"),
+        "Content-Length": str(len(body)),
+        "Accept-Encoding": "identity",
+        "User-Agent": "holdfast",
+        "traceparent": traceparent,
+        **message.headers(),
+    }
+    raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+    return httpx.Request("POST", url, headers=raw, stream=httpx.ByteStream(body))
+
+
+def _traceparent(call: Call) -> str:
+    """A span of the initiator's trace, or of one that has the transaction's id (W3C Trace Context)."""
+    trace_id, flags = call.transaction_id.replace("-", ""), "01"
+    if call.traceparent is not None:
+        _, trace_id, _, flags = call.traceparent.split("-")
+    return f"00-{trace_id}-{os.urandom(8).hex()}-{flags}"

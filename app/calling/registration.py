@@ -1,0 +1,19 @@
+"""The registry entry of a participant, as clients and HOLDFAST_PARTICIPANTS give it. A value and its limits."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ParticipantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class RegistryBody(BaseModel):
+    """What is registered under a participant's name; the body of `PUT /v1/participants/{name}`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    base_url: str = Field(max_length=2000, description="where the participant mounts /try, /confirm and /cancel")
+    call_timeout_s: float | None = Field(
+        default=None, gt=0, le=3600, description="one call, all of it, in seconds; default HOLDFAST_CALL_TIMEOUT_S"
+    )
+    concurrency_max: int = Field(default=64, ge=1, le=10_000, description="calls under way at once, at the most")

@@ -1,0 +1,101 @@
+"""Where participants are: the registered ones by name, the others by their own URLs.
+
+The registry is read at each call, from memory; a change made here is seen at once, one made by another replica when
+`refresh` next runs. Decides nothing about transactions.
+"""
+
+import asyncio
+from functools import lru_cache
+from typing import Final
+
+import httpx
+
+from app.calling.allowlist import AllowedEndpoints
+from app.calling.caller import Target
+from app.protocol.messages import Call
+from app.protocol.values import Endpoints
+from app.storage import participants
+from app.storage.errors import DuplicateKeyError
+from app.storage.group_commit import Journal
+from app.storage.participants import RegisteredParticipant
+from holdfast.wire import Operation
+
+URLS_MAX: Final = 4096
+"""Parsed URLs that are remembered."""
+INLINE_CONCURRENCY_MAX: Final = 64
+"""Calls under way at once to one host and port that is given by URLs."""
+
+
+class Registry:
+    """The registered participants, and the targets of calls."""
+
+    def __init__(self, journal: Journal, *, allowed: AllowedEndpoints, call_timeout_s: float) -> None:
+        self._journal = journal
+        self._allowed = allowed
+        self._call_timeout_s = call_timeout_s
+        self._participants: dict[str, RegisteredParticipant] = {}
+        self._refreshing = asyncio.Lock()
+        self._url = lru_cache(URLS_MAX)(self._checked_url)  # parsing a URL costs as much as sending to it
+
+    async def refresh(self) -> None:
+        """Read the registry as it is stored."""
+        async with self._refreshing:  # one read at a time, or an older one that took longer would undo a newer one
+            self._participants = {p.name: p for p in await self._journal.read(participants.list_participants)}
+
+    def all(self) -> list[RegisteredParticipant]:
+        return sorted(self._participants.values(), key=lambda p: p.name)
+
+    def get(self, name: str) -> RegisteredParticipant | None:
+        return self._participants.get(name)
+
+    async def put(self, participant: RegisteredParticipant) -> bool:
+        """Register or replace; returns whether the name is new."""
+        try:
+            is_new = await self._journal.write(participants.put_participants, participant)
+        except DuplicateKeyError:  # another replica registered the same name at this moment
+            is_new = await self._journal.write(participants.put_participants, participant)
+        await self.refresh()
+        return is_new
+
+    async def delete(self, name: str) -> bool | None:
+        """Remove; False when unfinished transactions need it, None when there is none of that name."""
+        deleted = await self._journal.write(participants.delete_participants, name)
+        await self.refresh()
+        return deleted
+
+    def target(self, call: Call) -> Target | str:
+        """Where this call goes now, or why it can't go anywhere."""
+        branch = call.branch
+        if branch.endpoints is not None:
+            url = self._url(_inline_url(branch.endpoints, call.operation))
+            if isinstance(url, str):
+                return url
+            origin = f"{url.scheme}://{url.netloc.decode()}"
+            return Target(
+                url=url, timeout_s=self._call_timeout_s, slots_of=origin, concurrency_max=INLINE_CONCURRENCY_MAX
+            )
+        assert branch.participant is not None, "a branch has a participant or endpoints"
+        registered = self._participants.get(branch.participant)
+        if registered is None:
+            return f"participant {branch.participant} is not registered; register it, and the call is repeated"
+        url = self._url(f"{registered.base_url.rstrip('/')}/{call.operation.value}")
+        if isinstance(url, str):
+            return url
+        return Target(
+            url=url,
+            timeout_s=registered.call_timeout_s or self._call_timeout_s,
+            slots_of=registered.name,
+            concurrency_max=registered.concurrency_max,
+        )
+
+    def _checked_url(self, url: str) -> httpx.URL | str:
+        """The parsed URL, or in words why the allow-list (which never changes) does not admit it."""
+        return self._allowed.fault(url) or httpx.URL(url)
+
+
+def _inline_url(endpoints: Endpoints, operation: Operation) -> str:
+    return {
+        Operation.TRY: endpoints.try_url,
+        Operation.CONFIRM: endpoints.confirm_url,
+        Operation.CANCEL: endpoints.cancel_url,
+    }[operation]

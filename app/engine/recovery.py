@@ -1,0 +1,140 @@
+"""Claims what is due and hands it to the coordinator: transactions that rest, and those whose process died.
+
+Both are the same: a crash is only a longer pause between two steps. Any number of replicas do this, because a claim is
+one conditional write. A participant that keeps everybody waiting gets a share of the places and no more: its further
+transactions are put off for a lease, and those of the others come first. Moves no transaction on by itself.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from app.background import RepeatingTask
+from app.calling.registry import Registry
+from app.engine.coordinator import Coordinator
+from app.engine.run import Place
+from app.metrics import Metrics
+from app.protocol.values import Transaction
+from app.storage import transactions
+from app.storage.errors import DatabaseError
+from app.storage.group_commit import Journal
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 100
+"""Transactions claimed at once."""
+PARALLEL_MAX: Final = 1000
+"""Claiming pauses while so many that were claimed just now are worked on, of those that hang and of the others each."""
+SLOW_AFTER_S: Final = 1.0
+"""A transaction that was claimed so long ago is slow: it gives its place to the next, …"""
+SLOW_MAX: Final = 64
+"""… but while one participant has so many slow ones, its others are put off."""
+ADOPTED_MAX: Final = 4000
+"""So many may be worked on, quick and slow, of those that hang and of the others each."""
+PAUSE_MAX_S: Final = 1.0
+"""The longest pause between two looks, in seconds: another replica's work may become due at any time."""
+STOP_MAX_S: Final = 2.0
+"""How long a claim that is under way may take when the process stops."""
+PAUSE_MIN_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Adopted:
+    place: Place
+    since: float
+    waits_for: frozenset[str]
+
+
+class Recovery:
+    """Looks for due transactions until it is stopped. `clock` gives seconds since the epoch."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        coordinator: Coordinator,
+        registry: Registry,
+        metrics: Metrics,
+        lease_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._coordinator = coordinator
+        self._registry = registry
+        self._metrics = metrics
+        self._lease_s = lease_s
+        self._clock = clock
+        self._adopted: dict[str, _Adopted] = {}
+        self._refresh_at = 0.0
+        self.task: Final = RepeatingTask("recovery", self._round, failure_pause_s=PAUSE_MAX_S, stop_max_s=STOP_MAX_S)
+
+    async def run_once(self) -> int:
+        """Claim what is due and set it going; returns how many transactions were claimed."""
+        self._adopted = {id_: each for id_, each in self._adopted.items() if self._coordinator.is_working_on(id_)}
+        return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
+
+    async def _claim(self, place: Place, *, hung: bool) -> int:
+        """What hangs must not take the places of what only waits for its turn."""
+        now = self._clock()
+        room = self._room(place, now)
+        if room <= 0 or self._coordinator.stopping:
+            return 0
+        claim = transactions.Claim(due_by=now, lease_until=now + self._lease_s, limit=room, hung=hung)
+        claimed = await self._journal.write(transactions.claim, claim)
+        slow = Counter(
+            participant
+            for adopted in self._adopted.values()
+            if now - adopted.since >= SLOW_AFTER_S
+            for participant in adopted.waits_for
+        )
+        for transaction in claimed:
+            waits_for = _waits_for(transaction)
+            if all(slow[each] < SLOW_MAX for each in waits_for):  # else it is due again when its lease ends
+                self._adopted[transaction.id] = _Adopted(place=place, since=now, waits_for=waits_for)
+                await self._coordinator.adopt(transaction)
+                self._metrics.claimed.inc()
+        return len(claimed)
+
+    def _room(self, place: Place, now: float) -> int:
+        adopted = [each for each in self._adopted.values() if each.place is place]
+        quick = sum(now - each.since < SLOW_AFTER_S for each in adopted)
+        return min(BATCH_MAX, PARALLEL_MAX - quick, ADOPTED_MAX - len(adopted))
+
+    async def start(self) -> None:
+        await self.task.start()
+
+    async def stop(self) -> None:
+        """Let a claim that is under way come to its end, or its transactions would wait for their leases."""
+        await self.task.stop()
+
+    async def _round(self) -> float:
+        loop = asyncio.get_running_loop()
+        try:
+            claimed = await self.run_once()
+            pause_s = PAUSE_MIN_S if claimed else await self._pause_s()
+            if loop.time() >= self._refresh_at:
+                await self._registry.refresh()
+                self._refresh_at = loop.time() + PAUSE_MAX_S
+        except DatabaseError as error:
+            log.warning("event=recovery_failed error=%s", error.kind)
+            return PAUSE_MAX_S
+        return pause_s
+
+    async def _pause_s(self) -> float:
+        next_wake_at = await self._journal.read(transactions.next_wake_at)
+        if next_wake_at is None:
+            return PAUSE_MAX_S
+        return min(PAUSE_MAX_S, max(PAUSE_MIN_S, next_wake_at - self._clock()))
+
+
+def _waits_for(transaction: Transaction) -> frozenset[str]:
+    """Who is still to answer: participants by name, others by where their URLs point."""
+    return frozenset(
+        urlsplit(branch.endpoints.confirm_url).netloc if branch.endpoints else str(branch.participant)
+        for branch in transaction.branches
+        if not branch.final
+    )

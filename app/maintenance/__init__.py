@@ -1,0 +1,1 @@
+"""Background work on what is finished. Nothing that is under way depends on it."""

@@ -1,0 +1,392 @@
+"""THE state machine of a transaction: pure data in, pure data out.
+
+Every transition of a transaction and of its branches is in this file and nowhere else. It knows no clock, no
+random source and no I/O: `now` comes in, and the jitter of a back-off is drawn from the identity of the call.
+It must stay importable with the standard library alone (and the words of `holdfast.wire`).
+
+    step = advance(transaction, inputs, now, policy)
+
+`step.transaction` is what has become of the transaction, `step.calls` what must be sent next, and
+`step.must_save` whether others must know before anything is sent. Section numbers refer to docs/protocol.md.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final, assert_never
+
+from app.protocol.backoff import back_off_s
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
+from app.protocol.messages import (
+    Answered,
+    BranchResolved,
+    Call,
+    CancelRequested,
+    Command,
+    Input,
+    Objection,
+    RetryRequested,
+    Step,
+)
+from app.protocol.policy import Policy
+from app.protocol.values import (
+    FINAL,
+    REFUSALS,
+    Branch,
+    BranchPhase,
+    HungReason,
+    Reason,
+    ReasonCode,
+    Resolution,
+    Transaction,
+    TryOrder,
+)
+from holdfast.wire import Answer, Decision, Operation
+
+HOLD_GUARD_MAX_S: Final = 5.0
+"""A hold counts as safe until a tenth of its TTL, and at most this many seconds, before its end."""
+RETRY_AFTER_MAX_S: Final = 3600.0
+"""`Retry-After` is honoured up to here; a participant that says "in ten years" does not strand a transaction."""
+
+
+def advance(transaction: Transaction, inputs: Sequence[Input], now: float, policy: Policy) -> Step:
+    """What becomes of `transaction` when `inputs` have arrived by `now`, and what must be done about it.
+
+    Pure and total: late, duplicate and unexpected inputs change nothing (section 2, rule 7).
+    """
+    after = transaction
+    for each in inputs:
+        after = _take(after, each, now, policy)
+    after = _decide(after, now)
+    after = _follow_decision(after, now)
+    after, calls = _call(after, now, policy)
+    after = _notice_hung(after, now, policy)
+    return _step(transaction, after, calls, now, policy)
+
+
+def objection(transaction: Transaction, command: Command) -> Objection | None:
+    """Why `command` can't be carried out on `transaction` as it stands, or None when it can."""
+    match command:
+        case CancelRequested():
+            return Objection.ALREADY_DECIDED if transaction.decision is Decision.CONFIRM else None
+        case RetryRequested():
+            return Objection.ALREADY_FINISHED if transaction.finished else None
+        case BranchResolved():
+            branch = transaction.branch(command.branch)
+            if branch is None:
+                return Objection.UNKNOWN_BRANCH
+            if branch.final:
+                return Objection.BRANCH_FINISHED
+            return Objection.NOT_DECIDED if transaction.decision is Decision.UNDECIDED else None
+        case _:
+            assert_never(command)
+
+
+def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
+    """The transaction set aside after a broken invariant: listed as hung, and tried again later.
+
+    Not before a lease has passed: a call of its own may still be under way, and no Cancel may overtake it.
+    """
+    branches = [b if b.final else replace(b, hung_reason=HungReason.INTERNAL_ERROR) for b in transaction.branches]
+    hung_since = now if transaction.hung_since is None else transaction.hung_since
+    return replace(
+        _with_branches(transaction, branches),
+        hung_since=hung_since,
+        wake_at=now + max(policy.retry_cap_s, policy.lease_s),
+    )
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _take(transaction: Transaction, each: Input, now: float, policy: Policy) -> Transaction:
+    match each:
+        case Answered():
+            return _answered(transaction, each, now, policy)
+        case CancelRequested():
+            if transaction.decision is not Decision.UNDECIDED:
+                return transaction
+            return _decided(transaction, Decision.CANCEL, Reason(code=each.code, detail=each.detail), now)
+        case RetryRequested():
+            return _with_branches(transaction, [_due_at_once(b) for b in transaction.branches])
+        case BranchResolved():
+            return transaction if objection(transaction, each) else _resolved(transaction, each, now)
+        case _:
+            assert_never(each)
+
+
+def _answered(transaction: Transaction, answered: Answered, now: float, policy: Policy) -> Transaction:
+    branch = transaction.branch(answered.branch)
+    if (
+        branch is None
+        or branch.calling is not answered.operation
+        or branch.attempts(answered.operation) != answered.attempt
+    ):
+        return transaction  # an answer to a question that nobody asks any more
+    assert ASKS[branch.phase] is answered.operation, f"{branch.phase} does not ask for {answered.operation}"
+    phase = ANSWERED[answered.operation, answered.answer]
+    said: dict[str, Any] = {
+        "phase": phase,
+        "calling": None,
+        "last_answer": answered.answer,
+        "last_error": answered.error,
+        "next_attempt_at": None,
+    }
+    if phase is BranchPhase.HELD:
+        hold_until = _hold_until(transaction, branch, answered, policy)
+        after = replace(branch, **said, result=answered.result, failures=0, hold_until=hold_until)
+    elif phase in FINAL:
+        after = replace(branch, **said, failures=0, hung_reason=None)
+    elif phase in ASKS:
+        after = replace(branch, **said, failures=branch.failures + 1)
+        wait_s = max(back_off_s(transaction.id, after, policy), min(answered.retry_after_s or 0.0, RETRY_AFTER_MAX_S))
+        after = replace(after, next_attempt_at=now + wait_s)
+    else:
+        after = replace(branch, **said)
+    return _with_branches(transaction, [after if b is branch else b for b in transaction.branches])
+
+
+def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, policy: Policy) -> float:
+    """When the hold stops being safe, counted from before the first Try left: section 2, rule 3."""
+    assert branch.tried_at is not None
+    ttl_s = transaction.deadline - branch.tried_at + policy.hold_margin_s
+    if answered.hold_ttl_s is not None:
+        ttl_s = min(ttl_s, answered.hold_ttl_s)
+    return branch.tried_at + ttl_s - min(ttl_s / 10, HOLD_GUARD_MAX_S, policy.hold_margin_s)
+
+
+def _due_at_once(branch: Branch) -> Branch:
+    if branch.phase not in ASKS:
+        return branch
+    return replace(branch, failures=0, next_attempt_at=None)
+
+
+def _resolved(transaction: Transaction, command: BranchResolved, now: float) -> Transaction:
+    resolution = Resolution(settled=command.settled, by=command.by, at=now, reason=command.reason)
+    branches = [
+        replace(
+            b,
+            phase=BranchPhase.RESOLVED,
+            resolution=resolution,
+            calling=None,
+            next_attempt_at=None,
+            hung_reason=None,
+        )
+        if b.name == command.branch
+        else b
+        for b in transaction.branches
+    ]
+    reason = transaction.reason or Reason(code=ReasonCode.OPERATOR, branch=command.branch, detail=command.reason)
+    return replace(_with_branches(transaction, branches), reason=reason)
+
+
+# --- the decision ----------------------------------------------------------------------------------------------------
+
+
+def _decide(transaction: Transaction, now: float) -> Transaction:
+    if transaction.decision is not Decision.UNDECIDED:
+        return transaction
+    refused = next((b for b in transaction.branches if b.phase is BranchPhase.REFUSED), None)
+    if refused is not None:
+        reason = Reason(code=ReasonCode.REFUSED, branch=refused.name, detail=refused.last_error)
+        return _decided(transaction, Decision.CANCEL, reason, now)
+    if now >= transaction.deadline:
+        return _decided(transaction, Decision.CANCEL, _timed_out(transaction), now)
+    expired = next((b for b in transaction.branches if b.hold_until is not None and b.hold_until <= now), None)
+    if expired is not None:
+        reason = Reason(
+            code=ReasonCode.HOLD_EXPIRED,
+            branch=expired.name,
+            detail="the participant's hold ran out before every branch held",
+        )
+        return _decided(transaction, Decision.CANCEL, reason, now)
+    if all(b.phase is BranchPhase.HELD for b in transaction.branches):
+        return _decided(transaction, Decision.CONFIRM, None, now)
+    return transaction
+
+
+def _timed_out(transaction: Transaction) -> Reason:
+    missing = next((b for b in transaction.branches if b.phase is not BranchPhase.HELD), None)
+    if missing is None:
+        return Reason(code=ReasonCode.TIMED_OUT, detail="every branch held, but the deadline had passed")
+    detail = missing.last_error or "the Try was not answered in time"
+    return Reason(code=ReasonCode.TIMED_OUT, branch=missing.name, detail=detail)
+
+
+def _decided(transaction: Transaction, decision: Decision, reason: Reason | None, now: float) -> Transaction:
+    assert transaction.decision is Decision.UNDECIDED, "a decision never changes"
+    return replace(transaction, decision=decision, reason=reason, decided_at=now)
+
+
+def _follow_decision(transaction: Transaction, now: float) -> Transaction:
+    if transaction.decision is Decision.UNDECIDED or transaction.finished:
+        return transaction
+    after = _with_branches(transaction, [_follow(transaction.decision, b) for b in transaction.branches])
+    if all(b.final for b in after.branches):
+        return replace(after, finished_at=now)
+    return after
+
+
+def _follow(decision: Decision, branch: Branch) -> Branch:
+    """A branch turns to its Confirm or Cancel once its own Try call has ended (section 2, rule 6)."""
+    to = FOLLOWS.get((decision, branch.phase))
+    if to is None or branch.calling is not None:
+        return branch
+    hung_reason = None if to in FINAL else branch.hung_reason
+    return replace(branch, phase=to, failures=0, next_attempt_at=None, last_answer=None, hung_reason=hung_reason)
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
+def _call(transaction: Transaction, now: float, policy: Policy) -> tuple[Transaction, tuple[Call, ...]]:
+    calls: list[Call] = []
+    branches: list[Branch] = []
+    for branch in transaction.branches:
+        after = branch
+        if _may_ask(transaction, branch) and branch.calling is None and _due_at(branch, now) <= now:
+            after = _asking(branch, ASKS[branch.phase], now)
+            calls.append(_call_of(transaction, after, now, policy))
+        branches.append(after)
+    return _with_branches(transaction, branches), tuple(calls)
+
+
+def _may_ask(transaction: Transaction, branch: Branch) -> bool:
+    """Whether this branch waits for an answer that somebody still wants, and is its turn."""
+    if branch.phase not in ASKS:
+        return False
+    if ASKS[branch.phase] is not Operation.TRY:
+        return True
+    if transaction.decision is not Decision.UNDECIDED:
+        return False
+    if transaction.try_order is TryOrder.PARALLEL:
+        return True
+    return branch is next(b for b in transaction.branches if b.phase is not BranchPhase.HELD)
+
+
+def _due_at(branch: Branch, now: float) -> float:
+    return now if branch.next_attempt_at is None else branch.next_attempt_at
+
+
+def _asking(branch: Branch, operation: Operation, now: float) -> Branch:
+    asked: dict[str, Any]
+    match operation:
+        case Operation.TRY:
+            tried_at = now if branch.tried_at is None else branch.tried_at
+            asked = {"phase": BranchPhase.TRYING, "try_attempts": branch.try_attempts + 1, "tried_at": tried_at}
+        case Operation.CONFIRM:
+            asked = {"confirm_attempts": branch.confirm_attempts + 1}
+        case Operation.CANCEL:
+            asked = {"cancel_attempts": branch.cancel_attempts + 1}
+        case _:
+            assert_never(operation)
+    return replace(branch, **asked, calling=operation, next_attempt_at=None)
+
+
+def _milliseconds_up(seconds: float) -> float:
+    """Rounded up, because a participant must not hold for less than is counted on."""
+    return math.ceil(seconds * 1000) / 1000
+
+
+def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Policy) -> Call:
+    assert branch.calling is not None
+    is_try = branch.calling is Operation.TRY
+    return Call(
+        transaction_id=transaction.id,
+        branch=branch,
+        operation=branch.calling,
+        attempt=branch.attempts(branch.calling),
+        traceparent=transaction.traceparent,
+        hold_ttl_s=_milliseconds_up(transaction.deadline - now + policy.hold_margin_s) if is_try else None,
+        deadline=transaction.deadline if is_try else None,
+    )
+
+
+# --- hung ------------------------------------------------------------------------------------------------------------
+
+
+def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transaction:
+    if transaction.decision is Decision.UNDECIDED:
+        return transaction
+    after = _with_branches(transaction, [_hung(transaction, b, now, policy) for b in transaction.branches])
+    if not any(b.hung_reason for b in after.branches):
+        return after if after.hung_since is None else replace(after, hung_since=None)
+    return replace(after, hung_since=now) if after.hung_since is None else after
+
+
+def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) -> Branch:
+    """Mark a branch that a person should look at; once marked, it stays so until it is final."""
+    if branch.final:
+        return branch
+    confirming = transaction.decision is Decision.CONFIRM
+    if branch.last_answer is Answer.REFUSED:  # of Confirm or Cancel: a Try's answer is forgotten with its phase
+        reason = HungReason.CONFIRM_REFUSED if confirming else HungReason.CANCEL_REFUSED
+    elif branch.hung_reason in REFUSALS:
+        return branch
+    elif _hung_at(transaction, policy) <= now or _many_failures(branch, policy):
+        reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
+    else:
+        return branch
+    return replace(branch, hung_reason=reason)
+
+
+def _many_failures(branch: Branch, policy: Policy) -> bool:
+    return branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING) and branch.failures >= policy.hung_attempts
+
+
+def _hung_at(transaction: Transaction, policy: Policy) -> float:
+    assert transaction.decided_at is not None
+    return transaction.decided_at + policy.hung_after_s
+
+
+# --- what the loop must do -------------------------------------------------------------------------------------------
+
+
+def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now: float, policy: Policy) -> Step:
+    if after.finished:
+        after = replace(after, wake_at=None)
+        must_save = not before.finished
+        return Step(transaction=after, calls=(), must_save=must_save, rests=True, wake_at=now)
+    due_at = min(_due_times(after, now, policy))
+    under_way = any(b.calling for b in after.branches)
+    if not under_way and due_at - now > policy.linger_s:
+        after = replace(after, wake_at=due_at)
+        return Step(transaction=after, calls=(), must_save=after != before, rests=True, wake_at=due_at)
+    renew_before_s = policy.lease_s / 3
+    repeats = any(call.attempt > 1 for call in calls)  # whoever was overtaken finds out before it calls again
+    lease_ends = before.wake_at is None or before.wake_at - now <= renew_before_s
+    must_save = repeats or lease_ends or _others_must_know(before, after)
+    if must_save:
+        after = replace(after, wake_at=now + policy.lease_s)
+    assert after.wake_at is not None
+    wake_at = min(due_at, after.wake_at - renew_before_s)
+    return Step(transaction=after, calls=calls, must_save=must_save, rests=False, wake_at=wake_at)
+
+
+def _due_times(transaction: Transaction, now: float, policy: Policy) -> Iterable[float]:
+    """When something must happen even if no answer arrives."""
+    for branch in transaction.branches:
+        if branch.calling is None and _may_ask(transaction, branch):
+            yield _due_at(branch, now)
+    if transaction.decision is Decision.UNDECIDED:
+        yield transaction.deadline
+        yield from (b.hold_until for b in transaction.branches if b.hold_until is not None)
+    elif any(not b.final and not b.hung_reason for b in transaction.branches):
+        yield _hung_at(transaction, policy)
+    if any(b.calling for b in transaction.branches):
+        yield now + policy.lease_s
+
+
+def _others_must_know(before: Transaction, after: Transaction) -> bool:
+    """A crash may forget an answer, which can be asked again; it may not forget any of these."""
+    return before.decision is not after.decision or _known(before) != _known(after)
+
+
+def _known(transaction: Transaction) -> list[tuple[object, ...]]:
+    return [(b.phase is BranchPhase.PENDING, b.hung_reason, b.resolution) for b in transaction.branches]
+
+
+def _with_branches(transaction: Transaction, branches: Sequence[Branch]) -> Transaction:
+    if all(new is old for new, old in zip(branches, transaction.branches, strict=True)):
+        return transaction
+    return replace(transaction, branches=tuple(branches))

@@ -1,0 +1,239 @@
+"""The words and values of a transaction: what the state machine works on, the store keeps and the API shows.
+
+Frozen data and what follows from it; no transition is made here (steps.py owns them all), and no I/O.
+Section numbers refer to docs/protocol.md.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, assert_never
+
+from holdfast.wire import Answer, Decision, Operation
+
+
+class Phase(StrEnum):
+    """Where a transaction stands. It follows from the decision and from whether all branches are final."""
+
+    TRYING = "trying"  # after a crash: recovery repeats the Trys, or cancels when the deadline has passed
+    CONFIRMING = "confirming"  # after a crash: recovery repeats the Confirms that were not acknowledged
+    CANCELLING = "cancelling"  # after a crash: recovery repeats the Cancels that were not acknowledged
+    CONFIRMED = "confirmed"  # final
+    CANCELLED = "cancelled"  # final
+
+
+class BranchPhase(StrEnum):
+    """Where a branch stands."""
+
+    PENDING = "pending"  # certainly no Try was sent; recovery sends it, or cancels without a call
+    TRYING = "trying"  # a Try may have been sent; recovery repeats it under the same identity
+    HELD = "held"  # after a crash it may have been forgotten: then it is `trying` again, and asked again
+    REFUSED = "refused"  # moves on to cancelling in the same step
+    CONFIRMING = "confirming"  # recovery repeats the Confirm
+    CONFIRMED = "confirmed"  # final
+    CANCELLING = "cancelling"  # recovery repeats the Cancel
+    CANCELLED = "cancelled"  # final
+    RESOLVED = "resolved"  # final: a person settled it by hand
+
+
+FINAL: Final = frozenset({BranchPhase.CONFIRMED, BranchPhase.CANCELLED, BranchPhase.RESOLVED})
+
+
+PHASE_OF: Final = {
+    (Decision.UNDECIDED, False): Phase.TRYING,
+    (Decision.CONFIRM, False): Phase.CONFIRMING,
+    (Decision.CONFIRM, True): Phase.CONFIRMED,
+    (Decision.CANCEL, False): Phase.CANCELLING,
+    (Decision.CANCEL, True): Phase.CANCELLED,
+}
+"""(decision, all branches final) → phase of the transaction."""
+
+
+class TryOrder(StrEnum):
+    """Whether all Trys leave at once, or each when the one before it holds."""
+
+    PARALLEL = "parallel"
+    SEQUENTIAL = "sequential"
+
+
+class ReasonCode(StrEnum):
+    """Why a transaction was cancelled, or ended as it did."""
+
+    REFUSED = "refused"
+    TIMED_OUT = "timed_out"
+    HOLD_EXPIRED = "hold_expired"
+    REQUESTED = "requested"
+    OPERATOR = "operator"
+
+
+class HungReason(StrEnum):
+    """Why a branch needs a person's attention."""
+
+    CONFIRM_REFUSED = "confirm_refused"
+    CONFIRM_UNANSWERED = "confirm_unanswered"
+    CANCEL_REFUSED = "cancel_refused"
+    CANCEL_UNANSWERED = "cancel_unanswered"
+    INTERNAL_ERROR = "internal_error"  # an invariant of the coordinator itself broke: its log says which
+
+
+REFUSALS: Final = frozenset({HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED})
+"""A participant said no to what is decided; later silence does not take that back."""
+
+
+class Settled(StrEnum):
+    """What a person found, or made, of a branch."""
+
+    CONFIRMED = "confirmed"
+    CANCELLED = "cancelled"
+
+
+class Outcome(StrEnum):
+    """How a transaction ended; `mixed` only when a person resolved a branch against the decision."""
+
+    CONFIRMED = "confirmed"
+    CANCELLED = "cancelled"
+    MIXED = "mixed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why a transaction ended as it did: which branch, and in whose words."""
+
+    code: ReasonCode
+    branch: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """Who settled a branch by hand, as what, when (seconds since the epoch) and why."""
+
+    settled: Settled
+    by: str
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """The three URLs of a branch that names no registered participant."""
+
+    try_url: str
+    confirm_url: str
+    cancel_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One participant's part of a transaction.
+
+    `failures` counts what went unacknowledged since the phase began and drives the back-off. `tried_at` is the
+    moment before the first Try left: a hold's TTL is counted from there. `calling` is what is under way at this
+    moment; it is never stored, because after a crash nothing is.
+    """
+
+    name: str
+    participant: str | None = None
+    endpoints: Endpoints | None = None
+    payload: Any = None
+    phase: BranchPhase = BranchPhase.PENDING
+    result: Any = None
+    try_attempts: int = 0
+    confirm_attempts: int = 0
+    cancel_attempts: int = 0
+    failures: int = 0
+    next_attempt_at: float | None = None
+    tried_at: float | None = None
+    hold_until: float | None = None
+    last_answer: Answer | None = None
+    last_error: str | None = None
+    hung_reason: HungReason | None = None
+    resolution: Resolution | None = None
+    calling: Operation | None = None
+
+    @property
+    def final(self) -> bool:
+        return self.phase in FINAL
+
+    def attempts(self, operation: Operation) -> int:
+        """How many calls of this operation were started."""
+        match operation:
+            case Operation.TRY:
+                return self.try_attempts
+            case Operation.CONFIRM:
+                return self.confirm_attempts
+            case Operation.CANCEL:
+                return self.cancel_attempts
+            case _:
+                assert_never(operation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """One global transaction. Times are seconds since the epoch on the coordinator's clock.
+
+    `traceparent` is what the initiator sent (W3C Trace Context): participants are called in its trace. `version` is
+    what the store expects to find when it saves; `wake_at` is the promise to be back: once it has
+    passed, any replica may take the transaction over. None when finished.
+    """
+
+    id: str
+    created_at: float
+    deadline: float
+    branches: tuple[Branch, ...]
+    name: str | None = None
+    reference: str | None = None
+    try_order: TryOrder = TryOrder.PARALLEL
+    traceparent: str | None = None
+    version: int = 0
+    decision: Decision = Decision.UNDECIDED
+    reason: Reason | None = None
+    decided_at: float | None = None
+    finished_at: float | None = None
+    hung_since: float | None = None
+    wake_at: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.finished_at is not None
+
+    @property
+    def phase(self) -> Phase:
+        return PHASE_OF[self.decision, self.finished]
+
+    @property
+    def outcome(self) -> Outcome | None:
+        if not self.finished:
+            return None
+        settled = {b.resolution.settled.value for b in self.branches if b.resolution}
+        as_decided = self.phase.value
+        return Outcome.MIXED if settled - {as_decided} else Outcome(as_decided)
+
+    @property
+    def hung_reason(self) -> HungReason | None:
+        """The reason of the first branch that hangs, refusals before silence."""
+        reasons = [b.hung_reason for b in self.branches if b.hung_reason]
+        return next((r for r in reasons if r in REFUSALS), reasons[0] if reasons else None)
+
+    @property
+    def next_attempt_at(self) -> float | None:
+        due = [b.next_attempt_at for b in self.branches if b.next_attempt_at is not None and not b.final]
+        return min(due, default=None)
+
+    def branch(self, name: str) -> Branch | None:
+        return next((b for b in self.branches if b.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """One call to a participant, as the history keeps it. `started_at` in seconds since the epoch."""
+
+    transaction_id: str
+    branch: str
+    operation: Operation
+    attempt: int
+    started_at: float
+    duration_ms: float
+    answer: Answer
+    http_status: int | None = None
+    error: str | None = None
+    response: str | None = None

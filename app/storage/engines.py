@@ -1,0 +1,146 @@
+"""Engines as the coordinator needs them: drivers, time limits and durability of each supported database."""
+
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+
+READERS: Final = 4
+"""Threads that read, each with a connection of its own."""
+SQLITE_BUSY_S: Final = 10
+"""How long SQLite waits for another process's lock before it gives up, in seconds."""
+CONNECT_TIMEOUT_S: Final = 5
+"""How long PostgreSQL may take to accept a connection, in seconds."""
+SILENCE_MAX_S: Final = 10
+"""A connection whose peer acknowledges nothing for so long is given up: a black hole must not hold the writer."""
+LOCK_WAIT_MAX_S: Final = 3
+"""How long a statement waits for another's lock: one writer serves everybody and must not be held up by one row."""
+STATEMENT_MAX_S: Final = 10
+"""How long a statement may take, and how long a transaction of a frozen process keeps its locks."""
+
+_DRIVERS: Final = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mysql+pymysql",
+}
+
+
+def normal_url(database_url: str) -> URL:
+    """The URL with the driver that is installed, whatever driver it named.
+
+    Raises ValueError when the database is not one that Holdfast speaks to.
+    """
+    try:
+        url = make_url(database_url)
+    except ValueError:  # its message would quote what stands where the port should: of a password with an @, the rest
+        raise ValueError("HOLDFAST_DATABASE_URL: not a URL; %-encode @, : and / in a name or password") from None
+    backend = url.drivername.partition("+")[0]
+    if backend not in _DRIVERS:
+        known = "sqlite:///…, postgresql://… or mysql://…"
+        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend} is not supported; use {known}")
+    return url.set(drivername=_DRIVERS[backend])
+
+
+def is_embedded(database_url: str) -> bool:
+    """Whether the database is a file of this process's own (SQLite)."""
+    return normal_url(database_url).get_backend_name() == "sqlite"
+
+
+def make_engine(database_url: str, *, patient: bool = False) -> Engine:
+    """An engine as the coordinator needs it; on SQLite durable (synchronous=FULL) and with one writer at a time.
+
+    With a `patient` one statements may take as long as they like: a migration does.
+    """
+    url = normal_url(database_url)
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return _sqlite_engine(url)
+    arguments = _postgresql_arguments(patient) if backend == "postgresql" else _mysql_arguments(patient)
+    engine = create_engine(url, pool_size=READERS + 2, max_overflow=2, **arguments)
+    if backend == "mysql":
+        event.listen(engine, "do_connect", _connect_mysql)
+        if not patient:
+            event.listen(engine, "connect", _limit_mysql)
+    return engine
+
+
+def _postgresql_arguments(patient: bool) -> dict[str, Any]:
+    connect_args: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": 1000 * SILENCE_MAX_S,
+        "keepalives_idle": SILENCE_MAX_S,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }
+    if not patient:
+        connect_args["options"] = (
+            f"-c lock_timeout={LOCK_WAIT_MAX_S}s -c statement_timeout={STATEMENT_MAX_S}s "
+            f"-c idle_in_transaction_session_timeout={STATEMENT_MAX_S}s"
+        )
+    return {"connect_args": connect_args}
+
+
+def _mysql_arguments(patient: bool) -> dict[str, Any]:
+    """Whatever the server's defaults are: all of Unicode, nothing cut off silently, no gap locks."""
+    connect_args = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "write_timeout": SILENCE_MAX_S,
+        "read_timeout": None if patient else STATEMENT_MAX_S + CONNECT_TIMEOUT_S,  # the server's own limit comes first
+        "charset": "utf8mb4",
+        "sql_mode": "STRICT_ALL_TABLES",
+    }
+    return {"connect_args": connect_args, "isolation_level": "READ COMMITTED"}
+
+
+def _connect_mysql(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+    """The driver takes what stands after the URL's `?` for arguments, and doesn't say whose they are."""
+    try:
+        return dialect.connect(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(f"HOLDFAST_DATABASE_URL: {error}") from None
+
+
+def _limit_mysql(connection: Any, _record: Any) -> None:
+    """Set what this server has of limits, and that on a Galera node each transaction sees all that went before it.
+
+    MySQL bounds reads alone, and what a frozen process has locked only by how long its connection is idle.
+    """
+    limits = {
+        "innodb_lock_wait_timeout": LOCK_WAIT_MAX_S,
+        "max_statement_time": STATEMENT_MAX_S,  # MariaDB
+        "max_execution_time": 1000 * STATEMENT_MAX_S,  # MySQL
+        "idle_transaction_timeout": STATEMENT_MAX_S,  # MariaDB
+        "wsrep_sync_wait": 7,  # Galera, before reads, updates and inserts
+    }
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW SESSION VARIABLES WHERE Variable_name IN %s", [tuple(limits)])
+        has = {name: limits[name] for name, _ in cursor.fetchall()}
+        if "idle_transaction_timeout" not in has:
+            has["wait_timeout"] = 3 * STATEMENT_MAX_S
+        cursor.execute("SET " + ", ".join(f"SESSION {name} = {value}" for name, value in has.items()))
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise ValueError(
+            "HOLDFAST_DATABASE_URL: an in-memory database loses everything on restart; "
+            "name a file, such as sqlite:///holdfast.db"
+        )
+    engine = create_engine(url, pool_size=READERS + 1, connect_args={"timeout": SQLITE_BUSY_S})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # BEGIN is ours: the driver would begin too late, and never IMMEDIATE
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("holdfast_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,257 @@
+"""Group commit for writes, and a small pool of threads for reads.
+
+Writes that wait at the same moment share one database transaction, made in one thread; a caller goes on only when its
+write is durable. A write that fails fails its own caller and not the batch. What is written is not known here: a write
+is a function of a connection and of all the items that wait for it (the modules named after tables have them).
+
+SQL runs in threads and never on the event loop, so that no connection is held across an await. Errors leave this
+module in the words of errors.py.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from app.storage.engines import READERS, make_engine
+from app.storage.errors import ConcurrentWriteError, JournalClosedError, RetryWithError, translated, translating
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 256
+"""Maximum number of writes that share one database transaction."""
+CLOSE_MAX_S: Final = 15.0
+"""How long closing waits for the writes that are under way."""
+RETRIES_MAX: Final = 5
+"""How often a batch that the database rolled back in favour of a concurrent transaction is retried at once."""
+_ROLLED_BACK: Final = frozenset({"40001", "40P01"})
+"""SQLSTATE of serialization failure (MySQL's deadlocks and Galera's conflicts have it too) and of a deadlock."""
+_WAITED_TOO_LONG: Final = frozenset({"55P03", "57014", "HY000", "70100"})
+"""SQLSTATE of lock_not_available and query_canceled, and the two that MySQL has for such and other troubles."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+WriteFunction = Callable[[Connection, Sequence[_Item]], Sequence[_Result]]
+
+
+@dataclass(slots=True)
+class PendingWrite:
+    """A write that waits for its commit, and who waits for it."""
+
+    function: WriteFunction[Any, Any]
+    item: Any
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Any]"
+
+
+class CommitFailedError(Exception):
+    """COMMIT failed: the batch may be durable or not, and nobody may take it for either."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Journal:
+    """Runs reads and writes against one database. Open it with the application, close it last."""
+
+    def __init__(self, database_url: str) -> None:
+        self.engine = make_engine(database_url)
+        self._writing_engine = self.engine.execution_options(holdfast_writes=True)
+        self._queue: queue.SimpleQueue[PendingWrite | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="holdfast-read")
+        self._writer = threading.Thread(target=self._write_until_closed, name="holdfast-write", daemon=True)
+        self._closed = False
+        self._writer.start()
+
+    async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
+        """Have `function(connection, items)` run with this item among others, and return this item's result.
+
+        Returns when the result is durable. Raises what the function raised for this item alone, and JournalClosedError.
+        """
+        if self._closed:
+            raise JournalClosedError
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Result] = loop.create_future()
+        self._queue.put(PendingWrite(function, item, loop, future))
+        return await future
+
+    async def write_apart(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
+        """As `write`, but nobody waits for it: in a database transaction of its own, beside the writer's.
+
+        On SQLite, where only one can write at a time, it goes along with the others.
+        """
+        if self.engine.dialect.name == "sqlite":
+            return await self.write(function, item)
+        if self._closed:
+            raise JournalClosedError
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._write_apart, function, item)
+
+    async def read(self, function: Callable[..., _Result], *args: Any) -> _Result:
+        """Run `function(connection, *args)` in a reading thread and return what it returns."""
+        if self._closed:
+            raise JournalClosedError
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, function, args)
+
+    async def close(self) -> None:
+        """Finish the writes that wait, then let go of the database."""
+        self._closed = True
+        self._queue.put(None)
+        await asyncio.to_thread(self._writer.join, CLOSE_MAX_S)
+        self._readers.shutdown(wait=True)
+        self.engine.dispose()
+
+    def _read(self, function: Callable[..., _Result], args: tuple[Any, ...]) -> _Result:
+        with translating():
+            try:
+                with self.engine.connect() as connection:
+                    return function(connection, *args)
+            except DBAPIError as error:
+                if not _was_cut_off(error):
+                    raise
+            with self.engine.connect() as connection:
+                return function(connection, *args)
+
+    def _write_apart(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
+        with translating(), self._writing_engine.begin() as connection:
+            return function(connection, [item])[0]
+
+    def commit(self, batch: list[PendingWrite]) -> list[Any]:
+        """Write a batch, in the calling thread; the results in its order, an exception for each write that failed."""
+        return [translated(each) if isinstance(each, Exception) else each for each in self._outcomes(batch)]
+
+    def _write_until_closed(self) -> None:
+        closing = False
+        while not closing:
+            batch, closing = self._next_batch()
+            if batch:
+                deliver(batch, self.commit(batch))
+
+    def _next_batch(self) -> tuple[list[PendingWrite], bool]:
+        """Wait for one write, and take along all that wait behind it."""
+        batch: list[PendingWrite] = []
+        while len(batch) < BATCH_MAX:
+            try:
+                write = self._queue.get(block=not batch)
+            except queue.Empty:
+                break
+            if write is None:
+                return batch, True
+            batch.append(write)
+        return batch, False
+
+    def _outcomes(self, batch: list[PendingWrite], *, again: bool = False) -> list[Any]:
+        """As `commit`, in SQLAlchemy's words: what is to be done about an error depends on its SQLSTATE."""
+        try:
+            return self._commit_with_retries(batch)
+        except CommitFailedError as failed:
+            return [failed.cause] * len(batch)
+        except RetryWithError as retry:
+            return self._outcomes([_with_the_surer_function(write, retry) for write in batch])
+        except Exception as error:
+            if not again and _was_cut_off(error):
+                return self._outcomes(batch, again=True)  # while the connection lay in the pool; nothing was committed
+            if len(batch) == 1:
+                return [error]
+        except BaseException as error:  # a panic in an extension: whatever it is, the writer must live on
+            log.exception("event=write_panicked writes=%d", len(batch))
+            return [RuntimeError(f"{type(error).__name__}: {error}")] * len(batch)
+        results: list[Any] = []
+        for position, write in enumerate(batch):
+            results += self._outcomes([write])
+            if _is_out_of_reach(results[-1]):
+                return results + [results[-1]] * (len(batch) - position - 1)  # no database: no use in asking on
+        return results
+
+    def _commit_with_retries(self, batch: list[PendingWrite]) -> list[Any]:
+        for _ in range(RETRIES_MAX):
+            try:
+                return self._commit_together(batch)
+            except Exception as error:
+                if not _was_rolled_back(error):
+                    raise
+                log.info("event=writes_retried writes=%d", len(batch))
+        return self._commit_together(batch)
+
+    def _commit_together(self, batch: list[PendingWrite]) -> list[Any]:
+        results: list[Any] = [None] * len(batch)
+        groups: dict[WriteFunction[Any, Any], list[int]] = {}
+        for position, write in enumerate(batch):
+            groups.setdefault(write.function, []).append(position)
+        with self._writing_engine.connect() as connection:
+            transaction = connection.begin()
+            try:
+                for function, positions in groups.items():
+                    try:
+                        answers = function(connection, [batch[position].item for position in positions])
+                    except RetryWithError as retry:
+                        retry.raised_by = function
+                        raise
+                    assert len(answers) == len(positions), f"{function.__name__} must answer each item"
+                    for position, answer in zip(positions, answers, strict=True):
+                        results[position] = answer
+            except BaseException:
+                transaction.rollback()
+                raise
+            try:
+                transaction.commit()
+            except Exception as error:
+                connection.invalidate()  # on SQLite it would still be in the transaction, and hold the lock
+                if _was_rolled_back(error):
+                    raise
+                raise CommitFailedError(error) from error
+        return results
+
+
+def _with_the_surer_function(write: PendingWrite, retry: RetryWithError) -> PendingWrite:
+    return replace(write, function=retry.function) if write.function is retry.raised_by else write
+
+
+def _was_cut_off(error: Exception) -> bool:
+    """Whether the connection was found dead: all of the pool have been replaced then, and asking again is worth it."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _is_out_of_reach(result: Any) -> bool:
+    """Whether a write failed for want of a database, not because somebody else holds what it needs."""
+    if not isinstance(result, (OperationalError, InterfaceError)):
+        return False
+    return getattr(result.orig, "sqlstate", None) not in _WAITED_TOO_LONG | _ROLLED_BACK
+
+
+def _was_rolled_back(error: Exception) -> bool:
+    """Whether it was rolled back in favour of others: nothing is there, even if the database said so on commit."""
+    if isinstance(error, DBAPIError):
+        return getattr(error.orig, "sqlstate", None) in _ROLLED_BACK
+    return isinstance(error, ConcurrentWriteError)
+
+
+def deliver(batch: list[PendingWrite], results: list[Any]) -> None:
+    """Wake the callers, once for all those of one event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for write, result in zip(batch, results, strict=True):
+        by_loop.setdefault(write.loop, []).append((write.future, result))
+    for loop, answers in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(settle, answers)
+        except RuntimeError:  # the loop has been closed; its callers are gone
+            log.warning("event=journal_caller_gone writes=%d", len(answers))
+
+
+def settle(answers: list[tuple["asyncio.Future[Any]", Any]]) -> None:
+    """Give each future its result, or raise it there; futures that nobody waits for any more are left alone."""
+    for future, result in answers:
+        if future.done():
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

@@ -1,0 +1,62 @@
+"""The statements on `participants`, the registry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, delete, exists, insert, select, update
+
+from app.storage.expressions import UNFINISHED
+from app.storage.tables import participants, transaction_participants, transactions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisteredParticipant:
+    """An entry of the registry; `call_timeout_s` None means the coordinator's default."""
+
+    name: str
+    base_url: str
+    call_timeout_s: float | None
+    concurrency_max: int
+
+
+_PARTICIPANTS: Final = select(participants).order_by(participants.c.name)
+
+
+def list_participants(connection: Connection) -> list[RegisteredParticipant]:
+    """Every registered participant, by name."""
+    return [RegisteredParticipant(**dict(row)) for row in connection.execute(_PARTICIPANTS).mappings()]
+
+
+def put_participants(connection: Connection, items: Sequence[RegisteredParticipant]) -> list[bool]:
+    """Register each participant or replace its entry; answers whether it is new."""
+    return [_put_participant(connection, item) for item in items]
+
+
+def delete_participants(connection: Connection, items: Sequence[str]) -> list[bool | None]:
+    """Remove participants by name: True when done, False when unfinished transactions need it, None when unknown."""
+    return [_delete_participant(connection, name) for name in items]
+
+
+def _put_participant(connection: Connection, item: RegisteredParticipant) -> bool:
+    values = {
+        "base_url": item.base_url,
+        "call_timeout_s": item.call_timeout_s,
+        "concurrency_max": item.concurrency_max,
+    }
+    found = connection.execute(update(participants).where(participants.c.name == item.name).values(**values))
+    if found.rowcount:
+        return False
+    connection.execute(insert(participants).values(name=item.name, **values))
+    return True
+
+
+def _delete_participant(connection: Connection, name: str) -> bool | None:
+    if connection.execute(select(participants.c.name).where(participants.c.name == name)).first() is None:
+        return None
+    member = transaction_participants.c
+    needs = exists().where(member.participant == name, member.transaction_id == transactions.c.id)
+    for kind in UNFINISHED:
+        if connection.execute(select(transactions.c.id).where(kind, needs).limit(1)).first() is not None:
+            return False
+    return connection.execute(delete(participants).where(participants.c.name == name)).rowcount == 1

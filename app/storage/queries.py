@@ -1,0 +1,172 @@
+"""What the API shows: lists, pages, totals and counts. Read only.
+
+A page costs the same wherever it is and whatever the filters, because it looks at a limited number of rows and reads a
+limited number of bytes; where that is too little for its limit it ends early, and the next page goes on from there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, select, text, true, tuple_
+
+from app.protocol.values import Phase, Transaction
+from app.storage.expressions import DOCUMENT_BYTES, IS_HUNG, UNFINISHED, within_read_limit
+from app.storage.tables import hung_branches, transaction_participants, transactions
+from app.storage.transactions import find_all
+from holdfast.wire import Decision
+
+CANDIDATES_MAX: Final = 2_000
+"""Rows that a page of a list with several filters looks at: it ends early rather than search a table of millions."""
+IS_NOT_CONFIRMED: Final = text("transactions.phase <> 'confirmed'")
+"""Said in words that the databases recognise: ix_transactions_phase_id is of these rows only."""
+_DECISION: Final = select(transactions.c.decision, transactions.c.deadline).where(transactions.c.id == bindparam("id"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What a list shows; every member that is not None must match."""
+
+    phase: str | None = None
+    name: str | None = None
+    reference: str | None = None
+    participant: str | None = None
+    hung: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HungFilter:
+    """Which hung transactions a list shows; `hung_before` in seconds since the epoch."""
+
+    participant: str | None = None
+    name: str | None = None
+    hung_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a list shows, and behind which key the next page begins; None at the end.
+
+    A page may be short, or empty, and not the last: see expressions.READ_BYTES_MAX and CANDIDATES_MAX.
+    """
+
+    transactions: list[Transaction]
+    next_after: tuple[Any, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HungTotal:
+    """How many branches hang at one participant for one reason; `participant` None for branches given by URLs."""
+
+    participant: str | None
+    reason: str
+    count: int
+
+
+def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Page:
+    """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
+    candidates, others = _candidates(wanted)
+    id_ = candidates.selected_columns.id
+    newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
+    among = newest.limit(CANDIDATES_MAX if others else limit + 1).subquery()
+    keys = select(DOCUMENT_BYTES, transactions.c.id).join(among, among.c.id == transactions.c.id)
+    page = _page(connection, keys.where(*others).order_by(among.c.id.desc()), limit, _changing(wanted))
+    if others and page.next_after is None:  # there may be more beyond the candidates
+        last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
+        return replace(page, next_after=last and tuple(last))
+    return page
+
+
+def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None) -> Page:
+    """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
+    since, id_ = transactions.c.hung_since, transactions.c.id
+    conditions = [IS_HUNG, *_hung_conditions(wanted)]
+    keys = select(DOCUMENT_BYTES, since, id_).where(*conditions).order_by(since, id_)
+    if after is not None:  # said twice, because MySQL finds the place in the index by the first alone
+        keys = keys.where(since >= after[0], tuple_(since, id_) > tuple_(*after))
+    return _page(connection, keys, limit, conditions)
+
+
+def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
+    """How many branches hang, by participant and reason."""
+    columns = (hung_branches.c.participant, hung_branches.c.reason)
+    query: Select[Any] = select(*columns, func.count()).group_by(*columns).order_by(*columns)
+    if wanted.participant is not None:
+        query = query.where(hung_branches.c.participant == wanted.participant)
+    if wanted.name is not None or wanted.hung_before is not None:
+        query = query.join(transactions, transactions.c.id == hung_branches.c.transaction_id)
+        query = query.where(*_hung_conditions(HungFilter(name=wanted.name, hung_before=wanted.hung_before)))
+    return [HungTotal(participant=p, reason=reason, count=count) for p, reason, count in connection.execute(query)]
+
+
+def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision, float] | None:
+    """The durable decision of a transaction, and its deadline in seconds since the epoch."""
+    row = connection.execute(_DECISION, {"id": transaction_id}).first()
+    return None if row is None else (Decision(row[0]), row[1])
+
+
+def count_unfinished(connection: Connection) -> int:
+    """How many transactions are not finished."""
+    return sum(connection.execute(select(func.count()).where(kind)).scalar_one() for kind in UNFINISHED)
+
+
+def count_hung(connection: Connection) -> int:
+    """How many transactions are hung."""
+    return connection.execute(select(func.count()).where(IS_HUNG)).scalar_one()
+
+
+def _page(connection: Connection, keys: Select[Any], limit: int, conditions: Sequence[ColumnElement[bool]]) -> Page:
+    """The first rows of `keys`, which has the bytes of each, and its key with the id at the end.
+
+    Rows to which the conditions no longer apply, and those that can't be read, are left out.
+    """
+    rows = connection.execute(keys.limit(limit + 1)).all()
+    here = within_read_limit(rows[:limit])
+    transactions_ = find_all(connection, [row[-1] for row in here], *conditions)
+    return Page(transactions=transactions_, next_after=tuple(here[-1][1:]) if len(here) < len(rows) else None)
+
+
+def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]:
+    """The ids that match the filter which most likely leaves the fewest, from an index in their order; and the others.
+
+    That is not left to the database, which can't know how many rows match several filters at once. What matches nearly
+    all rows has no index and is among the others.
+    """
+    column, member = transactions.c, transaction_participants.c
+    has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
+    in_order = (
+        (wanted.reference is not None, column.reference == wanted.reference),
+        (wanted.hung is True, IS_HUNG),
+        (wanted.phase not in (None, Phase.CONFIRMED), and_(column.phase == wanted.phase, IS_NOT_CONFIRMED)),
+        (wanted.participant is not None, has_participant),
+        (wanted.name is not None, column.name == wanted.name),
+    )
+    first, *others = [condition for is_wanted, condition in in_order if is_wanted] or [true()]
+    others += [column.phase == wanted.phase] if wanted.phase == Phase.CONFIRMED else []
+    others += [column.hung_since.is_(None)] if wanted.hung is False else []
+    if first is has_participant:
+        return select(member.transaction_id.label("id")).where(member.participant == wanted.participant), others
+    return select(column.id).where(first), others
+
+
+def _changing(wanted: Filter) -> list[ColumnElement[bool]]:
+    """What may have become untrue of a transaction a moment after it was found to match."""
+    column = transactions.c
+    conditions = [] if wanted.phase is None else [column.phase == wanted.phase]
+    if wanted.hung is not None:
+        conditions.append(IS_HUNG if wanted.hung else column.hung_since.is_(None))
+    return conditions
+
+
+def _hung_conditions(wanted: HungFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.name is not None:
+        conditions.append(transactions.c.name == wanted.name)
+    if wanted.hung_before is not None:
+        conditions.append(transactions.c.hung_since <= wanted.hung_before)
+    if wanted.participant is not None:
+        branch = hung_branches.c
+        conditions.append(
+            exists().where(branch.transaction_id == transactions.c.id, branch.participant == wanted.participant)
+        )
+    return conditions

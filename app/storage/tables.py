@@ -1,0 +1,137 @@
+"""The coordinator's tables, and no statement on them.
+
+One row of `transactions` holds a whole transaction: `definition` is what the client asked for and never changes,
+`state` is what has become of its branches. Whatever is searched has a column; everything else is in those two JSON
+documents, so that a step of the protocol is one UPDATE. mapping.py turns rows into values and back.
+"""
+
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, Table, text
+from sqlmodel import Field, SQLModel
+
+from holdfast.columns import DOCUMENT, ExactString
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = MetaData(naming_convention=NAMING)
+
+ID_CHARS = 36
+NAME_CHARS_MAX = 200
+KEY_CHARS_MAX = 255
+
+
+class _Table(SQLModel):
+    metadata = metadata
+
+
+def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """An index of the rows that it is for; of all rows where the database has no partial indexes."""
+    return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
+
+
+class TransactionRow(_Table, table=True):
+    """One global transaction. `wake_at` is null when it is finished; `version` is bumped by every write.
+
+    `resolved_at` is when a person last settled a branch of it: such a record is kept for ever. No index is
+    of all rows but the primary key: each save writes an entry into every index that the row is in.
+    """
+
+    __tablename__ = "transactions"
+    __table_args__ = (
+        _partial_index("ix_transactions_phase_id", "phase", "id", where="phase <> 'confirmed'"),
+        _partial_index("ix_transactions_name_id", "name", "id", where="name IS NOT NULL"),
+        _partial_index("ix_transactions_reference_id", "reference", "id", where="reference IS NOT NULL"),
+        _partial_index("ix_transactions_wake_at", "wake_at", where="wake_at IS NOT NULL AND hung_since IS NULL"),
+        _partial_index("ix_transactions_hung_wake_at", "wake_at", where="hung_since IS NOT NULL"),
+        _partial_index("ix_transactions_hung_since_id", "hung_since", "id", where="hung_since IS NOT NULL"),
+        _partial_index(
+            "uq_transactions_idempotency_key", "idempotency_key", where="idempotency_key IS NOT NULL", unique=True
+        ),
+    )
+
+    id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+    version: int = Field(sa_column=Column(Integer, nullable=False))
+    phase: str = Field(sa_column=Column(ExactString(16), nullable=False))
+    decision: str = Field(sa_column=Column(ExactString(16), nullable=False))
+    name: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
+    reference: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
+    try_order: str = Field(sa_column=Column(ExactString(16), nullable=False))
+    idempotency_key: str | None = Field(sa_column=Column(ExactString(KEY_CHARS_MAX)))
+    request_hash: str | None = Field(sa_column=Column(ExactString(64)))
+    created_at: float = Field(sa_column=Column(Double, nullable=False))
+    deadline: float = Field(sa_column=Column(Double, nullable=False))
+    decided_at: float | None = Field(sa_column=Column(Double))
+    finished_at: float | None = Field(sa_column=Column(Double))
+    hung_since: float | None = Field(sa_column=Column(Double))
+    wake_at: float | None = Field(sa_column=Column(Double))
+    resolved_at: float | None = Field(sa_column=Column(Double))
+    definition: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    state: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+
+
+class TransactionParticipantRow(_Table, table=True):
+    """Which registered participants a transaction has: for the filter, and for deleting one from the registry."""
+
+    __tablename__ = "transaction_participants"
+
+    participant: str = Field(sa_column=Column(ExactString(64), primary_key=True))
+    transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+
+
+class HungBranchRow(_Table, table=True):
+    """One branch that hangs, as long as it does: totals by participant and reason without reading documents."""
+
+    __tablename__ = "hung_branches"
+
+    transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+    branch: str = Field(sa_column=Column(ExactString(64), primary_key=True))
+    participant: str | None = Field(sa_column=Column(ExactString(64), index=True))
+    reason: str = Field(sa_column=Column(ExactString(32), nullable=False))
+
+
+class CallRow(_Table, table=True):
+    """One call to a participant and what it came to."""
+
+    __tablename__ = "calls"
+    __table_args__ = (Index("ix_calls_transaction_id_id", "transaction_id", "id"),)
+
+    id: int | None = Field(
+        default=None,
+        sa_column=Column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    )
+    transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), nullable=False))
+    branch: str = Field(sa_column=Column(ExactString(64), nullable=False))
+    operation: str = Field(sa_column=Column(ExactString(8), nullable=False))
+    attempt: int = Field(sa_column=Column(Integer, nullable=False))
+    started_at: float = Field(sa_column=Column(Double, nullable=False))
+    duration_ms: float = Field(sa_column=Column(Double, nullable=False))
+    answer: str = Field(sa_column=Column(ExactString(16), nullable=False))
+    http_status: int | None = Field(sa_column=Column(Integer))
+    error: str | None = Field(sa_column=Column(DOCUMENT))
+    response: str | None = Field(sa_column=Column(DOCUMENT))
+
+
+class ParticipantRow(_Table, table=True):
+    """One registered participant."""
+
+    __tablename__ = "participants"
+
+    name: str = Field(sa_column=Column(ExactString(64), primary_key=True))
+    base_url: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    call_timeout_s: float | None = Field(sa_column=Column(Double))
+    concurrency_max: int = Field(sa_column=Column(Integer, nullable=False))
+
+
+def _table(model: type) -> Table:
+    table: Table = model.__table__  # type: ignore[attr-defined]
+    return table
+
+
+transactions = _table(TransactionRow)
+transaction_participants = _table(TransactionParticipantRow)
+hung_branches = _table(HungBranchRow)
+calls = _table(CallRow)
+participants = _table(ParticipantRow)

@@ -1,0 +1,276 @@
+"""The statements that the engine needs: record, save, claim and find whole transactions.
+
+One function, one intent; the writing ones take all the items that wait (group_commit.py) and answer each. Every UPDATE
+names the version that it expects. No commit, no clock and no transition of the protocol here. The same code runs on
+SQLite, PostgreSQL, MySQL and MariaDB.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, func, select, union_all, update
+
+from app.protocol.values import CallRecord, Transaction
+from app.storage import hung_branches, memberships
+from app.storage.bulk import insert_all, update_all
+from app.storage.calls import insert_calls
+from app.storage.errors import ConcurrentWriteError, RetryWithError, StaleError, UnreadableRowError
+from app.storage.expressions import IS_HUNG, IS_UNDER_WAY, UNFINISHED
+from app.storage.mapping import changing_columns, definition_of, transaction_of
+from app.storage.tables import transactions
+
+log = logging.getLogger(__name__)
+
+
+class SomeStaleError(StaleError, RetryWithError):
+    """At least one of several saves is stale: they are saved again by the function that finds out which."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRecord:
+    """A transaction to record, with the client's idempotency key and the hash of what it asked for, if any."""
+
+    transaction: Transaction
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What there is under an idempotency key now; `created` says whether this very record made it."""
+
+    transaction_id: str
+    request_hash: str | None
+    created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """A step to save: what was last known to be stored, what is to be, and the calls made since."""
+
+    before: Transaction
+    after: Transaction
+    calls: tuple[CallRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Which unfinished transactions to take over: those due by then, at the most so many, or one by its id.
+
+    `due_by` None means whenever they are due; `hung` restricts them to those that hang, or to those that don't.
+    """
+
+    due_by: float | None
+    lease_until: float
+    limit: int = 1
+    transaction_id: str | None = None
+    hung: bool | None = None
+
+
+# Frequent statements are built once: building a statement costs more than sending it.
+_ONE: Final = select(transactions).where(transactions.c.id == bindparam("id"))
+_RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash).where(
+    transactions.c.idempotency_key.in_(bindparam("keys", expanding=True))
+)
+_NEXT_WAKE_AT: Final = select(
+    func.min(
+        union_all(*(select(func.min(transactions.c.wake_at).label("at")).where(kind) for kind in UNFINISHED))
+        .subquery()
+        .c.at
+    )
+)
+
+
+# --- writes ----------------------------------------------------------------------------------------------------------
+
+
+def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]:
+    """Insert new transactions, but for those whose idempotency key is there already."""
+    present = _recorded_under(connection, [item.idempotency_key for item in items if item.idempotency_key])
+    answers: list[Recorded] = []
+    new: list[NewRecord] = []
+    for item in items:
+        recorded = present.get(item.idempotency_key) if item.idempotency_key else None
+        if recorded is None:
+            new.append(item)
+            mine = Recorded(transaction_id=item.transaction.id, request_hash=item.request_hash, created=True)
+            answers.append(mine)
+            if item.idempotency_key:
+                present[item.idempotency_key] = Recorded(
+                    transaction_id=mine.transaction_id, request_hash=mine.request_hash, created=False
+                )
+        else:
+            answers.append(recorded)
+    insert_all(connection, transactions, [_new_row(item) for item in new])
+    memberships.insert(connection, [item.transaction for item in new])
+    return answers
+
+
+def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
+    """Write steps of transactions, each only if it is still at the version it was read at.
+
+    Returns them with their new versions. Raises StaleError for a single one, and SomeStaleError for several.
+    """
+    try:
+        return _save(connection, items)
+    except StaleError as error:
+        if len(items) == 1:
+            raise
+        raise SomeStaleError(save_all_but_stale, str(error)) from error
+
+
+def save_all_but_stale(connection: Connection, items: Sequence[Save]) -> list[Transaction | StaleError]:
+    """As `save`, but the answer to a stale save is a StaleError, and the others are saved.
+
+    Where a replica loses many transactions at once, each batch has some that are stale. Committing the others one by
+    one took longer than their leases, so they were lost as well, and so on without end.
+    """
+    ids = sorted(item.after.id for item in items)
+    look = select(transactions.c.id, transactions.c.version).where(transactions.c.id.in_(ids))
+    found = connection.execute(look.order_by(transactions.c.id).with_for_update())
+    versions = {row.id: row.version for row in found}
+    fresh = [item for item in items if versions.get(item.after.id) == item.after.version]
+    saved = {(each.id, each.version): each for each in (_save(connection, fresh) if fresh else ())}
+    return [saved.get((item.after.id, item.after.version + 1)) or StaleError(item.after.id) for item in items]
+
+
+def ping(connection: Connection, items: Sequence[None]) -> list[bool]:
+    """Whether writes get through: answers True, once the transactions table could be read by the writer."""
+    connection.execute(select(transactions.c.id).limit(1)).first()
+    return [True] * len(items)
+
+
+def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transaction]]:
+    """Take over unfinished transactions: bump the version, which stops whoever had them, and take the lease.
+
+    A row that can't be read is leased like the others, but not answered: it stays, and is logged at each try.
+    """
+    return [_claim(connection, item) for item in items]
+
+
+def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
+    """Make everything unfinished due at once, at the time given in seconds since the epoch; answers how many."""
+    return [
+        sum(
+            connection.execute(
+                update(transactions).where(kind, transactions.c.wake_at > now).values(wake_at=now)
+            ).rowcount
+            for kind in UNFINISHED
+        )
+        for now in items
+    ]
+
+
+# --- reads -----------------------------------------------------------------------------------------------------------
+
+
+def find(connection: Connection, transaction_id: str) -> Transaction | None:
+    """The transaction of this id, as it is stored. Raises UnreadableRowError."""
+    row = connection.execute(_ONE, {"id": transaction_id}).mappings().first()
+    return None if row is None else transaction_of(row)
+
+
+def find_all(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[Transaction]:
+    """The transactions of these ids of which the conditions hold, in this order, but for those that can't be read."""
+    if not ids:
+        return []
+    query = select(transactions).where(transactions.c.id.in_(ids), *conditions)
+    rows = {row["id"]: row for row in connection.execute(query).mappings()}
+    return _readable(rows[id_] for id_ in ids if id_ in rows)
+
+
+def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
+    """Whether a transaction has this idempotency key."""
+    return bool(_recorded_under(connection, [idempotency_key]))
+
+
+def next_wake_at(connection: Connection) -> float | None:
+    """When the first unfinished transaction is due."""
+    wake_at: float | None = connection.execute(_NEXT_WAKE_AT).scalar_one()
+    return wake_at
+
+
+# --- how -------------------------------------------------------------------------------------------------------------
+
+
+def _save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
+    rows = [
+        {"expected_id": item.after.id, "expected_version": item.after.version, "version": item.after.version + 1}
+        | changing_columns(item.after)
+        for item in items
+    ]
+    if update_all(connection, transactions, rows) != len(rows):
+        raise StaleError(", ".join(item.after.id for item in items))
+    hung_branches.replace_changed(connection, [(item.before, item.after) for item in items])
+    insert_calls(connection, [call for item in items for call in item.calls])
+    return [replace(item.after, version=item.after.version + 1) for item in items]
+
+
+def _recorded_under(connection: Connection, keys: list[str]) -> dict[str, Recorded]:
+    if not keys:
+        return {}
+    rows = connection.execute(_RECORDED, {"keys": keys})
+    return {key: Recorded(transaction_id=id_, request_hash=hash_, created=False) for key, id_, hash_ in rows}
+
+
+def _new_row(item: NewRecord) -> dict[str, Any]:
+    transaction = item.transaction
+    return changing_columns(transaction) | {
+        "id": transaction.id,
+        "version": transaction.version,
+        "name": transaction.name,
+        "reference": transaction.reference,
+        "try_order": transaction.try_order.value,
+        "idempotency_key": item.idempotency_key,
+        "request_hash": item.request_hash,
+        "created_at": transaction.created_at,
+        "deadline": transaction.deadline,
+        "definition": definition_of(transaction),
+    }
+
+
+def _claim(connection: Connection, item: Claim) -> list[Transaction]:
+    values = {"due_by": item.due_by, "id": item.transaction_id}
+    given = {name: value for name, value in values.items() if value is not None}
+    claimable = _claimable(tuple(given), item.hung)
+    rows = connection.execute(claimable, given | {"limit": item.limit}).mappings().all()
+    if not rows:
+        return []
+    lease = [
+        {
+            "expected_id": row["id"],
+            "expected_version": row["version"],
+            "version": row["version"] + 1,
+            "wake_at": item.lease_until,
+        }
+        for row in rows
+    ]
+    if update_all(connection, transactions, lease) != len(rows):  # not locked after all: TiDB's SKIP LOCKED is no lock
+        raise ConcurrentWriteError
+    return _readable(dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows)
+
+
+@cache
+def _claimable(given: tuple[str, ...], hung: bool | None) -> Select[Any]:
+    due = transactions.c.wake_at
+    claimable = select(transactions).where(due <= bindparam("due_by") if "due_by" in given else due.is_not(None))
+    if "id" in given:
+        claimable = claimable.where(transactions.c.id == bindparam("id"))
+    if hung is not None:
+        claimable = claimable.where(IS_HUNG if hung else IS_UNDER_WAY)
+    claimable = claimable.order_by(due).limit(bindparam("limit", type_=Integer()))
+    return claimable.with_for_update(skip_locked=True)
+
+
+def _readable(rows: Iterable[Mapping[Any, Any]]) -> list[Transaction]:
+    """The transactions of these rows, but for those that can't be read: one odd row must not keep the others."""
+    read: list[Transaction] = []
+    for row in rows:
+        try:
+            read.append(transaction_of(row))
+        except UnreadableRowError as error:
+            log.error("event=row_unreadable error=%s", error)
+    return read

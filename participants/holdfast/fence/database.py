@@ -1,0 +1,157 @@
+"""The participant's own database: one way to run a unit of work on an Engine or an AsyncEngine.
+
+Work is a plain function of a Session. It runs in a worker thread (Engine) or inside `AsyncSession.run_sync`
+(AsyncEngine), so that nothing has to be written twice. Also says which failures will pass by themselves.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine, Table, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from holdfast.fence.handlers import Invoke, invoke_def, invoker_for
+from holdfast.fence.rows import DIALECTS
+
+T = TypeVar("T")
+
+AnyDatabase = Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]
+
+_COLLISIONS: Final = frozenset({"40001", "40P01"})
+"""SQLSTATE of serialization failure and deadlock (PostgreSQL; MySQL's drivers say a number instead)."""
+_MYSQL_COLLISIONS: Final = frozenset({1213, 1020})
+"""A deadlock, or a conflict with another node of a cluster; a row that changed since this transaction read it."""
+_PASSING_CLASSES: Final = ("08", "40", "53", "55", "57")
+"""SQLSTATE classes: connection, rollback, resources, object in use (lock not available), operator intervention."""
+
+
+class Database:
+    """Sessions of a service's own engine or session factory. Raises TypeError or ValueError when it can't be one."""
+
+    def __init__(self, database: AnyDatabase) -> None:
+        self._sync: sessionmaker[Any] | None = None
+        self._async: async_sessionmaker[Any] | None = None
+        match database:
+            case Engine():
+                self._sync = sessionmaker(database)
+            case sessionmaker():
+                self._sync = database
+            case AsyncEngine():
+                self._async = async_sessionmaker(database)
+            case async_sessionmaker():
+                self._async = database
+            case _:
+                raise TypeError(
+                    "database must be an Engine, an AsyncEngine, a sessionmaker or an async_sessionmaker, "
+                    f"not {type(database).__name__}"
+                )
+        dialect = self._bind().dialect.name
+        if dialect not in DIALECTS:
+            raise ValueError(f"holdfast supports {', '.join(sorted(DIALECTS))}, not {dialect}")
+
+    @property
+    def asynchronous(self) -> bool:
+        return self._async is not None
+
+    async def run(self, work: Callable[[Session, Invoke], T]) -> T:
+        """Run `work` with a new session, which is closed afterwards; `work` commits what it wants to keep."""
+        if self._async is not None:
+            session: AsyncSession
+            async with self._async() as session:
+                return await session.run_sync(work, invoker_for(session))
+        return await run_in_threadpool(self._run_here, work)
+
+    async def create(self, table: Table) -> None:
+        """Create `table` if it is missing; another replica may be doing the same."""
+
+        def work(session: Session, _: Invoke) -> None:
+            table.create(session.connection(), checkfirst=True)
+            session.commit()
+
+        try:
+            await self.run(work)
+        except DBAPIError:  # somebody else was quicker: now it is there, or it is a real failure
+            await self.run(work)
+
+    def _run_here(self, work: Callable[[Session, Invoke], T]) -> T:
+        assert self._sync is not None
+        with self._sync() as session:
+            return work(session, invoke_def)
+
+    def _bind(self) -> Engine:
+        maker = self._async or self._sync
+        assert maker is not None
+        bind = maker.kw.get("bind")
+        if isinstance(bind, AsyncEngine):
+            return bind.sync_engine
+        if isinstance(bind, Engine):
+            return bind
+        raise TypeError("the session factory must be bound to an engine: sessionmaker(engine)")
+
+
+@contextmanager
+def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
+    """While a handler runs: its changes go with the SDK's own row or not at all.
+
+    `commit` raises at once; so does the end of the block when a transaction that was `open_already` is gone,
+    because the handler rolled back. Savepoints are the handler's own affair.
+    """
+
+    def forbid(committing: Session) -> None:
+        if not committing.in_nested_transaction():
+            raise RuntimeError("a handler must not commit: holdfast commits its changes together with the hold")
+
+    began = session.get_transaction()
+    event.listen(session, "before_commit", forbid)
+    try:
+        yield
+    finally:
+        event.remove(session, "before_commit", forbid)
+    if open_already and session.get_transaction() is not began:
+        raise RuntimeError("a handler must not roll back: raise Refused or another exception instead")
+
+
+def collided(error: BaseException) -> bool:
+    """Whether the database undid this transaction in favour of another: repeating it at once is what it asks for."""
+    return _sqlstate(error) in _COLLISIONS or _mysql_code(error) in _MYSQL_COLLISIONS
+
+
+def will_pass(error: BaseException) -> bool:
+    """Whether `error` is the database's trouble (down, full, locked, slow), not the handler's mistake."""
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError | OSError):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    state = _sqlstate(error)
+    return state is not None and state.startswith(_PASSING_CLASSES)
+
+
+def hide_values(error: BaseException) -> None:
+    """Keep statements' parameters, which hold payloads, out of the error's text before it is logged."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return
+        if isinstance(seen, StatementError):
+            seen.hide_parameters = True
+        seen = seen.__cause__ or seen.__context__
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    orig = error.orig if isinstance(error, DBAPIError) else error
+    for name in ("sqlstate", "pgcode"):
+        state = getattr(orig, name, None)
+        if isinstance(state, str):
+            return state
+    return None
+
+
+def _mysql_code(error: BaseException) -> int | None:
+    orig = error.orig if isinstance(error, DBAPIError) else None
+    arguments = getattr(orig, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None

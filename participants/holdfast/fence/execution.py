@@ -1,0 +1,434 @@
+"""Carrying out what the fence decides: rows and handlers, in one local transaction or, two-step, around it.
+
+One plain function of a Session serves calls of the coordinator and findings of the reaper alike. Responsible for
+the order of writes, commits and handlers. Must not decide transitions (table.py), speak HTTP or wait for anything
+but the database and the handler.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, assert_never
+
+from sqlalchemy import Table
+from sqlalchemy.orm import Session
+
+from holdfast.fence import rows
+from holdfast.fence.database import hide_values, transaction_kept
+from holdfast.fence.handlers import Handlers, Invoke
+from holdfast.fence.rows import Key, Row, Superseded
+from holdfast.fence.table import (
+    FINISHED,
+    RUNNING,
+    Ask,
+    Event,
+    Mark,
+    Refusal,
+    Refuse,
+    Repeat,
+    Rest,
+    Run,
+    Seen,
+    State,
+    Step,
+    Wait,
+    decide,
+)
+from holdfast.hold import Hold, Refused
+from holdfast.wire import Operation
+
+log = logging.getLogger("holdfast")
+
+ROUNDS_MAX: Final = 5
+"""How often one call looks again because the row moved under it, before it answers "busy"."""
+BACKOFF_BASE_S: Final = 1.0
+BACKOFF_CAP_S: Final = 300.0
+TTL_DEFAULT_S: Final = 60.0
+"""How long to hold when neither the message nor the participant says: then ask."""
+
+
+class CrashPoint(StrEnum):
+    """Where a test may let the process die."""
+
+    MARKED = "marked"
+    HANDLED = "handled"
+    COMMITTED = "committed"
+
+
+class Declined(Exception):
+    """The call is turned away: the fence says so."""
+
+    def __init__(self, refusal: Refusal, detail: str = "") -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+        self.detail = detail
+
+
+class Busy(Exception):
+    """A handler of this branch may be running: ask again."""
+
+    def __init__(self, after_s: float) -> None:
+        super().__init__(after_s)
+        self.after_s = after_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """Something that happens to a branch. `payload` is JSON text; None when the message carried none.
+
+    `version` is the row's when the reaper found it; what a call brings has none.
+    """
+
+    key: Key
+    event: Event
+    attempt: int = 0
+    payload: str | None = None
+    hold_ttl_s: float | None = None
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of it. `must_ask`: the coordinator has to be asked before anything can be done."""
+
+    row: Row | None
+    must_ask: bool = False
+    is_first: bool = False  # the first Try: the hold's time starts with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a participant was told once and for all. Seconds by its own clock."""
+
+    table: Table
+    handlers: Handlers
+    two_step: bool
+    reacquire: bool
+    hold_ttl_max_s: float | None
+    hold_max_s: float | None
+    handler_timeout_s: float
+    lease_s: float
+    jitter: Callable[[], float]  # 0 to 1
+    clock: Callable[[], float]
+    probe: Callable[[CrashPoint], None] = field(default=lambda point: None)
+
+
+def payload_hash(payload: str) -> str:
+    """The identity of a JSON text: the same for 1 and 1.0, and for any order of members."""
+    canonical = json.dumps(_canonical(json.loads(payload)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def carry_out(rules: Rules, happening: Happening, session: Session, invoke: Invoke) -> Outcome:
+    """Let `happening` happen, and commit it.
+
+    Raises Declined, Busy, Refused (the handler's), InvalidPayload, or whatever the handler or the database raises;
+    then nothing of it is kept, but for the marks of the two-step form.
+    """
+    for _ in range(ROUNDS_MAX):
+        try:
+            return _once(rules, happening, session, invoke)
+        except Superseded:
+            session.rollback()
+    raise Busy(1.0)
+
+
+def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) -> Outcome:
+    row, is_new = _seize(rules, happening, session)
+    if is_new:
+        assert row is not None
+        step = decide(Seen(state=State.NOTHING), happening.event)
+    else:
+        step = decide(_seen(rules, happening, row), happening.event, may_reacquire=rules.reacquire)
+    if _is_outdated(happening, row, step):
+        session.rollback()
+        return Outcome(row=row)
+    match step:
+        case Run():
+            assert row is not None
+            after = _run(rules, happening, session, invoke, row=row, step=step, is_new=is_new)
+            return Outcome(row=after, is_first=is_new)
+        case Mark():
+            session.commit()
+            return Outcome(row=row)
+        case Repeat():
+            session.rollback()
+            return Outcome(row=row)
+        case Refuse(refusal):
+            session.rollback()
+            raise Declined(refusal)
+        case Wait(after_s):
+            session.rollback()
+            raise Busy(after_s)
+        case Ask():
+            session.rollback()
+            return Outcome(row=row, must_ask=True)
+        case Rest():
+            if row is not None and row.state not in RUNNING:
+                rows.look_again(session, rules.table, row, at=None, checks=0)
+            session.commit()
+            return Outcome(row=row)
+    assert_never(step)
+
+
+def _is_outdated(happening: Happening, row: Row | None, step: Step) -> bool:
+    """Whether the reaper found a row that somebody has finished since: then it has been dealt with.
+
+    It is not the reaper's to release once more, and if it is to be swept, whoever finished it has planned when.
+    """
+    moved = happening.version is not None and row is not None and row.version != happening.version
+    return moved and (isinstance(step, Rest) or (isinstance(step, Run) and _is_sweep(step)))
+
+
+def _seize(rules: Rules, happening: Happening, session: Session) -> tuple[Row | None, bool]:
+    """The row, ours until the end of the database transaction, and whether we have just inserted it.
+
+    Where the call may create the row it inserts first: two at the same time meet in the primary key.
+    """
+    step = decide(Seen(state=State.NOTHING), happening.event)
+    if isinstance(step, Run | Mark):
+        row = _new_row(rules, happening, step)
+        if rows.insert_if_absent(session, rules.table, row):
+            return row, True
+        found = rows.lock(session, rules.table, happening.key)
+        if found is None:  # removed since the insert met it
+            raise Superseded
+        return found, False
+    return rows.lock(session, rules.table, happening.key), False
+
+
+def _new_row(rules: Rules, happening: Happening, step: Run | Mark) -> Row:
+    now = rules.clock()
+    limits = [s for s in (happening.hold_ttl_s, rules.hold_ttl_max_s, rules.hold_max_s) if s is not None]
+    expires_at = now + (min(limits) if limits else TTL_DEFAULT_S)
+    runs = isinstance(step, Run)
+    return Row(
+        participant=happening.key.participant,
+        transaction_id=happening.key.transaction_id,
+        branch=happening.key.branch,
+        state=step.via if isinstance(step, Run) else step.state,
+        payload=happening.payload if runs else None,
+        payload_hash=None if happening.payload is None else payload_hash(happening.payload),
+        busy_until=now + rules.lease_s if runs and rules.two_step else None,
+        expires_at=expires_at,
+        created_at=now,
+        finished_at=None if runs else now,
+        check_at=expires_at if runs else None,
+    )
+
+
+def _seen(rules: Rules, happening: Happening, row: Row | None) -> Seen:
+    if row is None:
+        return Seen(state=State.NOTHING)
+    differs = (
+        happening.payload is not None
+        and row.payload_hash is not None
+        and payload_hash(happening.payload) != row.payload_hash
+    )
+    busy_s = 0.0 if row.busy_until is None else max(0.0, row.busy_until - rules.clock())
+    return Seen(state=row.state, payload_differs=differs, busy_s=busy_s)
+
+
+def _run(
+    rules: Rules, happening: Happening, session: Session, invoke: Invoke, *, row: Row, step: Run, is_new: bool
+) -> Row:
+    """Handlers and row, in one transaction; two-step: mark, then handlers, then one transaction."""
+    if rules.two_step:
+        _parse(rules, step, row)  # before there is a mark to take back
+        if not is_new:
+            row = rows.write(session, rules.table, row, **_mark(rules, row, step))
+        session.commit()
+        rules.probe(CrashPoint.MARKED)
+    try:
+        result = _call_handlers(rules, happening, session, invoke, row=row, step=step)
+        rules.probe(CrashPoint.HANDLED)
+        after = rows.write(session, rules.table, row, **_end(rules, row, step, result))
+        session.commit()
+    except Superseded:
+        session.rollback()
+        assert rules.two_step, "a locked row moved"
+        _after_losing(rules, happening, session, invoke, step)
+        raise
+    except Exception as error:
+        session.rollback()
+        if rules.two_step:
+            try:
+                _give_up_lease(rules, session, row=row, step=step, error=error, is_first=is_new)
+            except Superseded:
+                session.rollback()
+                _after_losing(rules, happening, session, invoke, step)
+        raise
+    rules.probe(CrashPoint.COMMITTED)
+    return after
+
+
+def _mark(rules: Rules, row: Row, step: Run) -> dict[str, Any]:
+    """What the row says while a two-step handler runs."""
+    now = rules.clock()
+    lease_ran_out = row.state in RUNNING and row.busy_until is not None
+    acquires = step.via is State.REACQUIRING and row.state is State.EXPIRED
+    check_at = {State.TRYING: row.check_at, State.CONFIRMING: None, State.REACQUIRING: None}
+    return {
+        "state": step.via,
+        "busy_until": now + rules.lease_s,
+        "doubtful": row.doubtful or lease_ran_out,
+        "acquisition": row.acquisition + acquires,
+        "check_at": check_at.get(step.via, now + rules.lease_s),  # the reaper ends releases that crashed
+    }
+
+
+def _end(rules: Rules, row: Row, step: Run, result: str | None) -> dict[str, Any]:
+    """What the row says when the handlers have run."""
+    now = rules.clock()
+    changes: dict[str, Any] = {"state": step.then, "busy_until": None, "checks": 0}
+    if result is not None:
+        changes["result"] = result
+    if Operation.TRY in step.operations:
+        changes["held_at"] = now
+        if step.via is State.REACQUIRING and not rules.two_step:
+            changes["acquisition"] = row.acquisition + 1
+    if step.then in FINISHED:
+        is_sweep = _is_sweep(step)
+        changes["finished_at"] = now
+        changes["doubtful"] = False if is_sweep else row.doubtful
+        lost_run_may_act = row.doubtful and not is_sweep and step.then is not State.CONFIRMED
+        changes["check_at"] = now + rules.lease_s if lost_run_may_act else None
+    return changes
+
+
+def _call_handlers(
+    rules: Rules, happening: Happening, session: Session, invoke: Invoke, *, row: Row, step: Run
+) -> str | None:
+    """Run the step's handlers in order; Try's result as JSON text, None when Try was not among them."""
+    result: str | None = None
+    timeout_s = rules.handler_timeout_s if rules.two_step else None
+    reacquires = step.via is State.REACQUIRING
+    acquisition = row.acquisition + (reacquires and not rules.two_step)
+    for operation, payload in _parse(rules, step, row):
+        is_try = operation is Operation.TRY
+        held = not is_try and (reacquires or (row.held_at is not None and not _is_sweep(step)))
+        stored = result if result is not None else row.result
+        hold = Hold(
+            transaction_id=row.transaction_id,
+            branch=row.branch,
+            payload=payload,
+            result=None if is_try or not held or stored is None else json.loads(stored),
+            attempt=happening.attempt,
+            idempotency_key=_idempotency_key(row, acquisition),
+            expires_at=datetime.fromtimestamp(row.expires_at, UTC),
+            held=held,
+        )
+        try:
+            with transaction_kept(session, open_already=not rules.two_step):
+                returned = rules.handlers.call(operation, hold, session, invoke, timeout_s=timeout_s)
+        except Refused as refused:
+            if reacquires and is_try:
+                raise Declined(Refusal.HOLD_EXPIRED, refused.detail) from refused
+            raise
+        if is_try:
+            result = json.dumps(returned, separators=(",", ":"), allow_nan=False)
+    return result
+
+
+def _is_sweep(step: Run) -> bool:
+    """A sweep undoes what a lost run did outside; what Try wrote to this database has been dealt with."""
+    return step.via is step.then
+
+
+def _parse(rules: Rules, step: Run, row: Row) -> list[tuple[Operation, Any]]:
+    payload = row.payload if row.payload is not None else "null"
+    return [(operation, rules.handlers.parse(operation, payload)) for operation in step.operations]
+
+
+def _idempotency_key(row: Row, acquisition: int) -> str:
+    key = f"{row.transaction_id}:{row.branch}"
+    return key if acquisition == 1 else f"{key}:{acquisition}"
+
+
+def _give_up_lease(rules: Rules, session: Session, *, row: Row, step: Run, error: Exception, is_first: bool) -> None:
+    """A two-step handler failed: say that it no longer runs, so that nobody waits for its lease to end.
+
+    Only a Try that refused in its very first run has surely left nothing outside: that row goes.
+    Raises Superseded when the lease was lost before.
+    """
+    now = rules.clock()
+    try:
+        if step.via is State.TRYING and is_first and isinstance(error, Refused):
+            rows.remove(session, rules.table, row)
+        elif isinstance(error, Declined):  # re-acquiring was refused: given up for good; sweep what it left outside
+            rows.write(session, rules.table, row, state=State.EXPIRED, busy_until=None, check_at=now)
+        else:
+            changes: dict[str, Any] = {"busy_until": None}
+            if Operation.TRY in step.operations and not isinstance(error, Refused):
+                changes["doubtful"] = True  # what it sent may still arrive, after a cancel even
+            if step.operations == (Operation.CANCEL,):
+                changes["checks"] = row.checks + 1
+                changes["check_at"] = now + backoff_s(rules, row.checks)
+            rows.write(session, rules.table, row, **changes)
+        session.commit()
+    except Superseded:
+        raise
+    except Exception as trouble:  # the handler's failure is the news; the lease ends by itself
+        session.rollback()
+        hide_values(trouble)
+        log.warning(
+            "could not give up a lease transaction_id=%s branch=%s error=%s",
+            row.transaction_id,
+            row.branch,
+            type(trouble).__name__,
+        )
+
+
+def _after_losing(rules: Rules, happening: Happening, session: Session, invoke: Invoke, step: Run) -> None:
+    """A run outlived its lease, and another moved the row: undo outside what the lost run may have done there.
+
+    Durably first, so that a crash leaves it to the reaper; where the release is still under way, its own end
+    plans a sweep because the row is doubtful.
+    """
+    if Operation.TRY not in step.operations:
+        return
+    row = rows.lock(session, rules.table, happening.key)
+    if row is None or row.state not in (State.CANCELLED, State.EXPIRED):
+        session.rollback()
+        return
+    now = rules.clock()
+    rows.write(session, rules.table, row, doubtful=True, busy_until=None, check_at=now)
+    session.commit()
+    try:
+        _once(rules, Happening(key=happening.key, event=Event.DUE), session, invoke)
+    except Exception as error:  # the reaper will do it
+        session.rollback()
+        hide_values(error)
+        log.warning(
+            "will undo a lost try later transaction_id=%s branch=%s error=%s",
+            row.transaction_id,
+            row.branch,
+            type(error).__name__,
+        )
+
+
+def backoff_s(rules: Rules, checks: int) -> float:
+    """Exponential back-off with full jitter and a cap, in seconds; never quite nothing."""
+    return max(0.1, rules.jitter() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(checks, 20)))
+
+
+def _canonical(value: Any) -> Any:
+    """JSON numbers as doubles compare, because databases and languages on the way rewrite them."""
+    match value:
+        case dict():
+            return {name: _canonical(member) for name, member in value.items()}
+        case list():
+            return [_canonical(item) for item in value]
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return int(value)
+        case int() if not isinstance(value, bool) and abs(value) >= 2**53:
+            try:
+                return float(value)
+            except OverflowError:
+                return str(value)
+        case _:
+            return value

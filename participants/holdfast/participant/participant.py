@@ -1,0 +1,207 @@
+"""`Participant`: what a service makes, decorates and mounts. Puts the other modules together and nothing else."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import httpx
+from fastapi import APIRouter
+from sqlalchemy import MetaData, Table
+
+from holdfast.fence.database import AnyDatabase, Database, collided
+from holdfast.fence.execution import Happening, Outcome, Rules, carry_out
+from holdfast.fence.handlers import Handlers
+from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, Key, Row, branches_table
+from holdfast.fence.table import Event
+from holdfast.participant import inquiry
+from holdfast.participant.reaper import Ask, Reaper
+from holdfast.participant.routes import Message, router_for
+from holdfast.wire import Operation
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+REPEATS_MAX: Final = 5
+"""How often a call is repeated at once because its database transaction collided with another."""
+LEASE_MARGIN_S: Final = 5.0
+"""How much longer than its handler's time limit a two-step run keeps its place, to write the end."""
+
+
+class Participant:
+    """A service's part in TCC transactions. Every argument and its unit: docs/sdk.md, "Participant".
+
+    Raises TypeError for a database that is none, ValueError for one that is not supported or for limits that
+    contradict each other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        database: AnyDatabase,
+        *,
+        coordinator_url: str,
+        metadata: MetaData | None = None,
+        two_step: bool = False,
+        reacquire: bool = False,
+        hold_ttl_max_s: float | None = None,
+        hold_max_s: float | None = None,
+        handler_timeout_s: float = 30.0,
+        retention_s: float = 30 * 86_400.0,
+        reap_interval_s: float = 5.0,
+        ask_timeout_s: float = 5.0,
+        clock: Callable[[], float] = time.time,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if not 1 <= len(name) <= PARTICIPANT_CHARS_MAX:
+            raise ValueError(f"name must have 1 to {PARTICIPANT_CHARS_MAX} characters")
+        if not coordinator_url.startswith(("http://", "https://")):
+            raise ValueError("coordinator_url must start with http:// or https://")
+        _check_limits(
+            hold_ttl_max_s=hold_ttl_max_s,
+            hold_max_s=hold_max_s,
+            handler_timeout_s=handler_timeout_s,
+            retention_s=retention_s,
+            reap_interval_s=reap_interval_s,
+            ask_timeout_s=ask_timeout_s,
+        )
+        self.name: Final = name
+        self.coordinator_url: Final = coordinator_url
+        self._database = Database(database)
+        self._creates_table = metadata is None
+        self._metadata = MetaData() if metadata is None else metadata
+        self.table: Final[Table] = branches_table(self._metadata)
+        self._rules = Rules(
+            table=self.table,
+            handlers=Handlers(asynchronous=self._database.asynchronous, two_step=two_step),
+            two_step=two_step,
+            reacquire=reacquire,
+            hold_ttl_max_s=hold_ttl_max_s,
+            hold_max_s=hold_max_s,
+            handler_timeout_s=handler_timeout_s,
+            lease_s=handler_timeout_s + LEASE_MARGIN_S,
+            jitter=random.random,
+            clock=clock,
+        )
+        self._retention_s = retention_s
+        self._reap_interval_s = reap_interval_s
+        self._ask_timeout_s = ask_timeout_s
+        self._transport = transport
+        self.router: Final[APIRouter] = router_for(name, self._receive)
+
+    def on_try(self, handler: F) -> F:
+        """Decorate the function that reserves. Raises TypeError when it doesn't fit the database."""
+        self._rules.handlers.add(Operation.TRY, handler)
+        return handler
+
+    def on_confirm(self, handler: F) -> F:
+        """Decorate the function that makes a hold final; may be left out."""
+        self._rules.handlers.add(Operation.CONFIRM, handler)
+        return handler
+
+    def on_cancel(self, handler: F) -> F:
+        """Decorate the function that gives a hold back; may be left out."""
+        self._rules.handlers.add(Operation.CANCEL, handler)
+        return handler
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Create the table if that is ours to do, and look after holds while the service runs.
+
+        Usable as `FastAPI(lifespan=...)` and inside a service's own lifespan.
+        """
+        await self._prepare()
+        async with self._asking() as ask:
+            rounds = self._reaper(ask).run_for_ever(self._reap_interval_s)
+            task = asyncio.create_task(rounds, name=f"reaper of {self.name}")
+            try:
+                yield
+            finally:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+
+    async def create_table(self) -> None:
+        """Create `holdfast_branches` if it is missing, and nothing else of its metadata."""
+        await self._database.create(self.table)
+
+    async def reap(self) -> int:
+        """One round of what the background task does; how many rows need no more looking after."""
+        async with self._asking() as ask:
+            return await self._reaper(ask).run_once()
+
+    async def _prepare(self) -> None:
+        if Operation.TRY not in self._rules.handlers:
+            raise RuntimeError(f"participant {self.name!r} has no on_try handler")
+        if self._creates_table:
+            await self.create_table()
+
+    async def _receive(self, operation: Operation, message: Message) -> tuple[Row, float | None]:
+        payload = message.payload_text
+        if operation is Operation.TRY and payload is None:
+            payload = "null"
+        outcome = await self._perform(
+            Happening(
+                key=Key(self.name, message.transaction_id, message.branch),
+                event=Event(operation.value),
+                attempt=message.attempt,
+                payload=payload,
+                hold_ttl_s=message.hold_ttl_s,
+            )
+        )
+        assert outcome.row is not None
+        return outcome.row, self._announced_s(outcome)
+
+    async def _perform(self, happening: Happening) -> Outcome:
+        """Let something happen, again at once when the database undid it in favour of another."""
+        for _ in range(REPEATS_MAX - 1):
+            try:
+                return await self._database.run(partial(carry_out, self._rules, happening))
+            except Exception as error:
+                if not collided(error):
+                    raise
+        return await self._database.run(partial(carry_out, self._rules, happening))
+
+    def _announced_s(self, outcome: Outcome) -> float | None:
+        """What is left of the hold, when this participant set a limit of its own.
+
+        To a repeated Try that is less than at first: the coordinator counts from when it sent the repeat.
+        """
+        if (self._rules.hold_ttl_max_s is None and self._rules.hold_max_s is None) or outcome.row is None:
+            return None
+        since = outcome.row.created_at if outcome.is_first else self._rules.clock()
+        return outcome.row.expires_at - since
+
+    def _reaper(self, ask: Ask) -> Reaper:
+        return Reaper(
+            participant=self.name,
+            rules=self._rules,
+            database=self._database,
+            perform=self._perform,
+            ask=ask,
+            retention_s=self._retention_s,
+        )
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[Ask]:
+        """How to ask the coordinator, with connections that are closed at the end unless they are the service's."""
+        if self._transport is not None:
+            yield self._ask_over(self._transport)
+            return
+        verify = self.coordinator_url.startswith("https://")  # reading the certificates takes a while
+        async with httpx.AsyncHTTPTransport(verify=verify) as transport:
+            yield self._ask_over(transport)
+
+    def _ask_over(self, transport: httpx.AsyncBaseTransport) -> Ask:
+        return partial(inquiry.ask, transport, self.coordinator_url, timeout_s=self._ask_timeout_s)
+
+
+def _check_limits(**limits: float | None) -> None:
+    for name, seconds in limits.items():
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"{name} must be more than 0 seconds")
+    hold_ttl_max_s, hold_max_s = limits["hold_ttl_max_s"], limits["hold_max_s"]
+    if hold_ttl_max_s is not None and hold_max_s is not None and hold_max_s < hold_ttl_max_s:
+        raise ValueError("hold_max_s, when a hold is given up alone, must not be less than hold_ttl_max_s")

@@ -1,0 +1,173 @@
+"""Looking after holds whose time is up, releases that crashed, and rows that are old enough to go.
+
+Responsible for when to look and whom to ask; what a finding means is the fence's, and how it is done is
+execution's. Holds no database connection while it asks. Safe to run in every replica: each row is claimed by a
+conditional write, and what is done to it afterwards is conditional too.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from holdfast.fence import rows
+from holdfast.fence.database import Database, hide_values
+from holdfast.fence.execution import Busy, Happening, Outcome, Rules, backoff_s
+from holdfast.fence.handlers import Invoke
+from holdfast.fence.rows import Row
+from holdfast.fence.table import Event
+from holdfast.participant.inquiry import Answered, Verdict
+
+log = logging.getLogger("holdfast")
+
+BATCH_MAX: Final = 100
+CONCURRENCY_MAX: Final = 8
+CLAIM_S: Final = 60.0
+"""For how long a row that a replica has claimed is left alone by the others."""
+
+
+Ask = Callable[[str], Awaitable[Answered]]
+"""Asks the coordinator what was decided about a transaction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaper:
+    """One participant's. `perform` lets something happen to a branch; `ask` asks the coordinator."""
+
+    participant: str
+    rules: Rules
+    database: Database
+    perform: Callable[[Happening], Awaitable[Outcome]]
+    ask: Ask
+    retention_s: float
+
+    async def run_once(self) -> int:
+        """One round; how many rows need no more looking after."""
+        due = await self._due()
+        slots = asyncio.Semaphore(CONCURRENCY_MAX)
+
+        async def look_after(row: Row) -> bool:
+            async with slots:
+                return await self._look_after(row)
+
+        settled = await asyncio.gather(*(look_after(row) for row in due))
+        await self._purge()
+        return sum(settled)
+
+    async def run_for_ever(self, interval_s: float) -> None:
+        """Rounds, `interval_s` seconds apart with jitter, until cancelled. No failure ends it."""
+        while True:
+            await asyncio.sleep(interval_s * (0.75 + 0.5 * self.rules.jitter()))
+            try:
+                await self.run_once()
+            except Exception as error:
+                hide_values(error)
+                log.exception("a reaper round failed participant=%s", self.participant)
+
+    async def _due(self) -> list[Row]:
+        def work(session: Session, _: Invoke) -> list[Row]:
+            now = self.rules.clock()
+            return list(rows.due(session, self.rules.table, self.participant, now=now, limit=BATCH_MAX))
+
+        return await self.database.run(work)
+
+    async def _look_after(self, row: Row) -> bool:
+        try:
+            if not await self._claim(row):
+                return False
+            outcome = await self.perform(Happening(key=row.key, event=Event.DUE, version=row.version))
+            if outcome.must_ask:
+                return await self._find_out(row)
+            return True
+        except Busy as busy:
+            await self._look_again(row, in_s=busy.after_s, checks=row.checks)
+        except Exception as error:
+            hide_values(error)
+            log.exception("releasing failed transaction_id=%s branch=%s", row.transaction_id, row.branch)
+            await self._look_again(row, in_s=backoff_s(self.rules, row.checks), checks=row.checks + 1)
+        return False
+
+    async def _find_out(self, row: Row) -> bool:
+        answered = await self.ask(row.transaction_id)
+        event: Event
+        match answered.verdict:
+            case Verdict.CONFIRM:
+                event = Event.TOLD_CONFIRM
+            case Verdict.CANCEL:
+                event = Event.TOLD_CANCEL
+            case Verdict.UNDECIDED | Verdict.UNREACHABLE:
+                if not self._is_past_limit(row):
+                    await self._ask_again_later(row, answered)
+                    return False
+                event = Event.ABANDONED
+        log.info(
+            "hold past its time transaction_id=%s branch=%s verdict=%s event=%s",
+            row.transaction_id,
+            row.branch,
+            answered.verdict.value,
+            event.value,
+        )
+        await self.perform(Happening(key=row.key, event=event, version=row.version))
+        return True
+
+    async def _ask_again_later(self, row: Row, answered: Answered) -> None:
+        if answered.verdict is Verdict.UNREACHABLE:
+            log.warning(
+                "coordinator did not answer transaction_id=%s branch=%s why=%s",
+                row.transaction_id,
+                row.branch,
+                answered.why,
+            )
+            in_s, checks = backoff_s(self.rules, row.checks), row.checks + 1
+        else:
+            in_s, checks = answered.recheck_in_s, 0
+        if self.rules.hold_max_s is not None:
+            until_limit_s = row.created_at + self.rules.hold_max_s - self.rules.clock()
+            in_s = min(in_s, max(0.0, until_limit_s))
+        await self._look_again(row, in_s=in_s, checks=checks)
+
+    def _is_past_limit(self, row: Row) -> bool:
+        limit_s = self.rules.hold_max_s
+        return limit_s is not None and self.rules.clock() >= row.created_at + limit_s
+
+    async def _claim(self, row: Row) -> bool:
+        def work(session: Session, _: Invoke) -> bool:
+            now = self.rules.clock()
+            claimed = rows.claim(session, self.rules.table, row, now=now, until=now + CLAIM_S)
+            session.commit()
+            return claimed
+
+        return await self.database.run(work)
+
+    async def _look_again(self, row: Row, *, in_s: float, checks: int) -> None:
+        """Plan the next look. When that fails too, the claim runs out by itself."""
+
+        def work(session: Session, _: Invoke) -> None:
+            rows.look_again(session, self.rules.table, row, at=self.rules.clock() + in_s, checks=checks)
+            session.commit()
+
+        try:
+            await self.database.run(work)
+        except Exception as error:
+            log.warning(
+                "could not plan the next look transaction_id=%s branch=%s error=%s",
+                row.transaction_id,
+                row.branch,
+                type(error).__name__,
+            )
+
+    async def _purge(self) -> None:
+        before = self.rules.clock() - self.retention_s
+
+        def work(session: Session, _: Invoke) -> int:
+            table = self.rules.table
+            keys = rows.finished(session, table, self.participant, finished_before=before, limit=BATCH_MAX)
+            session.commit()  # nothing read is still locked when the write begins
+            removed = rows.purge(session, table, keys, finished_before=before)
+            session.commit()
+            return removed
+
+        await self.database.run(work)

@@ -1,0 +1,223 @@
+"""The three routes: read a message, hand it on, render the answer. No SQL, no states, no decisions."""
+
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from starlette.requests import ClientDisconnect
+
+from holdfast.fence.database import hide_values, will_pass
+from holdfast.fence.execution import Busy, Declined
+from holdfast.fence.handlers import InvalidPayload
+from holdfast.fence.rows import BRANCH_CHARS_MAX, TRANSACTION_ID_CHARS_MAX, Row
+from holdfast.fence.table import Refusal
+from holdfast.hold import Refused
+from holdfast.wire import (
+    BRANCH_HEADER,
+    HOLD_TTL_HEADER,
+    OPERATION_HEADER,
+    TRANSACTION_ID_HEADER,
+    Operation,
+    header_text,
+    parse_json,
+    printable,
+)
+
+log = logging.getLogger("holdfast")
+
+BODY_BYTES_MAX: Final = 4 * 1024 * 1024
+RETRY_AFTER_S: Final = 1.0
+
+_DETAILS: Final = {
+    Refusal.NOTHING_HELD: "Nothing is held for this transaction and branch.",
+    Refusal.ALREADY_CANCELLED: "This branch was cancelled; it can't be held or confirmed any more.",
+    Refusal.ALREADY_CONFIRMED: "This branch was confirmed; it can't be cancelled any more.",
+    Refusal.HOLD_EXPIRED: "The hold was given up after its hard limit, before anybody said confirm.",
+    Refusal.PAYLOAD_MISMATCH: "This transaction and branch came with another payload before.",
+}
+
+
+class Problem(Exception):
+    """An answer that is not 2xx (RFC 9457)."""
+
+    def __init__(self, status: int, slug: str, detail: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(slug)
+        self.status = status
+        self.slug = slug
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+    def response(self) -> Response:
+        document = {
+            "type": f"/problems/{self.slug}",
+            "title": self.slug.replace("-", " ").capitalize(),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+        return Response(json.dumps(document), self.status, headers, media_type="application/problem+json")
+
+
+class Message(BaseModel):
+    """What the coordinator sends. Members that are not known here are passed over: it may be newer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    transaction_id: str = Field(min_length=1, max_length=TRANSACTION_ID_CHARS_MAX)
+    branch: str = Field(min_length=1, max_length=BRANCH_CHARS_MAX)
+    operation: Operation | None = None
+    attempt: int = Field(default=1, ge=1, le=2**62)
+    hold_ttl_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
+    payload: Any = None
+    result: Any = None
+
+    @field_validator("transaction_id", "branch")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not value.isprintable() or value != value.strip():
+            raise ValueError("must be printable, without spaces around it")
+        return value
+
+    @property
+    def payload_text(self) -> str | None:
+        """The payload as JSON text; None when the message carried none."""
+        if "payload" not in self.model_fields_set:
+            return None
+        return json.dumps(self.payload, separators=(",", ":"))
+
+
+Receive = Callable[[Operation, Message], Awaitable[tuple[Row, float | None]]]
+"""Lets a message happen; the row after it, and the seconds to announce in `Tcc-Hold-Ttl`."""
+
+
+def router_for(name: str, receive: Receive) -> APIRouter:
+    """A router with `POST /try`, `/confirm` and `/cancel`. Source: docs/protocol.md, section 4."""
+    router = APIRouter(tags=[f"tcc: {name}"])
+    for operation in Operation:
+        router.add_api_route(
+            f"/{operation.value}",
+            _route(operation, receive),
+            methods=["POST"],
+            name=f"{name}-{operation.value}",
+            operation_id=f"tcc-{name}-{operation.value}",
+            summary=f"{operation.value.capitalize()} this participant's branch of a transaction",
+            response_class=Response,
+            responses=_RESPONSES,
+            openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}},
+        )
+    return router
+
+
+def _route(operation: Operation, receive: Receive) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        try:
+            message = _message(operation, request, await _body(request))
+        except Problem as problem:
+            return problem.response()
+        try:
+            row, ttl_s = await receive(operation, message)
+        except Exception as error:
+            return _problem(operation, message, error).response()
+        return _success(operation, row, ttl_s)
+
+    return answer
+
+
+def _success(operation: Operation, row: Row, ttl_s: float | None) -> Response:
+    if operation is not Operation.TRY:
+        return Response(json.dumps({"phase": row.state.value}), media_type="application/json")
+    headers = {} if ttl_s is None else {HOLD_TTL_HEADER: _seconds(ttl_s)}
+    return Response(row.result or "null", headers=headers, media_type="application/json")
+
+
+def _problem(operation: Operation, message: Message, error: Exception) -> Problem:
+    """What an exception is to the coordinator. Only a refusal is a 4xx: on Try a 4xx cancels the transaction."""
+    match error:
+        case Declined(refusal=refusal, detail=detail):
+            return Problem(409, refusal.value, detail or _DETAILS[refusal])
+        case Refused(detail=detail):
+            return Problem(409, "refused", detail)
+        case InvalidPayload() if operation is Operation.TRY:
+            return Problem(422, "invalid-payload", str(error))
+        case Busy(after_s=after_s):
+            return Problem(503, "busy", "A handler of this branch is at work.", retry_after_s=after_s)
+    hide_values(error)
+    where = (operation.value, message.transaction_id, message.branch)
+    if will_pass(error):
+        log.warning("%s put off transaction_id=%s branch=%s error=%s", *where, type(error).__name__, exc_info=error)
+        return Problem(503, "unavailable", "Its database can't do this now.", retry_after_s=RETRY_AFTER_S)
+    log.error("%s failed transaction_id=%s branch=%s", *where, exc_info=error)
+    return Problem(500, "handler-failed", f"The {operation.value} handler raised {type(error).__name__}.")
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_BYTES_MAX:
+                raise Problem(413, "payload-too-large", f"The message is longer than {BODY_BYTES_MAX} bytes.")
+    except ClientDisconnect:  # nobody reads the answer
+        raise Problem(400, "malformed", "The body ended in the middle.") from None
+    return bytes(body)
+
+
+def _message(operation: Operation, request: Request, body: bytes) -> Message:
+    document = parse_json(body)
+    if document is None:
+        raise Problem(400, "malformed", "The body is not JSON.")
+    try:
+        message = Message.model_validate(document)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        detail = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in wrong)
+        raise Problem(422, "invalid-message", printable(detail)) from None
+    for what, here, there in (
+        ("operation in the body", message.operation, operation),
+        (OPERATION_HEADER, request.headers.get(OPERATION_HEADER), operation),
+        (TRANSACTION_ID_HEADER, request.headers.get(TRANSACTION_ID_HEADER), message.transaction_id),
+        (BRANCH_HEADER, request.headers.get(BRANCH_HEADER), header_text(message.branch)),
+    ):
+        if here is not None and here != there:
+            raise Problem(422, "invalid-message", printable(f"{what} says {here}, the rest says {there}."))
+    return message
+
+
+def _seconds(seconds: float) -> str:
+    """Rounded down: rather promise too little."""
+    return f"{math.floor(max(0.0, seconds) * 1000) / 1000:.3f}".rstrip("0").rstrip(".")
+
+
+_SCHEMA: Final = {
+    "type": "object",
+    "required": ["transaction_id", "branch"],
+    "properties": {
+        "transaction_id": {"type": "string", "minLength": 1, "maxLength": TRANSACTION_ID_CHARS_MAX},
+        "branch": {"type": "string", "minLength": 1, "maxLength": BRANCH_CHARS_MAX},
+        "operation": {"enum": [operation.value for operation in Operation]},
+        "attempt": {"type": "integer", "minimum": 1},
+        "hold_ttl_s": {"type": ["number", "null"], "minimum": 0},
+        "payload": {},
+        "result": {},
+    },
+}
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"description": "Done, or done before.", "content": {"application/json": {}}},
+    **{
+        status: {"description": description, "content": {"application/problem+json": {}}}
+        for status, description in {
+            400: "The body is not JSON.",
+            409: "Refused, or not possible any more.",
+            413: "The message is too long.",
+            422: "The message or its payload is not valid.",
+            500: "The handler failed: ask again.",
+            503: "Busy, or the database can't do it now: ask again after Retry-After.",
+        }.items()
+    },
+}

@@ -1,0 +1,277 @@
+"""The crash matrix: a coordinator dies at each of its awaits, before and after each commit; the next one dies as well.
+
+Every await of every scenario is counted, and so is every commit, whose reply is lost to a process that lives on. The
+first await of each kind (processes.Moment) is where the process is killed: those behind it leave the same world, which
+`test_equal_moments_leave_equal_worlds` shows at every single await. Another process is started at once, recovers, and
+brings about the same end.
+
+That one is killed, too, on SQLite: in one scenario whenever something has left it, after each of the first faults; in
+the others once for each first fault, at the first thing that leaves it, the second, and so on in turn.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from holdfast.wire import Operation
+from tests.engine.network import HOLDS, SILENT, Reply
+from tests.engine.processes import Fault, Moment, Point
+from tests.engine.virtual_time import pass_time
+from tests.engine.world import Scenario, Stage, World
+
+TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
+REFUSES = Reply(status=409, body={"detail": "sold out"})
+BUSY = Reply(status=503)
+BUSY_FOR_LONG = Reply(status=503, headers={"Retry-After": "1"})
+GONE = Reply(status=404)
+RUNS_BETWEEN_COLLECTIONS: Final = 50
+THREE: Final = ("flight", "hotel", "car")
+
+
+async def retries(world: World, transaction_id: str) -> None:
+    """An operator has what hangs tried again, once the participant has been repaired."""
+    await _until_hung(world, transaction_id)
+    world.network.script.clear()
+    answer = await world.insist("retry", "POST", f"/v1/admin/transactions/{transaction_id}/retry")
+    assert answer.status == 202 or answer.problem == "already-finished", answer
+
+
+async def resolves(world: World, transaction_id: str) -> None:
+    """An operator does by hand what the participant doesn't, and says so."""
+    await _until_hung(world, transaction_id)
+    world.network.settle_by_hand(transaction_id, "hotel", CONFIRM)
+    path = f"/v1/admin/transactions/{transaction_id}/branches/hotel/resolve"
+    answer = await world.insist("resolve", "POST", path, {"as": "confirmed", "reason": "booked by telephone"})
+    assert answer.status == 200 or answer.problem in ("branch-finished", "already-finished"), answer
+
+
+async def gives_up(world: World, transaction_id: str) -> None:
+    """An operator resolves a branch against the decision."""
+    await _until_hung(world, transaction_id)
+    world.network.settle_by_hand(transaction_id, "hotel", CANCEL)
+    path = f"/v1/admin/transactions/{transaction_id}/branches/hotel/resolve"
+    answer = await world.insist("resolve", "POST", path, {"as": "cancelled", "reason": "the hotel is gone"})
+    assert answer.status == 200 or answer.problem in ("branch-finished", "already-finished"), answer
+
+
+async def cancels(world: World, transaction_id: str) -> None:
+    """The initiator thinks better of it."""
+    answer = await world.insist("cancel", "POST", f"/v1/transactions/{transaction_id}/cancel")
+    assert answer.status == 200, answer
+
+
+async def _until_hung(world: World, transaction_id: str) -> None:
+    while not (await world.get(transaction_id))["hung"]:
+        await pass_time(0.5)
+
+
+SCENARIOS: Final = [
+    Scenario(name="confirms", phase="confirmed"),
+    Scenario(name="confirms one by one", phase="confirmed", branches=THREE, try_order="sequential"),
+    Scenario(
+        name="is refused",
+        phase="cancelled",
+        reason=("refused", "hotel"),
+        script={("hotel", TRY): [REFUSES]},
+        branches=THREE,
+    ),
+    Scenario(
+        name="is refused while a Try is on its way",
+        phase="cancelled",
+        reason=("refused", "hotel"),
+        script={("hotel", TRY): [REFUSES], ("flight", TRY): [Reply(travel_s=3.0)]},
+    ),
+    Scenario(
+        name="is never answered",
+        phase="cancelled",
+        reason=("timed_out", "hotel"),
+        timeout_s=3.0,
+        script={("hotel", TRY): [SILENT]},
+    ),
+    Scenario(
+        name="is not held in time",
+        phase="cancelled",
+        reason=("timed_out", "hotel"),
+        timeout_s=2.5,
+        script={("hotel", TRY): [BUSY_FOR_LONG]},
+    ),
+    Scenario(
+        name="a hold is too short",
+        phase="cancelled",
+        reason=("hold_expired", "flight"),
+        script={("flight", TRY): [Reply(headers={"Tcc-Hold-Ttl": "3"})], ("hotel", TRY): [BUSY_FOR_LONG]},
+    ),
+    Scenario(name="Confirm works the second time", phase="confirmed", script={("hotel", CONFIRM): [BUSY, Reply()]}),
+    Scenario(
+        name="Cancel works the third time",
+        phase="cancelled",
+        reason=("refused", "hotel"),
+        script={("hotel", TRY): [REFUSES], ("flight", TRY): [BUSY, HOLDS], ("flight", CANCEL): [BUSY, SILENT, Reply()]},
+    ),
+    Scenario(
+        name="hangs, and works again",
+        phase="confirmed",
+        script={("hotel", CONFIRM): [GONE, GONE, Reply()]},
+        excused=frozenset({"nobody_refuses_what_was_decided"}),
+    ),
+    Scenario(
+        name="hangs, and is tried again",
+        phase="confirmed",
+        script={("hotel", CONFIRM): [GONE]},
+        actors=(retries,),
+        excused=frozenset({"nobody_refuses_what_was_decided"}),
+    ),
+    Scenario(
+        name="hangs, and is resolved",
+        phase="confirmed",
+        reason=("operator", "hotel"),
+        script={("hotel", CONFIRM): [GONE]},
+        actors=(resolves,),
+        excused=frozenset({"nobody_refuses_what_was_decided", "history_explains_the_end"}),
+    ),
+    Scenario(
+        name="hangs, and is resolved against the decision",
+        phase="confirmed",
+        reason=("operator", "hotel"),
+        outcome="mixed",
+        script={("hotel", CONFIRM): [GONE]},
+        actors=(gives_up,),
+        excused=frozenset(
+            {
+                "nobody_refuses_what_was_decided",
+                "history_explains_the_end",
+                "everything_finished",
+                "participants_agree",
+                "answers_make_sense",
+            }
+        ),
+    ),
+    Scenario(
+        name="is cancelled by who began it",
+        phase="cancelled",
+        reason=("requested", None),
+        answer_at="record",
+        script={("hotel", TRY): [Reply(delay_s=1.0)]},
+        actors=(cancels,),
+    ),
+    Scenario(name="is begun twice at once", phase="confirmed", clients=2),
+]
+
+
+EACH_SECOND: Final = "confirms"
+
+
+@dataclass(slots=True)
+class Count:
+    """What was enumerated. `worlds`: first faults that leave different worlds; `second`: faults after them."""
+
+    awaits: int = 0
+    commits: int = 0
+    worlds: int = 0
+    second: int = 0
+    runs: int = 0
+
+
+class Matrix:
+    """All faults of one scenario on one database."""
+
+    def __init__(self, stage: Stage, scenario: Scenario) -> None:
+        self._stage = stage
+        self._scenario = scenario
+        self.count = Count()
+
+    def run(self, *faults: Point) -> World:
+        """One run, of which nothing may be wrong."""
+        world = World(self._stage, self._scenario, faults).run()
+        self.count.runs += 1
+        if self.count.runs % RUNS_BETWEEN_COLLECTIONS == 0:
+            gc.collect()
+        assert not world.problems, f"{faults}: {world.problems}; {world.events}"
+        return world
+
+    def once(self, kind: Callable[[Moment], object]) -> dict[Point, World]:
+        """Every await but those of a kind that has been before, and every commit; makes sure that there are no more."""
+        whole = self.run().plan
+        self.count.awaits, self.count.commits = len(whole.moments), len(whole.commits)
+        points = [*killed(whole.moments, kind), *((Fault.REPLY_LOST, n) for n in range(1, len(whole.commits) + 1))]
+        self.count.worlds = len(points)
+        runs = {point: self.run(point) for point in points}
+        assert all(run.plan.all_happened for run in runs.values())
+        for fault, last in ((Fault.KILLED, self.count.awaits), (Fault.REPLY_LOST, self.count.commits)):
+            assert not self.run((fault, last + 1)).plan.all_happened, "there are more points than were counted"
+        return runs
+
+    def twice(self, runs: dict[Point, World], *, each: bool) -> None:
+        """After each first fault, the next process is killed at `each` point at which something has left it, or at one.
+
+        Which one is taken in turn: the first after the first fault, the second after the second, and so on.
+        """
+        for turn, (first, run) in enumerate(runs.items()):
+            seconds = killed(run.plan.moments, leaves)[1:]  # before the first, it leaves what it found
+            for second in seconds if each else seconds[turn % len(seconds) :][:1]:
+                self.count.second += 1
+                assert self.run(first, second).plan.all_happened
+
+
+def anything(moment: Moment) -> object:
+    return moment
+
+
+def leaves(moment: Moment) -> object:
+    return moment.left
+
+
+def killed(moments: Sequence[Moment], kind: Callable[[Moment], object]) -> list[Point]:
+    """Killed at the first moment of each kind."""
+    first: dict[object, int] = {}
+    for number, moment in enumerate(moments, 1):
+        first.setdefault(kind(moment), number)
+    return [(Fault.KILLED, number) for number in first.values()]
+
+
+@pytest.fixture
+def stage(database_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[Stage]:
+    stage = Stage(database_url)
+    caplog.set_level(logging.CRITICAL)
+    gc.disable()  # hundreds of dead processes are let go of by hand
+    yield stage
+    gc.enable()
+    stage.close()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_whatever_dies_wherever_nothing_is_stranded_mixed_or_taken_back(scenario: Scenario, stage: Stage) -> None:
+    matrix = Matrix(stage, scenario)
+    runs = matrix.once(anything)
+    if stage.is_embedded:
+        matrix.twice(runs, each=scenario.name == EACH_SECOND)
+    print(f"{scenario} on {stage.engine.dialect.name}: {matrix.count}")
+    assert matrix.count.awaits > 50
+    assert matrix.count.commits >= 4
+    assert matrix.count.worlds > 15
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_equal_moments_leave_equal_worlds(stage: Stage) -> None:
+    """Every single await of one scenario: the matrix rests on this."""
+    matrix = Matrix(stage, SCENARIOS[0])
+    after: dict[Moment, set[tuple[str, ...]]] = {}
+    for number, moment in enumerate(matrix.run().plan.moments, 1):
+        run = matrix.run((Fault.KILLED, number))
+        after.setdefault(moment, set()).add(tuple(run.events))
+    assert len(after) > 10
+    assert [events for events in after.values() if len(events) > 1] == []
+
+
+@pytest.mark.parametrize("scenario", [SCENARIOS[0], SCENARIOS[2]], ids=str)
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_on_mariadb_it_dies_whenever_something_has_left_it(scenario: Scenario, stage: Stage) -> None:
+    """What happens at a crash is decided above the database: the coarser form must do on one more."""
+    matrix = Matrix(stage, scenario)
+    matrix.once(leaves)
+    assert matrix.count.worlds > 10

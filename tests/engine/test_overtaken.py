@@ -1,0 +1,116 @@
+"""Taken over, or cut off from the database: what a process still does then must do no harm to anybody."""
+
+import pytest
+from sqlalchemy import Engine
+
+from app.calling.caller import Caller
+from app.engine import recovery
+from app.protocol.messages import CancelRequested
+from app.protocol.values import BranchPhase
+from app.storage.errors import DatabaseUnavailableError
+from holdfast.wire import Decision, Operation
+from tests.engine.network import HOLDS, SILENT, Network, Reply
+from tests.engine.node import CALL_TIMEOUT_S, Node, begin_of, stored
+from tests.engine.test_commands import RESOLVE
+from tests.engine.virtual_time import in_virtual_time, now, pass_time, until
+
+TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
+DOWN = Reply(status=503)
+
+
+@in_virtual_time
+async def test_a_branch_that_was_resolved_elsewhere_is_called_no_more(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", CONFIRM): [DOWN]})
+    async with Node(database_url, network, recovers=False) as one, Node(database_url, network, recovers=False) as two:
+        begun = await one.coordinator.begin(begin_of("car"))
+        await until(lambda: bool(network.calls(begun.id, "car", CONFIRM)))
+        resolved = await two.coordinator.command(begun.id, RESOLVE)
+        assert resolved.branches[0].phase is BranchPhase.RESOLVED
+        asked = len(network.asked)
+        await pass_time(30.0)
+        assert len(network.asked) <= asked + 1, "one call may have been under way, none is begun"
+
+
+@in_virtual_time
+async def test_a_command_that_takes_over_sends_nothing_that_it_is_to_stop(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT]})
+    async with Node(database_url, network, recovers=False) as one, Node(database_url, network, recovers=False) as two:
+        begun = await one.coordinator.begin(begin_of())
+        await until(lambda: len(network.asked) == 3)
+        cancelled = await two.coordinator.command(begun.id, CancelRequested())
+        assert cancelled.decision is Decision.CANCEL
+        await two.end_of(begun.id)
+        assert len([it for it in network.asked if it.operation is TRY]) == 3
+    network.check(begun.id)
+
+
+@in_virtual_time
+async def test_no_cancel_overtakes_a_try_of_the_same_process_after_a_failed_save(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT], ("hotel", TRY): [Reply(status=409, delay_s=0.5)]})
+    async with Node(database_url, network) as node:
+        begun = await node.coordinator.begin(begin_of())
+        await until(lambda: len(network.asked) == 3)
+        (tried,) = network.calls(begun.id, "car", TRY)
+
+        async def gone(*_: object) -> None:
+            raise DatabaseUnavailableError("the database is gone")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(node.journal, "write", gone)
+            await pass_time(1.0)  # the refusal can't be saved meanwhile
+        await node.coordinator.command(begun.id, CancelRequested())
+        await node.end_of(begun.id)
+        assert network.calls(begun.id, "car", CANCEL)[0].at >= tried.at + CALL_TIMEOUT_S
+    network.check(begun.id)
+
+
+@in_virtual_time
+async def test_a_call_whose_outcome_can_not_be_told_is_repeated(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(engine, now)
+    broken = 2
+    read = Caller._read
+
+    def panics(*args: object) -> object:
+        nonlocal broken
+        broken -= 1
+        if broken >= 0:
+            raise OverflowError("date value out of range")
+        return read(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Caller, "_read", panics)
+    async with Node(database_url, network) as node:
+        ended = await node.finish(begin_of("car"))
+    assert (ended.phase, ended.branches[0].try_attempts) == ("confirmed", 3)
+    network.check(ended.id)
+
+
+@in_virtual_time
+async def test_what_hangs_does_not_keep_others_from_being_claimed(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "PARALLEL_MAX", 2)
+    later = Reply(status=202, headers={"Retry-After": "1"})
+    network = Network(engine, now, {("car", CONFIRM): [SILENT], ("flight", TRY): [later, Reply()]})
+    async with Node(database_url, network) as node:
+        hung = [await node.coordinator.begin(begin_of("car")) for _ in range(10)]
+        await until(lambda: all(stored(engine, it.id).hung_since for it in hung))
+        began = now()
+        assert (await node.finish(begin_of("flight"))).phase == "confirmed"
+        assert now() - began < 5.0
+
+
+@in_virtual_time
+async def test_a_run_that_lost_its_lease_is_not_doubled_by_its_own_process(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT, HOLDS]})
+    async with Node(database_url, network) as node:
+        begun = await node.coordinator.begin(begin_of())
+        await until(lambda: len(network.asked) == 3)
+        await node.coordinator.adopt(stored(engine, begun.id))
+        assert node.coordinator.running == 1
+        await node.end_of(begun.id)
+        assert len(network.calls(begun.id, "flight", TRY)) == 1
+    network.check(begun.id)

@@ -1,0 +1,154 @@
+"""Recovery claims what is due, and one odd row keeps nobody from anything."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.engine import recovery
+from app.engine.coordinator import Begin
+from app.storage import queries
+from app.storage import transactions as transaction_rows
+from app.storage.errors import UnreadableRowError
+from holdfast.wire import Operation
+from tests.engine.network import SILENT, Network, Reply
+from tests.engine.node import Node, begin_of, make_schema, stored
+from tests.engine.virtual_time import in_virtual_time, now, pass_time, until
+
+TRY, CONFIRM = Operation.TRY, Operation.CONFIRM
+ODD = [
+    "UPDATE transactions SET state = '{' WHERE id = :id",
+    "UPDATE transactions SET state = '[]' WHERE id = :id",
+    """UPDATE transactions SET state = '{"reason": null, "branches": []}' WHERE id = :id""",
+    """UPDATE transactions SET state = '{"reason": null, "branches": [{"phase": "napping"}, {}, {}]}' WHERE id = :id""",
+    """UPDATE transactions SET state = '{"reason": null, "branches": [{"mood": 1}, {}, {}]}' WHERE id = :id""",
+    "UPDATE transactions SET decision = 'perhaps' WHERE id = :id",
+    "UPDATE transactions SET definition = 'null' WHERE id = :id",
+]
+
+
+async def left_behind(
+    database_url: str, network: Network, count: int, begin: Begin | None = None, silent: str = "car"
+) -> list[str]:
+    """Transactions of a process that was killed while it waited for a Try, the car's unless another is named."""
+    begin = begin or begin_of()
+    script, network.script = network.script, {(silent, TRY): [SILENT]}
+    asked_before = len(network.asked)
+    async with Node(database_url, network, recovers=False) as node:
+        begun = [await node.coordinator.begin(begin) for _ in range(count)]
+        await until(lambda: len(network.asked) == asked_before + len(begin.branches) * count)
+    network.script = script
+    return [it.id for it in begun]
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(recovery, "BATCH_MAX", 4)
+    monkeypatch.setattr(recovery, "PARALLEL_MAX", 6)
+    return
+
+
+@in_virtual_time
+async def test_it_claims_what_is_due_and_nothing_before(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now)
+    ids = await left_behind(database_url, network, 2)
+    async with Node(database_url, network, recovers=False) as node:
+        assert await node.recovery.run_once() == 0  # somebody has the lease
+        await pass_time(2.0)
+        assert await node.recovery.run_once() == 2
+        assert await node.recovery.run_once() == 0
+        for id_ in ids:
+            await node.end_of(id_)
+            network.check(id_)
+
+
+@in_virtual_time
+async def test_it_claims_batch_by_batch_and_never_too_many(
+    database_url: str, engine: Engine, small_limits: None
+) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT, Reply(delay_s=0.5)]})
+    ids = await left_behind(database_url, network, 15)
+    async with Node(database_url, network, recovers=False) as node:
+        await pass_time(2.0)
+        assert [await node.recovery.run_once() for _ in range(3)] == [4, 2, 0]
+        most = 0
+        node.recovery.start()
+        while any(not stored(engine, id_).finished for id_ in ids):
+            most = max(most, node.coordinator.running)
+            await pass_time(0.1)
+    assert 4 <= most <= 6
+    for id_ in ids:
+        network.check(id_)
+
+
+@in_virtual_time
+async def test_who_keeps_everybody_waiting_does_not_keep_the_others(
+    database_url: str, engine: Engine, small_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The car answers nothing for a long time, and everything that waits for it is due first."""
+    monkeypatch.setattr(recovery, "SLOW_MAX", 3)
+    network = Network(engine, now, {("car", TRY): [SILENT]})
+    without_the_car = await left_behind(database_url, network, 4, begin_of("hotel"), "hotel")
+    with_the_car = await left_behind(database_url, network, 60, begin_of("car", "flight"))
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        first = text("UPDATE transactions SET wake_at = wake_at - 1 WHERE id = :id")
+        connection.execute(first, [{"id": id_} for id_ in with_the_car])
+    async with Node(database_url, network) as node:
+        started = now()
+        for id_ in without_the_car:
+            assert (await node.end_of(id_)).outcome == "confirmed"
+        assert now() - started < 6.0
+        for id_ in with_the_car:
+            assert (await node.end_of(id_)).outcome == "cancelled"
+    for id_ in (*with_the_car, *without_the_car):
+        network.check(id_)
+
+
+@in_virtual_time
+async def test_two_replicas_share_what_is_due(database_url: str, engine: Engine, small_limits: None) -> None:
+    network = Network(engine, now)
+    ids = await left_behind(database_url, network, 12)
+    async with Node(database_url, network) as one, Node(database_url, network) as two:
+        for id_ in ids:
+            await one.end_of(id_)
+        shares = [int(node.metrics.claimed._value.get()) for node in (one, two)]
+    assert sum(shares) == 12
+    assert min(shares) > 0
+    for id_ in ids:
+        network.check(id_)
+
+
+@pytest.mark.parametrize("damage", ODD)
+@in_virtual_time
+async def test_an_odd_row_keeps_nobody_from_anything(
+    damage: str, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_odd_row(damage, sqlite_url, caplog)
+
+
+@in_virtual_time
+async def test_an_odd_row_keeps_nobody_from_anything_on_postgresql(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await check_odd_row(ODD[0], postgres_url, caplog)
+
+
+async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = make_schema(database_url)
+    network = Network(engine, now)
+    first, odd, *others = await left_behind(database_url, network, 4)
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        assert connection.execute(text(damage), {"id": odd}).rowcount == 1
+    with caplog.at_level(logging.ERROR):
+        async with Node(database_url, network) as node:
+            for id_ in (first, *others):
+                assert (await node.end_of(id_)).phase == "confirmed"
+    assert any(odd in message and "row_unreadable" in message for message in caplog.messages)
+    with engine.connect() as connection:
+        listed = queries.list_newest(connection, queries.Filter(), 10, None).transactions
+        assert {it.id for it in listed} == {first, *others}
+        assert queries.count_unfinished(connection) == 1  # it is still there, and still counts
+        with pytest.raises(UnreadableRowError, match=odd):
+            transaction_rows.find(connection, odd)
+    engine.dispose()

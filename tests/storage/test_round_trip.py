@@ -1,0 +1,62 @@
+"""What is stored comes back as it was: every field, whatever its value."""
+
+import json
+from dataclasses import fields, replace
+
+from hypothesis import HealthCheck, given, settings
+from sqlalchemy import Engine
+
+from app.protocol.values import Branch, Transaction
+from app.storage import tables
+from app.storage import transactions as transaction_rows
+from tests.storage.values import found, recorded, transactions, written
+
+any_number_in_one_database = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=80, deadline=None
+)
+
+
+def exact(transaction: Transaction) -> str:
+    """The transaction in words that tell 0 from 0.0 and from false, and 0.0 from -0.0."""
+    return repr(transaction)
+
+
+@any_number_in_one_database
+@given(new=transactions, step=transactions)
+def test_every_field_comes_back_as_it_was_recorded_and_saved(
+    engine: Engine, new: Transaction, step: Transaction
+) -> None:
+    recorded(engine, new)
+    try:
+        assert exact(found(engine, transaction_rows.find, new.id)) == exact(new)
+        after = saved_as(new, step)
+        (answer,) = written(engine, transaction_rows.save, transaction_rows.Save(before=new, after=after))
+        assert (
+            exact(answer)
+            == exact(found(engine, transaction_rows.find, new.id))
+            == exact(replace(after, version=new.version + 1))
+        )
+    finally:
+        with engine.execution_options(holdfast_writes=True).begin() as connection:
+            for table in (tables.transactions, tables.transaction_participants, tables.hung_branches):
+                connection.execute(table.delete())
+
+
+def saved_as(new: Transaction, step: Transaction) -> Transaction:
+    """A later state of `new`, with all that may change taken from `step`."""
+    fixed = {"name", "participant", "endpoints", "payload", "calling"}
+    changing = [it.name for it in fields(Branch) if it.name not in fixed]
+    states = [step.branches[n % len(step.branches)] for n in range(len(new.branches))]
+    branches = [
+        replace(branch, **{name: getattr(state, name) for name in changing})
+        for branch, state in zip(new.branches, states, strict=True)
+    ]
+    columns = ("decision", "reason", "decided_at", "finished_at", "hung_since", "wake_at")
+    return replace(new, branches=tuple(branches), **{name: getattr(step, name) for name in columns})
+
+
+@given(new=transactions)
+def test_a_document_is_json_that_anything_can_read(new: Transaction) -> None:
+    columns = transaction_rows.changing_columns(new)
+    assert "\0" not in columns["state"] + transaction_rows.definition_of(new)
+    assert len(json.loads(columns["state"], parse_int=str)["branches"]) == len(new.branches)

@@ -1,0 +1,132 @@
+"""Transactions to store: plain ones, and any that could be."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from app.protocol.values import (
+    Branch,
+    BranchPhase,
+    CallRecord,
+    Endpoints,
+    HungReason,
+    Reason,
+    ReasonCode,
+    Resolution,
+    Settled,
+    Transaction,
+    TryOrder,
+)
+from app.storage import transactions as transaction_rows
+from holdfast.wire import Answer, Decision, Operation
+
+CAR: Final = Branch(name="car", participant="car", phase=BranchPhase.TRYING)
+
+
+def transaction(number: int, *branches: Branch, **fields: Any) -> Transaction:
+    """The nth transaction, recorded at second n and due a minute later."""
+    new = Transaction(
+        id=f"00000000-0000-7000-8000-{number:012d}",
+        version=1,
+        created_at=float(number),
+        deadline=number + 30.0,
+        wake_at=number + 60.0,
+        branches=branches or (CAR,),
+    )
+    return replace(new, **fields)
+
+
+def call(of: Transaction, attempt: int, **fields: Any) -> CallRecord:
+    """A call to the car that was answered."""
+    made = CallRecord(
+        transaction_id=of.id,
+        branch="car",
+        operation=Operation.TRY,
+        attempt=attempt,
+        started_at=1.5,
+        duration_ms=0.25,
+        answer=Answer.SUCCEEDED,
+        http_status=200,
+        response="{}",
+    )
+    return replace(made, **fields)
+
+
+def written(engine: Engine, function: Callable[..., Sequence[Any]], *items: Any) -> list[Any]:
+    """What a writing function answers to these items, committed."""
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        return list(function(connection, items))
+
+
+def recorded(engine: Engine, *transactions: Transaction) -> None:
+    """Have these transactions in the database."""
+    written(engine, transaction_rows.record, *(transaction_rows.NewRecord(transaction=it) for it in transactions))
+
+
+def found(engine: Engine, function: Callable[..., Any], *args: Any) -> Any:
+    """What a reading function answers."""
+    with engine.connect() as connection:
+        return function(connection, *args)
+
+
+# --- any value that could be stored ------------------------------------------------------------------------------
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+"""Any text that JSON can carry, NUL and all."""
+labels = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
+"""Any text that a column can carry."""
+times = st.floats(0, 4e9, allow_nan=False)
+numbers = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
+documents = st.recursive(
+    st.none() | st.booleans() | numbers | words,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
+    max_leaves=12,
+) | st.sampled_from([0, 0.0, -0.0, False, "", None, [], {}, "\0", 2**53 + 1, -(2**63), 10**4000, 5e-324, "\U0001f600"])
+attempts = st.integers(0, 10**6)
+
+
+def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
+
+
+branches = st.builds(
+    Branch,
+    name=labels,
+    participant=maybe(labels),
+    endpoints=maybe(st.builds(Endpoints, try_url=words, confirm_url=words, cancel_url=words)),
+    payload=documents,
+    phase=st.sampled_from(BranchPhase),
+    result=documents,
+    try_attempts=attempts,
+    confirm_attempts=attempts,
+    cancel_attempts=attempts,
+    failures=attempts,
+    next_attempt_at=maybe(times),
+    tried_at=maybe(times),
+    hold_until=maybe(times),
+    last_answer=maybe(st.sampled_from(Answer)),
+    last_error=maybe(words),
+    hung_reason=maybe(st.sampled_from(HungReason)),
+    resolution=maybe(st.builds(Resolution, settled=st.sampled_from(Settled), by=words, at=times, reason=words)),
+)
+transactions = st.builds(
+    Transaction,
+    id=st.uuids().map(str),
+    created_at=times,
+    deadline=times,
+    branches=st.lists(branches, min_size=1, max_size=4, unique_by=lambda branch: branch.name).map(tuple),
+    name=maybe(labels),
+    reference=maybe(labels),
+    try_order=st.sampled_from(TryOrder),
+    version=st.integers(1, 2**31 - 2),
+    decision=st.sampled_from(Decision),
+    reason=maybe(st.builds(Reason, code=st.sampled_from(ReasonCode), branch=maybe(words), detail=maybe(words))),
+    decided_at=maybe(times),
+    finished_at=maybe(times),
+    hung_since=maybe(times),
+    wake_at=maybe(times),
+).filter(lambda it: not (it.decision is Decision.UNDECIDED and it.finished))
+"""Any transaction but one that has ended undecided, which has no phase."""
