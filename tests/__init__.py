@@ -1,1 +1,1 @@
-"""The tests of Holdfast, one folder a subject; what several of them need is in `tests.support`."""
+"""The tests of Holdfast, one folder a subject; what several folders need is in `tests.harness`. See README.md."""

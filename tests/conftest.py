@@ -1,16 +1,18 @@
 """Fixtures for every test: databases of the kinds that Holdfast supports.
 
 The PostgreSQL and MariaDB servers are real and start with the first test that asks for them; each test gets a fresh,
-empty database. Nothing here knows of tables: schemas are made by migrations or by the test.
+empty database. `engine` creates the coordinator's tables in it.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 
-from tests.support.mariadb import MariadbServer, why_no_mariadb
-from tests.support.postgres import PostgresServer
+from tests.harness.databases import URL_FIXTURES, engine_with_tables
+from tests.harness.mariadb import MariadbServer, why_no_mariadb
+from tests.harness.postgres import PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +71,6 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'holdfast.db'}"
 
 
-URL_FIXTURES = {"sqlite": "sqlite_url", "postgresql": "postgres_url", "mariadb": "mariadb_url"}
-
-
 @pytest.fixture(params=URL_FIXTURES)
 def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each supported kind; the test runs once for each."""
@@ -79,8 +78,12 @@ def database_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-on_servers = pytest.mark.parametrize("database_url", ["postgresql", "mariadb"], indirect=True)
-"""Runs a test on the databases that have a server of their own."""
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """The test's own connections to `database_url`, where the coordinator's tables are."""
+    engine = engine_with_tables(database_url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

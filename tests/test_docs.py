@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 from app.metrics import Metrics
 from app.settings import Settings
 from examples.run import curls
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 
 def settings_table() -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.support.repository import ROOT, listed_by_git
+from tests.harness.repository import ROOT, listed_by_git
 
 SHIPPED: Final = ("app/", "participants/")
 FUNCTION_LINES_MAX: Final = 70
@@ -74,10 +74,21 @@ def database_errors_stay_in_storage(path: str, _text: str, tree: ast.Module) -> 
     if not path.startswith("app/") or path.startswith("app/storage/"):
         return
     for node in ast.walk(tree):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if any(module.startswith(("sqlalchemy.exc", "psycopg", "pymysql", "sqlite3")) for module in modules):
+        if any(module.startswith(("sqlalchemy.exc", "psycopg", "pymysql", "sqlite3")) for module in imported(node)):
             yield f"line {node.lineno}: app/storage/errors.py has the words for what a database does wrong"
+
+
+@rule
+def sharing_through_the_harness(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    """What several folders need is in tests/harness, which needs none of them."""
+    if not path.startswith("tests/"):
+        return
+    folder = path.split("/")[1]
+    for node in ast.walk(tree):
+        for module in imported(node):
+            package, _, rest = module.partition(".")
+            if package == "tests" and rest.partition(".")[0] not in {folder, "harness"}:
+                yield f"line {node.lineno}: {module} belongs to another folder; what is shared is in tests/harness"
 
 
 @rule
@@ -132,6 +143,13 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
+def imported(node: ast.AST) -> list[str]:
+    """The modules that a statement imports, in full; of `from a import b`, where b may be a module, a.b."""
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
 def checks(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         name = ast.unparse(node.func)
@@ -161,6 +179,10 @@ PLANTED: Final = [
     ("variables_have_names", "participants/holdfast/a.py", '"""A."""\ndef f(it): ...\n'),
     ("database_errors_stay_in_storage", "app/a.py", '"""A."""\nfrom sqlalchemy.exc import DBAPIError\n'),
     ("database_errors_stay_in_storage", "app/api/a.py", '"""A."""\nimport sqlalchemy.exc\n'),
+    ("sharing_through_the_harness", "tests/chaos/a.py", "from tests.engine.processes import Plan"),
+    ("sharing_through_the_harness", "tests/harness/a.py", "import tests.chaos.load"),
+    ("sharing_through_the_harness", "tests/api/a.py", "from tests import conftest"),
+    ("sharing_through_the_harness", "tests/conftest.py", "from tests.chaos import proxy"),
     ("nothing_left_to_do", "README.md", "TO" "DO: write this"),
     ("nothing_left_to_do", "tests/a.py", "# XX" "X why"),
     ("no_sleeps_in_tests", "tests/a.py", "await asyncio.sleep(0.1)"),
@@ -188,3 +210,6 @@ def test_what_only_looks_like_a_violation_is_let_through() -> None:
     assert violations("tests/test_a.py", "def test_a():\n    check_all()\n    asyncio.sleep(0)") == []
     assert violations("docs/a.md", "GET http://example.org/home/a, ./work/a, to do") == []
     assert violations("app/api/__init__.py", "") == []
+    assert (
+        violations("tests/chaos/a.py", "from tests.chaos import load\nfrom tests.harness.ledger import metadata") == []
+    )

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.api.service import Service, running
+from tests.harness.coordinator_app import Service, running
 
 
 @pytest.fixture

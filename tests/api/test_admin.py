@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, check_problem, endpoints, lost, reply
 from tests.api.test_lists import cursor, pages
+from tests.harness.coordinator_app import Gate, Json, Service, check_problem, endpoints, lost, reply
 
 HUNG: Final = "/v1/admin/hung"
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from app.api.problems import CATALOGUE
-from tests.api.service import Json, Service, check_problem, endpoints, running
-from tests.support.asgi import JSON, ask
+from tests.harness.asgi import JSON, ask
+from tests.harness.coordinator_app import Json, Service, check_problem, endpoints, running
 
 PATH: Final = "/v1/transactions"
 BRANCH: Final[Json] = {"participant": "inventory"}

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, check_problem, endpoints, lost, reply, running, until
+from tests.harness.coordinator_app import Gate, Json, Service, check_problem, endpoints, lost, reply, running, until
 
 ORDER: Final[Json] = {
     "name": "place-order",

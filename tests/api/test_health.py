@@ -8,10 +8,10 @@ from sqlalchemy import text
 
 from app.main import SchemaOutdatedError
 from app.storage.migrations import migrate
-from tests.api.service import Gate, Service, check_problem, lost, reply, running, until
-from tests.conftest import on_servers
-from tests.support.mariadb import MariadbServer
-from tests.support.postgres import PostgresServer
+from tests.harness.coordinator_app import Gate, Service, check_problem, lost, reply, running, until
+from tests.harness.databases import on_servers
+from tests.harness.mariadb import MariadbServer
+from tests.harness.postgres import PostgresServer
 
 
 async def test_alive_and_ready(service: Service) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, check_problem, reply
+from tests.harness.coordinator_app import Gate, Json, Service, check_problem, reply
 
 REQUEST: Final[Json] = {
     "name": "place-order",

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, check_problem, endpoints, reply
+from tests.harness.coordinator_app import Gate, Json, Service, check_problem, endpoints, reply
 
 PATH: Final = "/v1/transactions"
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from app.clock import anchored_clock
-from tests.api.service import Service, check_problem, reply, running, until
+from tests.harness.coordinator_app import Service, check_problem, reply, running, until
 
 REQUEST = {"branches": [{"participant": "inventory"}]}
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, check_problem, lost, reply, running
+from tests.harness.coordinator_app import Gate, Json, Service, check_problem, lost, reply, running
 
 ORDER: Json = {"branches": [{"participant": "inventory", "payload": 1}, {"participant": "payment", "payload": 2}]}
 UNKNOWN = [

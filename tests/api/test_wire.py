@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.api.service import Gate, Json, Service, check_problem, lost, reply, running
+from tests.harness.coordinator_app import Gate, Json, Service, check_problem, lost, reply, running
 
 ONE: Final[Json] = {"branches": [{"participant": "inventory", "payload": {"sku": "A-1", "quantity": 2}}]}
 UNANSWERED: Final = (202, 300, 301, 302, 303, 304, 307, 308, 408, 425, 429, 500, 501, 502, 503, 504, 507, 599)

@@ -18,7 +18,7 @@ from tests.benchmark.noop import noop
 from tests.benchmark.plot import draw
 from tests.benchmark.processes import raise_file_limit
 from tests.benchmark.size import size_cases
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 
 def main() -> int:

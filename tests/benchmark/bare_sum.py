@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 _BODY: Final = json.dumps({"transaction_id": str(uuid.UUID(int=0)), "branch": "a", "payload": {"sku": "A-1"}}).encode()
 _DOCUMENT: Final = json.dumps([{"name": "a", "participant": "a", "payload": {"sku": "A-1", "quantity": 2}}] * 4)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from app.storage.engines import make_engine
 from tests.benchmark.processes import children_of, cpu_s, run_module, wait_until
-from tests.support.postgres import PostgresServer
+from tests.harness.postgres import PostgresServer
 
 _PHASES: Final = "SELECT phase, count(*) AS found FROM transactions WHERE id > :floor_id GROUP BY phase"
 _CALLS: Final = "SELECT count(*) FROM calls WHERE transaction_id > :floor_id"

@@ -19,7 +19,7 @@ from typing import Any, Final
 import uvloop
 
 from tests.benchmark.http_client import Connections, Unexpected
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 END_TIMEOUT_S: Final = 90.0
 """How long the answers that are still awaited when the window has ended may take."""

@@ -3,19 +3,19 @@
 `make chaos MINUTES=2 REPLICAS=3 SEED=7`. Who does what:
 
     __main__.py     the run: start, load and nemesis, quiescence, evidence, checker, report
-    world.py        the processes and their settings, and how they hang together
+    system.py       the processes and their settings, and how they hang together
     processes.py    one program that is started again and again
-    nursery.py      forks them, so that a start doesn't take two seconds of a core
+    forkserver.py   forks them, so that a start doesn't take two seconds of a core
     proxy.py        the network between all of them, which can be cut, swallow, delay and reset
     disks.py        small disks that can be full
     old_code.py     the code from before the newest migration, one replica of which runs beside the others
     participant.py  one participant process: the SDK, a ledger, faults on request
-    ledger.py       its accounts and its effects, in one database with the fence
-    witness.py      its request log and its faults, outside the fence
+    call_log.py     its request log and its faults, outside the fence
     load.py         the clients, in a process of their own
-    notes.py        what clients and participants were told
     nemesis.py      what is done to whom and when (a plan, from the seed), and doing it
-    evidence.py     reads logs, ledgers and REST into plain data; never the coordinator's tables
-    checker.py      plain data in, violations out
+    gathering.py    reads logs, ledgers and REST into plain data; never the coordinator's tables
     report.py       figures and timelines for people
+
+From tests/harness: ledger.py (a participant's accounts and effects), notes.py (what clients were told), evidence.py and
+checker.py (the plain data, and its violations).
 """

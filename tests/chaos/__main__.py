@@ -14,14 +14,16 @@ from typing import Final
 
 import httpx
 
-from tests.chaos import ledger, report
-from tests.chaos.checker import check, stale_reads
+from tests.chaos import report
 from tests.chaos.disks import separate
-from tests.chaos.evidence import Evidence, Rest, dump, gather
+from tests.chaos.gathering import Rest, dump, gather
 from tests.chaos.nemesis import FULL, Kind, Nemesis, plan
 from tests.chaos.processes import OldReplica, ParticipantProcess, Replica, wait_ready
-from tests.chaos.world import START_MAX_S, World
-from tests.support.server_process import temporary_home
+from tests.chaos.system import START_MAX_S, World
+from tests.harness import ledger
+from tests.harness.checker import check, stale_reads
+from tests.harness.evidence import Evidence
+from tests.harness.server_process import temporary_home
 
 SETTLE_MAX_S: Final = 60.0
 """Within this time after everything works again, every transaction must be finished."""

@@ -20,7 +20,7 @@ from typing import Any, Final
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
-from tests.chaos.notes import Note, Notebook, slug_of
+from tests.harness.notes import Note, Notebook, slug_of
 
 REQUEST_TIMEOUT_S: Final = 4.0
 WAIT_S: Final = 2

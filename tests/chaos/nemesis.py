@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from tests.chaos.disks import Disk
 from tests.chaos.processes import STOP_MAX_S, ParticipantProcess, Process, Replica
 from tests.chaos.proxy import LinkPorts, Mode, Place
-from tests.chaos.world import LEASE_S, PARTICIPANTS, World
+from tests.chaos.system import LEASE_S, PARTICIPANTS, World
 
 TICK_S: Final = 0.1
 PAUSE_MEAN_S: Final = 2.8

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 PARTS = ("app", "alembic", "participants")
 

@@ -16,9 +16,9 @@ from fastapi import FastAPI
 
 from holdfast import Participant
 from holdfast.wire import parse_json
-from tests.chaos import ledger
-from tests.chaos.notes import Note, Notebook, slug_of
-from tests.chaos.witness import Faults, RequestLog, Witness
+from tests.chaos.call_log import CallLogMiddleware, Faults, RequestLog
+from tests.harness import ledger
+from tests.harness.notes import Note, Notebook, slug_of
 
 REAP_INTERVAL_S = 0.5
 
@@ -96,7 +96,8 @@ def main() -> None:
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.include_router(participant.router, prefix="/tcc")
-    app.add_middleware(Witness, log=RequestLog(folder / f"requests-{config.name}-{config.life}.tsv"), faults=faults)
+    log = RequestLog(folder / f"requests-{config.name}-{config.life}.tsv")
+    app.add_middleware(CallLogMiddleware, log=log, faults=faults)
     uvicorn.run(app, host="127.0.0.1", port=config.port, log_level="critical", access_log=False, proxy_headers=False)
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import httpx
 
-from tests.chaos.nursery import Child, Nursery
+from tests.chaos.forkserver import Child, Nursery
 from tests.chaos.old_code import old_path
 from tests.chaos.participant import Config
 from tests.chaos.proxy import LinkPorts

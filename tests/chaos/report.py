@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Final
 
-from tests.chaos.checker import Case, StaleReads, Violation
-from tests.chaos.evidence import Evidence, Known
+from tests.chaos.call_log import Fault
 from tests.chaos.nemesis import Journal, Kind, Outage
-from tests.chaos.witness import Fault
+from tests.harness.checker import Case, StaleReads, Violation
+from tests.harness.evidence import Evidence, Known
 
 SHOWN_EACH: Final = 3
 TIMELINES_MAX: Final = 20

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 # In a process of its own, because it leaves the mounts that everybody else sees.
 PROGRAM = """

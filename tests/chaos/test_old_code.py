@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import old_code
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 
 def versions(folder: Path) -> set[str]:

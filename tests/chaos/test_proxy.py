@@ -11,8 +11,8 @@ from typing import cast
 import pytest
 
 from tests.chaos.proxy import Mode, Network
-from tests.support.repository import ROOT
-from tests.support.server_process import free_port
+from tests.harness.repository import ROOT
+from tests.harness.server_process import free_port
 
 ANSWER_S = 5.0
 SILENCE_S = 0.2

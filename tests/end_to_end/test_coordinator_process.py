@@ -13,9 +13,9 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from tests.conftest import on_servers
-from tests.support.coordinator_process import CoordinatorProcess
-from tests.support.faults import FaultServer, Peer, Reply
+from tests.harness.coordinator_process import CoordinatorProcess
+from tests.harness.databases import on_servers
+from tests.harness.fault_server import FaultServer, Peer, Reply
 
 WAIT_TIMEOUT_S: Final = 40.0
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 from typing import Final
 
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 OUTCOMES: Final = {
     "1. Booked": ["confirmed"],

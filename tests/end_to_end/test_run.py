@@ -12,7 +12,7 @@ import pytest
 
 from examples.processes import Port, until
 from examples.run import PORTS, curls, serve, welcome
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 
 @pytest.fixture

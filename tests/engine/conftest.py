@@ -1,19 +1,16 @@
-"""A database with the schema, and the test's own look into it."""
-
-from collections.abc import Iterator
+"""A database with participants in its registry; and processes that need few connections."""
 
 import pytest
 from sqlalchemy import Engine
 
-from tests.engine.node import make_schema
+from tests.harness.replica import register_participants
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """The test's own connections to `database_url`, where the tables are."""
-    made = make_schema(database_url)
-    yield made
-    made.dispose()
+def engine(engine: Engine) -> Engine:
+    """As tests/conftest.py makes it, with the three participants registered."""
+    register_participants(engine)
+    return engine
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-from tests.engine.virtual_time import VirtualLoop
+from tests.harness.virtual_time import VirtualLoop
 
 RUN_LIMIT_S: Final = 600.0
 """A run that takes longer, in virtual seconds, has left something stranded."""

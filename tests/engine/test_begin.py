@@ -8,9 +8,9 @@ from sqlalchemy import Engine, func, select
 from app.engine.coordinator import IdempotencyKeyConflictError, OverloadedError
 from app.storage.tables import transactions
 from holdfast.wire import Operation
-from tests.engine.network import SILENT, Network, Reply
-from tests.engine.node import BRANCHES, Node, begin_of, settled
-from tests.engine.virtual_time import in_virtual_time, now
+from tests.harness.network import SILENT, Network, Reply
+from tests.harness.replica import BRANCHES, Node, begin_of, settled
+from tests.harness.virtual_time import in_virtual_time, now
 
 KEYED = begin_of(idempotency_key="order-1", request_hash="a")
 

@@ -12,9 +12,9 @@ from app.protocol.values import Settled, Transaction
 from app.storage import transactions as transaction_rows
 from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import Decision, Operation
-from tests.engine.network import SILENT, Network, Reply
-from tests.engine.node import CALL_TIMEOUT_S, Node, begin_of, settled, stored
-from tests.engine.virtual_time import in_virtual_time, now, pass_time, until
+from tests.harness.network import SILENT, Network, Reply
+from tests.harness.replica import CALL_TIMEOUT_S, Node, begin_of, settled, stored
+from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
 LATER = Reply(status=503, headers={"Retry-After": "12"})

@@ -18,10 +18,10 @@ from typing import Final
 import pytest
 
 from holdfast.wire import Operation
-from tests.engine.network import HOLDS, SILENT, Reply
+from tests.engine.crash_run import Scenario, Stage, World
 from tests.engine.processes import Fault, Moment, Point
-from tests.engine.virtual_time import pass_time
-from tests.engine.world import Scenario, Stage, World
+from tests.harness.network import HOLDS, SILENT, Reply
+from tests.harness.virtual_time import pass_time
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
 REFUSES = Reply(status=409, body={"detail": "sold out"})

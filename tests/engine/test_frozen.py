@@ -13,9 +13,9 @@ from sqlalchemy import Engine, func, select
 from app.protocol.values import Transaction
 from app.storage.tables import transactions
 from holdfast.wire import Operation
-from tests.engine.network import Network, Reply, Script
-from tests.engine.node import Node, begin_of
-from tests.engine.virtual_time import in_virtual_time, now, until
+from tests.harness.network import Network, Reply, Script
+from tests.harness.replica import Node, begin_of
+from tests.harness.virtual_time import in_virtual_time, now, until
 
 TRY = Operation.TRY
 REFUSES = Reply(status=409, body={"detail": "sold out"})

@@ -9,10 +9,10 @@ from app.protocol.messages import CancelRequested
 from app.protocol.values import BranchPhase
 from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import Decision, Operation
-from tests.engine.network import HOLDS, SILENT, Network, Reply
-from tests.engine.node import CALL_TIMEOUT_S, Node, begin_of, stored
 from tests.engine.test_commands import RESOLVE
-from tests.engine.virtual_time import in_virtual_time, now, pass_time, until
+from tests.harness.network import HOLDS, SILENT, Network, Reply
+from tests.harness.replica import CALL_TIMEOUT_S, Node, begin_of, stored
+from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
 DOWN = Reply(status=503)

@@ -12,9 +12,9 @@ from app.storage import queries
 from app.storage import transactions as transaction_rows
 from app.storage.errors import UnreadableRowError
 from holdfast.wire import Operation
-from tests.engine.network import SILENT, Network, Reply
-from tests.engine.node import Node, begin_of, make_schema, stored
-from tests.engine.virtual_time import in_virtual_time, now, pass_time, until
+from tests.harness.network import SILENT, Network, Reply
+from tests.harness.replica import Node, begin_of, make_schema, stored
+from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM = Operation.TRY, Operation.CONFIRM
 ODD = [

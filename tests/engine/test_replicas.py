@@ -7,9 +7,9 @@ from sqlalchemy import Engine
 
 from app.protocol.messages import CancelRequested, RetryRequested
 from holdfast.wire import Operation
-from tests.engine.network import Network, Reply
-from tests.engine.node import Node, begin_of
-from tests.engine.virtual_time import in_virtual_time, now, until
+from tests.harness.network import Network, Reply
+from tests.harness.replica import Node, begin_of
+from tests.harness.virtual_time import in_virtual_time, now, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
 ROUNDS = 10

@@ -8,9 +8,9 @@ from sqlalchemy import Engine
 from app.engine.coordinator import OverloadedError
 from app.protocol.messages import CancelRequested, RetryRequested
 from holdfast.wire import Decision, Operation
-from tests.engine.network import SILENT, Network, Reply
-from tests.engine.node import Node, begin_of, settled, stored
-from tests.engine.virtual_time import in_virtual_time, now, pass_time, until
+from tests.harness.network import SILENT, Network, Reply
+from tests.harness.replica import Node, begin_of, settled, stored
+from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
 

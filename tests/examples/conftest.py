@@ -3,19 +3,14 @@
 import importlib.util
 import itertools
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import httpx
 import pytest
 
-from holdfast.testing import FakeCoordinator
-from tests.support.repository import ROOT
-
-Load = Callable[..., ModuleType]
+from tests.examples.examples import Load
+from tests.harness.repository import ROOT
 
 
 @pytest.fixture
@@ -41,36 +36,3 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     yield load_one
     for name in loaded:
         del sys.modules[name]
-
-
-@asynccontextmanager
-async def running(module: ModuleType) -> AsyncIterator[httpx.AsyncClient]:
-    """The service, started; a client of it."""
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(module.lifespan(module.app))
-        transport = httpx.ASGITransport(module.app)
-        yield await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://example"))
-
-
-@asynccontextmanager
-async def coordinated(module: ModuleType, name: str) -> AsyncIterator[tuple[FakeCoordinator, "Balances"]]:
-    """The service, started, with a coordinator that the test plays; and a way to read its balances."""
-    async with running(module) as client, FakeCoordinator(getattr(module, name)) as coordinator:
-        yield coordinator, Balances(client)
-
-
-class Balances:
-    """What `GET /balances` of a service says."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
-
-    async def of(self, table: str, name: str) -> dict[str, Any]:
-        """The row of `table` whose first column is `name`, without it."""
-        rows = (await self._client.get("/balances")).json()[table]
-        row: dict[str, Any] = next(row for row in rows if next(iter(row.values())) == name)
-        return dict(list(row.items())[1:])
-
-    async def states(self) -> list[str]:
-        """The states of the open holds."""
-        return [hold["state"] for hold in (await self._client.get("/balances")).json()["holds"]]

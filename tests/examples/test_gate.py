@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from examples.demo.gate import Gate
-from tests.support.faults import FaultServer, Reply
+from tests.harness.fault_server import FaultServer, Reply
 
 
 @pytest.fixture

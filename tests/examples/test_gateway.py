@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.examples.conftest import Load, running
+from tests.examples.examples import Load, running
 
 TEN = {"customer": "ada", "amount_cents": 10_00}
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.examples.conftest import Load, coordinated
+from tests.examples.examples import Load, coordinated
 
 TWO = {"sku": "A-1", "quantity": 2}
 

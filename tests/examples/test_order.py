@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from holdfast import Client
-from tests.examples.conftest import Load, running
+from tests.examples.examples import Load, running
 
 ORDER = {"order_id": "o-1", "customer": "ada", "sku": "A-1", "quantity": 2, "day": "monday"}
 REFUSED = {"code": "refused", "branch": "payment", "detail": "insufficient funds"}

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from holdfast.testing import FakeCoordinator
-from tests.examples.conftest import Balances, Load, coordinated, running
+from tests.examples.examples import Balances, Load, coordinated, running
 
 TEN = {"customer": "ada", "amount_cents": 10_00}
 UNTOUCHED = {"available": 1000_00, "authorised": 0, "captured": 0}

@@ -9,7 +9,7 @@ from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 
 from holdfast.testing import Answer, Branch
-from tests.examples.conftest import Load, coordinated
+from tests.examples.examples import Load, coordinated
 
 FOUR = {"day": "friday", "parcels": 4}
 

@@ -21,8 +21,8 @@ from schemathesis.specs.openapi import checks as openapi
 
 from app.main import create_app
 from app.settings import Settings
-from tests.api.service import base_url
 from tests.fuzz.budget import TIMES
+from tests.harness.coordinator_app import base_url
 
 TIMEOUT_S: Final = 30.0
 STATUSES: Final = itertools.cycle([200, 200, 200, 200, 409, 204, 200, 503, 200, 202, 410, 200])

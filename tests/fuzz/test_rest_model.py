@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.api.problems import CATALOGUE
-from tests.api.service import Received, Service, base_url, endpoints, running, until
 from tests.fuzz.budget import TIMES
 from tests.fuzz.rest_model import FINAL, Behaviour, Effect, Json, Model, Transaction
+from tests.harness.coordinator_app import Received, Service, base_url, endpoints, running, until
 
 REGISTERED: Final = ("p0", "p1", "p2")
 INLINE: Final = ("u0", "u1")

@@ -7,7 +7,7 @@ import pytest_asyncio
 
 from app.storage.group_commit import Journal
 from app.storage.migrations import migrate
-from tests.support.galera import GaleraCluster, why_no_galera
+from tests.harness.galera import GaleraCluster, why_no_galera
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from app.storage import errors, queries
 from app.storage import transactions as transaction_rows
 from app.storage.group_commit import Journal
 from holdfast.wire import Decision
-from tests.api.service import until
-from tests.storage.values import call, transaction
-from tests.support.galera import GaleraCluster
+from tests.harness.coordinator_app import until
+from tests.harness.galera import GaleraCluster
+from tests.harness.transactions import call, transaction
 
 WAIT_S = 30
 

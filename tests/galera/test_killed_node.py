@@ -16,8 +16,8 @@ import pytest
 import pytest_asyncio
 
 from app.storage import queries
-from tests.api.service import Reaction, Received, Service, running, until
-from tests.support.galera import GaleraCluster
+from tests.harness.coordinator_app import Reaction, Received, Service, running, until
+from tests.harness.galera import GaleraCluster
 
 TRANSACTIONS: Final = 150
 CLIENTS: Final = 12

@@ -14,10 +14,10 @@ from app.storage import transactions as transaction_rows
 from app.storage.engines import make_engine
 from app.storage.migrations import migrate, schema_is_current
 from app.storage.tables import metadata
-from tests.conftest import on_servers
-from tests.storage.values import found, recorded, transaction
-from tests.support.coordinator_process import CoordinatorProcess
-from tests.support.repository import ROOT
+from tests.harness.coordinator_process import CoordinatorProcess
+from tests.harness.databases import on_servers
+from tests.harness.repository import ROOT
+from tests.harness.transactions import found, recorded, transaction
 
 
 @pytest.fixture

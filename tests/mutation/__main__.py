@@ -36,7 +36,7 @@ TARGETS: Final = (
         "participants/holdfast/fence/table.py",
         "holdfast.fence.table",
         (),
-        (Stage("tests/participant/test_fence.py"),),
+        (Stage("tests/participant/test_fence_table.py"),),
     ),
     Target(
         "app/protocol/steps.py",

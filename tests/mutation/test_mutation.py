@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.repository import ROOT
 from tests.mutation import verdict
 from tests.mutation.verdict import Explained, Mutant, judged
-from tests.support.repository import ROOT
 
 A = Mutant("f", "x < 1", "x <= 1", 3, "")
 B = Mutant("g", "x < 1", "x <= 1", 9, "")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from app.settings import Settings
-from tests.support.faults import Action, FaultServer, Raw, Reply
-from tests.support.repository import ROOT, listed_by_git
+from tests.harness.fault_server import Action, FaultServer, Raw, Reply
+from tests.harness.repository import ROOT, listed_by_git
 
 COMPOSE: Final = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: Final[dict[str, Any]] = COMPOSE["services"]

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from holdfast.testing import FakeCoordinator
-from tests.participant.service import KINDS, Service, running
+from tests.harness.databases import URL_FIXTURES
+from tests.harness.participant_app import KINDS, Service, running
 
 
 @pytest.fixture(params=KINDS)
@@ -18,8 +19,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def url(kind: str, request: pytest.FixtureRequest) -> str:
     """An empty database for `kind`."""
-    fixtures = {"sqlite": "sqlite_url", "postgresql": "postgres_url", "mysql": "mariadb_url", "mariadb": "mariadb_url"}
-    url: str = request.getfixturevalue(fixtures[kind.partition("+")[0]])
+    url: str = request.getfixturevalue(URL_FIXTURES[kind.partition("+")[0].replace("mysql", "mariadb")])
     return url
 
 

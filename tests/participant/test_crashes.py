@@ -18,8 +18,8 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.participant.mortal import Drive, Fault, Ground, Point
-from tests.participant.service import METADATA, engine_for, service_on
+from tests.harness.participant_app import METADATA, engine_for, service_on
+from tests.participant.crashing_service import Drive, Fault, Ground, Point
 
 HOUR_S: Final = 3601
 

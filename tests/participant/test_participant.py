@@ -23,8 +23,8 @@ from holdfast.fence.database import collided, will_pass
 from holdfast.fence.execution import payload_hash
 from holdfast.testing import FakeCoordinator
 from holdfast.wire import Message, Operation
-from tests.participant.service import EFFECTS, METADATA, SeatRequest, Service, breaks, refuses, running, service_on
-from tests.support.asgi import JSON, ask
+from tests.harness.asgi import JSON, ask
+from tests.harness.participant_app import EFFECTS, METADATA, SeatRequest, Service, breaks, refuses, running, service_on
 
 sqlite_only = pytest.mark.parametrize("kind", ["sqlite"])
 

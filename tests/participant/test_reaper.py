@@ -20,7 +20,7 @@ from holdfast.participant import inquiry
 from holdfast.participant.inquiry import Verdict
 from holdfast.participant.reaper import BATCH_MAX
 from holdfast.testing import Branch, FakeCoordinator
-from tests.participant.service import Service, breaks, running, service_on
+from tests.harness.participant_app import Service, breaks, running, service_on
 
 DAY_S = 86_400
 

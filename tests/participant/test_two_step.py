@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 
 from holdfast import Hold, Refused
 from holdfast.testing import Branch, FakeCoordinator
-from tests.participant.mortal import Gateway
-from tests.participant.service import SeatRequest, Service, running
+from tests.harness.participant_app import SeatRequest, Service, running
+from tests.participant.crashing_service import Gateway
 
 LEASE_S = 36
 HOUR_S = 3601

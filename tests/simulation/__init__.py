@@ -4,19 +4,20 @@
 registry, caller, the store's SQL, the journal's batches, the API's functions for clients and participants in doubt, the
 SDK's routes, fence, execution and reaper. What is simulated: the event loop, clocks, threads, sockets, disks.
 
-    scheduler.py  the event loop: virtual time, processes that die and freeze, one source of all choices
-    faults.py     which faults there are, how often each is in this seed, and what was counted
-    databases.py  SQLite in memory, one for the coordinator and one for each participant
-    disk.py       the journal, run by the scheduler instead of by threads
-    network.py    messages between processes, and what becomes of them
-    replica.py    one replica of the coordinator, and its restarts
-    service.py    one participant: the SDK with a ledger, and its restarts
-    clients.py    who begins transactions, asks, cancels, repeats
-    nemesis.py    what happens to processes, links and clocks while faults are on
-    world.py      one seed from beginning to end: safety, then liveness
-    judge.py      what is checked, at each call and at the end, by the rules of tests/chaos/checker.py
-    ablations.py  safeguards that can be taken out, to see that the simulation notices
-    shrink.py     a failing seed made smaller
-    seeds.py      many seeds, on all cores
-    __main__.py   the command, and its report
+    scheduler.py      the event loop: virtual time, processes that die and freeze, one source of all choices
+    faults.py         which faults there are, how often each is in this seed, and what was counted
+    databases.py      SQLite in memory, one for the coordinator and one for each participant
+    direct_sqlite.py  SQLAlchemy's statements without its connections, which cost more than SQLite does
+    journal.py        the journal, run by the scheduler instead of by threads
+    network.py        messages between processes, and what becomes of them
+    replica.py        one replica of the coordinator, and its restarts
+    participant.py    one participant: the SDK with a ledger, and its restarts
+    clients.py        who begins transactions, asks, cancels, repeats
+    nemesis.py        what happens to processes, links and clocks while faults are on
+    world.py          one seed from beginning to end: safety, then liveness
+    oracle.py         what is checked, at each call and at the end, by the rules of tests/harness/checker.py
+    ablations.py      safeguards that can be taken out, to see that the simulation notices
+    shrink.py         a failing seed made smaller
+    seeds.py          many seeds, on all cores
+    __main__.py       the command, and its report
 """

@@ -28,8 +28,8 @@ from holdfast.participant import participant
 from holdfast.participant import reaper as reaper_module
 from holdfast.wire import Decision, Operation
 from tests.simulation import databases, world
+from tests.simulation.participant import GATEWAY
 from tests.simulation.seeds import warm_up
-from tests.simulation.service import GATEWAY
 
 SEEDS_MAX: Final = 1000
 LOST_COMMITS: Final = 3

@@ -6,7 +6,7 @@ from typing import Any, Final
 import httpx
 
 from app.api.schemas import BeginRequest
-from tests.chaos.notes import Note, slug_of
+from tests.harness.notes import Note, slug_of
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.scheduler import pass_time

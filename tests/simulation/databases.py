@@ -13,7 +13,7 @@ from sqlalchemy.pool import StaticPool
 from app.storage.engines import _begin_sqlite
 from app.storage.tables import metadata as coordinator_metadata
 from holdfast.fence.rows import branches_table
-from tests.chaos import ledger
+from tests.harness import ledger
 
 ACCOUNTS = 8
 

@@ -17,8 +17,8 @@ from app.engine.run import ObjectedError
 from app.main import assemble, recovery_of
 from app.settings import Settings
 from app.storage.errors import DatabaseUnavailableError
-from tests.simulation.disk import SimulatedJournal
 from tests.simulation.faults import Branch, Fault
+from tests.simulation.journal import SimulatedJournal
 from tests.simulation.network import Reply
 from tests.simulation.scheduler import Process, current, freeze, never
 

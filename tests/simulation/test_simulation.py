@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
+from tests.harness.repository import ROOT
 from tests.simulation.faults import Fault
-from tests.support.repository import ROOT
 
 PROGRAM = (
     "from tests.simulation.world import run_seed\n"

@@ -22,20 +22,20 @@ from app.protocol.values import FINAL, HungReason
 from app.settings import Settings
 from holdfast.fence import execution
 from holdfast.participant import reaper
-from tests.chaos import ledger
-from tests.chaos.checker import Violation
-from tests.chaos.notes import Note
-from tests.chaos.witness import Request
-from tests.simulation import service
+from tests.harness import ledger
+from tests.harness.checker import Violation
+from tests.harness.evidence import Request
+from tests.harness.notes import Note
+from tests.simulation import participant
 from tests.simulation.clients import Clients
 from tests.simulation.databases import empty_coordinator, empty_participant
 from tests.simulation.faults import Branch, Fault, Plan
-from tests.simulation.judge import Judge
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
+from tests.simulation.oracle import Judge
+from tests.simulation.participant import GATEWAY, Gateway, HandlerFailed, Service
 from tests.simulation.replica import Replica, answer
 from tests.simulation.scheduler import Process, Runaway, Scheduler, pass_time
-from tests.simulation.service import GATEWAY, Gateway, HandlerFailed, Service
 
 TRANSACTIONS: Final = 20
 BEGIN_WITHIN_S: Final = 3.0
@@ -304,7 +304,7 @@ def run_seed(
     """Run one seed; the same seed gives the same trace, wherever and whenever."""
     prepare()
     world = World(seed, transactions=transactions, without=without, keeps_timeline=keeps_timeline)
-    service.here = world
+    participant.here = world
     _ids.draw = world.draw
     _errors.world = world
     ledger.time = types.SimpleNamespace(monotonic=lambda: world.loop.now)  # type: ignore[assignment]

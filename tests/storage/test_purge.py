@@ -16,7 +16,7 @@ from app.storage.engines import make_engine
 from app.storage.purge import Purge, Purged
 from app.storage.tables import metadata
 from holdfast.wire import Decision
-from tests.storage.values import CAR, call, found, recorded, transaction, written
+from tests.harness.transactions import CAR, call, found, recorded, transaction, written
 
 FLIGHT = Branch(name="flight", participant="flight")
 LAST = transaction(10**12 - 1).id

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from app.protocol.values import Branch, Transaction
 from app.storage import tables
 from app.storage import transactions as transaction_rows
-from tests.storage.values import found, recorded, transactions, written
+from tests.harness.transactions import found, recorded, transactions, written
 
 any_number_in_one_database = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=80, deadline=None

@@ -16,8 +16,8 @@ from app.storage import participants as participant_rows
 from app.storage import transactions as transaction_rows
 from app.storage.participants import RegisteredParticipant
 from holdfast.wire import Decision
-from tests.conftest import on_servers
-from tests.storage.values import CAR, call, found, recorded, transaction, written
+from tests.harness.databases import on_servers
+from tests.harness.transactions import CAR, call, found, recorded, transaction, written
 
 URLS = replace(CAR, name="urls", participant=None)
 HUNG = replace(CAR, hung_reason=HungReason.CONFIRM_UNANSWERED)

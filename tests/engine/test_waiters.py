@@ -1,0 +1,74 @@
+"""Waiting clients: told at the moment it happens, wherever it happens, and never of what is not durable."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import Engine
+
+from app.engine.coordinator import UnknownTransactionError
+from app.engine.notifications import POLL_S
+from app.protocol.values import Transaction
+from holdfast.wire import Decision, Operation
+from tests.harness.network import SILENT, Network, Reply
+from tests.harness.replica import Node, begin_of, stored
+from tests.harness.virtual_time import in_virtual_time, now
+
+TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
+
+
+def decided(transaction: Transaction) -> bool:
+    return transaction.decision is not Decision.UNDECIDED
+
+
+@in_virtual_time
+async def test_it_is_told_at_the_moment_it_happens(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [Reply(delay_s=1.0)], ("car", CONFIRM): [Reply(delay_s=1.5)]})
+    async with Node(database_url, network) as node:
+        began = now()
+        begun = await node.coordinator.begin(begin_of())
+        at_decision = await node.coordinator.wait(begun.id, decided, 60.0)
+        assert stored(engine, begun.id).decision is at_decision.decision is Decision.CONFIRM
+        assert now() - began == pytest.approx(1.0, abs=0.01)
+        clients = [node.coordinator.wait(begun.id, lambda t: t.finished, 60.0) for _ in range(10)]
+        assert {it.phase for it in await asyncio.gather(*clients)} == {"confirmed"}
+        assert now() - began == pytest.approx(2.5, abs=0.01)
+        assert not node.coordinator._waiters._waiters
+    network.check(begun.id)
+
+
+@in_virtual_time
+async def test_when_the_time_is_up_it_gets_what_there_is(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT]})
+    async with Node(database_url, network) as node:
+        begun = await node.coordinator.begin(begin_of())
+        for timeout_s in (0.0, 0.7):
+            began = now()
+            seen = await node.coordinator.wait(begun.id, lambda t: t.finished, timeout_s)
+            assert (seen.phase, now() - began) == ("trying", pytest.approx(timeout_s, abs=0.01))
+        with pytest.raises(UnknownTransactionError):
+            await node.coordinator.wait("00000000-0000-7000-8000-000000000000", decided, 60.0)
+
+
+@in_virtual_time
+async def test_it_is_told_soon_of_what_happens_elsewhere(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [Reply(delay_s=1.1)]})
+    async with Node(database_url, network) as one, Node(database_url, network, recovers=False) as two:
+        begun = await one.coordinator.begin(begin_of())
+        ended = await two.end_of(begun.id)
+        assert now() - (ended.finished_at or 0) <= POLL_S + 0.01
+        assert two.coordinator.running == 0
+    network.check(begun.id)
+
+
+@in_virtual_time
+async def test_it_is_told_when_another_takes_over_and_ends_it(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT, Reply(delay_s=0.1)]})
+    async with Node(database_url, network, recovers=False) as asleep, Node(database_url, network) as other:
+        begun = await asleep.coordinator.begin(begin_of())
+        waiter = asyncio.create_task(asleep.end_of(begun.id))
+        asleep.gate.freeze()
+        await other.end_of(begun.id)
+        asleep.gate.thaw()
+        assert (await waiter).phase == "confirmed"
+        assert now() - (waiter.result().finished_at or 0) < 3.0
+    network.check(begun.id)

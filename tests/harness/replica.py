@@ -1,0 +1,244 @@
+"""One coordinator process, as far as a test can see it: everything but the sockets.
+
+A gate lies before and after everything that the outside can see: each write to the database and each call. There a
+process can be killed or frozen. A killed one is never scheduled again: whatever it still tries ends at the gate.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final, Self
+
+import httpx
+from sqlalchemy import Engine
+
+from app.calling.allowlist import AllowedEndpoints
+from app.calling.caller import Caller
+from app.calling.registry import Registry
+from app.engine.coordinator import Begin, Coordinator
+from app.engine.notifications import POLL_S
+from app.engine.recovery import Recovery
+from app.metrics import Metrics
+from app.protocol.policy import Policy
+from app.protocol.values import Branch, Transaction
+from app.storage import participants as participant_rows
+from app.storage import transactions as transaction_rows
+from app.storage.group_commit import Journal
+from app.storage.participants import RegisteredParticipant
+from tests.harness.databases import engine_with_tables
+from tests.harness.network import Network
+from tests.harness.virtual_time import VirtualLoop, in_thread, now
+
+POLICY: Final = Policy(
+    retry_base_s=0.2,
+    retry_cap_s=4.0,
+    hold_margin_s=30.0,
+    hung_attempts=3,
+    hung_after_s=20.0,
+    lease_s=1.5,
+    linger_s=0.3,
+)
+CALL_TIMEOUT_S: Final = 2.0
+BRANCHES: Final = ("flight", "hotel", "car")
+
+
+class Gate:
+    """Where a process is frozen, at the nth point that it passes, or killed or frozen when the test says so."""
+
+    def __init__(self, *, freeze_at: int | None = None) -> None:
+        self.points: list[str] = []
+        self.died = asyncio.Event()
+        self.froze = asyncio.Event()
+        self._freeze_at = freeze_at
+        self._open = asyncio.Event()
+        self._open.set()
+
+    async def passed(self, point: str) -> None:
+        await self.usable()
+        self.points.append(point)
+        if len(self.points) == self._freeze_at:
+            self.freeze()
+        await self.usable()
+
+    async def usable(self) -> None:
+        if self.died.is_set():
+            await asyncio.get_running_loop().create_future()
+        await self._open.wait()
+
+    @property
+    def is_closed(self) -> bool:
+        return self.died.is_set() or not self._open.is_set()
+
+    def kill(self) -> None:
+        self.died.set()
+
+    def freeze(self) -> None:
+        self._open.clear()
+        self.froze.set()
+
+    def thaw(self) -> None:
+        self._open.set()
+
+
+class GatedJournal(Journal):
+    """The journal of a process: its writes pass the gate on the way in and on the way out."""
+
+    def __init__(self, database_url: str, gate: Gate) -> None:
+        super().__init__(database_url)
+        self._gate = gate
+        self.writing = 0
+        self.started = asyncio.Event()
+        """Set when a write begins."""
+
+    async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
+        name = function.__name__
+        if function is not transaction_rows.claim:
+            await self._gate.passed(f"before {name}")
+        self.writing += 1
+        try:
+            await self._gate.usable()
+            self.started.set()
+            result = await in_thread(super().write(function, item))
+        finally:
+            self.writing -= 1
+        if function is not transaction_rows.claim or result:
+            await self._gate.passed(f"after {name}")
+        return result
+
+    async def read(self, function: Callable[..., Any], *args: Any) -> Any:
+        await self._gate.usable()
+        result = await super().read(function, *args)
+        await self._gate.usable()
+        return result
+
+
+class GatedTransport(httpx.AsyncBaseTransport):
+    """Carries calls from a process to the network; what has left arrives, whatever becomes of the process."""
+
+    def __init__(self, network: Network, gate: Gate) -> None:
+        self._network = network
+        self._gate = gate
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        what = f"{request.headers['tcc-operation']} {request.headers['tcc-branch']}"
+        await self._gate.passed(f"before {what}")
+        arrived = asyncio.create_task(self._network.handle(await request.aread()))
+        self._under_way.add(arrived)
+        arrived.add_done_callback(self._under_way.discard)
+        reply = await asyncio.shield(arrived)
+        await self._gate.passed(f"after {what}")
+        if reply.silent:
+            await asyncio.get_running_loop().create_future()
+        return httpx.Response(reply.status, json=reply.body, headers=reply.headers)
+
+
+class Node:
+    """A coordinator with its recovery; `async with` starts it and buries it."""
+
+    def __init__(
+        self,
+        database_url: str,
+        network: Network,
+        *,
+        freeze_at: int | None = None,
+        policy: Policy = POLICY,
+        inflight_max: int = 1000,
+        recovers: bool = True,
+    ) -> None:
+        self.gate = Gate(freeze_at=freeze_at)
+        self.journal = GatedJournal(database_url, self.gate)
+        self.transport = GatedTransport(network, self.gate)
+        self.registry = Registry(self.journal, allowed=AllowedEndpoints.parse("http://*:*"), call_timeout_s=2.0)
+        self.metrics = Metrics()
+        self.told: list[str] = []
+        self.coordinator = Coordinator(
+            journal=self.journal,
+            caller=Caller(self.transport, response_max_bytes=65_536, calls_max=1000, clock=now),
+            registry=self.registry,
+            policy=policy,
+            metrics=self.metrics,
+            inflight_max=inflight_max,
+            clock=now,
+            poll_s=lambda: POLL_S,
+            tell=self.told.append,
+        )
+        self.recovery = Recovery(
+            journal=self.journal,
+            coordinator=self.coordinator,
+            registry=self.registry,
+            metrics=self.metrics,
+            lease_s=policy.lease_s,
+            clock=now,
+        )
+        self._recovers = recovers
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.before_jump.append(self.check_no_connection_held)
+        await self.registry.refresh()
+        if self._recovers:
+            await self.recovery.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End it without its taking part: what it holds in memory is gone."""
+        self.gate.kill()
+        tasks = [*self.coordinator._tasks, *filter(None, [self.recovery.task.task])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.journal.close()
+
+    def check_no_connection_held(self) -> None:
+        """Rule 8: while time passes, all that anybody waits for is an answer or a timer."""
+        if not self.gate.is_closed:
+            held = self.journal.engine.pool.checkedout()  # type: ignore[attr-defined]
+            assert held == self.journal.writing == 0, f"{held} connections are held while time passes"
+
+    async def finish(self, begin: Begin) -> Transaction:
+        """What a client does: begin, and wait for the end."""
+        begun = await self.coordinator.begin(begin)
+        return await self.end_of(begun.id)
+
+    async def end_of(self, transaction_id: str) -> Transaction:
+        ended = await self.coordinator.wait(transaction_id, lambda t: t.finished, 600.0)
+        assert ended.finished, f"still {ended.phase} after ten minutes"
+        return ended
+
+
+def make_schema(database_url: str) -> Engine:
+    """An engine of the test's own on a database with the tables and the three participants."""
+    engine = engine_with_tables(database_url)
+    register_participants(engine)
+    return engine
+
+
+def register_participants(engine: Engine) -> None:
+    """Flight, hotel and car, which Network plays."""
+    entries = [
+        RegisteredParticipant(name=name, base_url=f"http://{name}", call_timeout_s=None, concurrency_max=64)
+        for name in BRANCHES
+    ]
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        participant_rows.put_participants(connection, entries)
+
+
+def stored(engine: Engine, transaction_id: str) -> Transaction:
+    """The transaction as anybody else sees it."""
+    with engine.connect() as connection:
+        found = transaction_rows.find(connection, transaction_id)
+    assert found is not None
+    return found
+
+
+def begin_of(*names: str, **fields: Any) -> Begin:
+    """A transaction of these branches, each at the participant of its name; all three if none is named."""
+    branches = tuple(Branch(name=name, participant=name, payload={"for": name}) for name in names or BRANCHES)
+    return replace(Begin(branches=branches, timeout_s=30.0), **fields)
+
+
+async def settled(*awaited: Awaitable[Any]) -> list[Any]:
+    """The results of all, exceptions among them."""
+    return await asyncio.gather(*awaited, return_exceptions=True)

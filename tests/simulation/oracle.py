@@ -1,0 +1,230 @@
+"""What is checked: at each call that leaves, and at the end by the rules of tests/harness/checker.py.
+
+Evidence comes from what participants did and what clients were told; of the coordinator's tables only what a call
+presupposes is looked at, the moment the call leaves.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any, Final
+
+from tests.harness import ledger
+from tests.harness.checker import Violation, check
+from tests.harness.evidence import Account, Effect, Evidence, HistoryCall, Hold, known_of
+from tests.harness.ledger import CHANGES
+from tests.simulation.databases import ACCOUNTS
+from tests.simulation.faults import Branch
+from tests.simulation.participant import GATEWAY
+from tests.simulation.scheduler import EPOCH
+
+DECISION: Final = "SELECT decision, decided_at, deadline FROM transactions WHERE id = ?"
+SKEW_MAX_S: Final = 0.6
+"""What the clocks of two replicas differ by at the most: twice the offset, and a percent each way of a run."""
+Call = tuple[str, str, str, str]
+"""Life of a replica, transaction, branch, operation."""
+NOT_FOR_CONFLICTS: Final = frozenset(
+    {
+        "everything_finished",
+        "nobody_refuses_what_was_decided",
+        "participants_agree",
+        "effects_are_the_outcome",
+        "history_explains_the_end",
+    }
+)
+"""Rules that a transaction breaks of which a hold was given up at its hard limit; it must be reported instead."""
+NOT_FOR_THE_REACQUIRED: Final = frozenset({"each_effect_once", "participants_agree", "effects_are_the_outcome"})
+"""Rules that do not count what was given up and acquired again: `_check_reacquired` does."""
+
+
+class Judge:
+    """Collects violations of one seed."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self.violations: list[Violation] = []
+        self._decided: dict[str, str] = {}
+        self._under_way: Counter[Call] = Counter()
+        self._first_try_left: dict[tuple[str, str], float] = {}
+        self._calls_of_the_overtaken: dict[tuple[str, str], Counter[Call]] = {}
+        self._holds_for: dict[tuple[str, str], float] = {}
+
+    def violated(self, rule: str, transaction_id: str | None, what: str) -> None:
+        self._world.tell("VIOLATION", rule, "", f"{what} {transaction_id or ''}")
+        self.violations.append(Violation(rule, transaction_id, what))
+
+    def call_leaves(self, life: str, transaction_id: str, branch: str, operation: str) -> Call:
+        """Rules 1, 2, 3 and 6 of the contract: what a call presupposes, the moment it leaves."""
+        call = (life, transaction_id, branch, operation)
+        row = self._world.database.execute(DECISION, (transaction_id,)).fetchone()
+        if row is None:
+            self.violated("durable_before_the_call", transaction_id, f"{operation} left, and there is no record")
+        elif operation == "try":
+            self._first_try_left.setdefault((transaction_id, branch), self._world.loop.now)
+        else:
+            if row[0] != operation:
+                self.violated("durable_before_the_call", transaction_id, f"{operation} left, durable is {row[0]}")
+            if (life, transaction_id, branch, "try") in self._under_way:
+                self.violated("cancel_waits_for_its_try", transaction_id, f"{branch}: {life} still waits for its Try")
+            if self._decided.setdefault(transaction_id, operation) != operation:
+                self.violated("decision_never_changes", transaction_id, f"now {operation}")
+            elif operation == "confirm" and row[0] == operation:
+                self._check_limits(transaction_id, row[1], row[2])
+        if self._world.owners.get(transaction_id, life) != life:
+            self._check_overtaken(call)
+        self._under_way[call] += 1
+        return call
+
+    def took(self, life: str, transaction_id: str) -> None:
+        """It has the transaction now, perhaps again: what it did when it was overtaken is over."""
+        self._calls_of_the_overtaken.pop((life, transaction_id), None)
+
+    def _check_overtaken(self, call: Call) -> None:
+        """Whoever was overtaken finds out by the save that precedes a call: what was saved by then may still leave."""
+        self._world.plan.count(Branch.OVERTAKEN_CALL)
+        calls = self._calls_of_the_overtaken.setdefault(call[:2], Counter())
+        calls[call] += 1
+        if calls[call] > 1:
+            self.violated("the_overtaken_stop", call[1], f"{call[0]} calls {call[2]} again")
+
+    def call_ends(self, call: Call) -> None:
+        self._under_way[call] -= 1
+        if not self._under_way[call]:
+            del self._under_way[call]
+
+    def held(self, transaction_id: str, branch: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """A Try was answered: for how long its participant said that it holds."""
+        said = dict(headers).get(b"tcc-hold-ttl")
+        if said is not None:
+            self._holds_for[transaction_id, branch] = float(said)
+
+    def _check_limits(self, transaction_id: str, decided_at: float, deadline: float) -> None:
+        """Confirm is decided before the deadline, and while every hold lasts."""
+        if decided_at > deadline:
+            self.violated("confirmed_in_time", transaction_id, "confirm was decided after the deadline")
+        for (id_, branch), first in self._first_try_left.items():
+            ttl_s = self._holds_for.get((id_, branch)) if id_ == transaction_id else None
+            if ttl_s is not None and decided_at - EPOCH - SKEW_MAX_S > first + ttl_s:
+                late_s = decided_at - EPOCH - first - ttl_s
+                self.violated("confirmed_in_time", transaction_id, f"{branch}: {late_s:.2f} s after its hold's end")
+
+    def check_end(self, listed: list[Any], hung: set[str], calls: dict[str, list[Any]]) -> None:
+        """Everything that can be said when all is over."""
+        world = self._world
+        effects = [*world.gateway.effects]
+        holds: list[Hold] = []
+        accounts: list[Account] = []
+        conflicts: set[str] = set()
+        again: set[tuple[str, str]] = set()
+        for service in world.services:
+            connection = world.databases[service.name]
+            rows = connection.execute(
+                "SELECT transaction_id, branch, operation, kind, account, amount, at FROM effects ORDER BY position"
+            )
+            for id_, branch, operation, kind, account, amount, at in rows:
+                effects.append(
+                    Effect(
+                        participant=service.name,
+                        transaction_id=id_,
+                        branch=branch,
+                        operation=operation,
+                        kind=kind,
+                        account=account,
+                        amount=amount,
+                        at=at,
+                    )
+                )
+            rows = connection.execute("SELECT transaction_id, branch, state, acquisition FROM holdfast_branches")
+            for id_, branch, state, acquisition in rows:
+                if acquisition > 1:
+                    again.add((id_, branch))
+                if state == "expired":
+                    conflicts.add(id_)
+                elif state not in ("confirmed", "cancelled"):
+                    holds.append(Hold(participant=service.name, transaction_id=id_, branch=branch, state=state))
+            if service.name != GATEWAY:
+                accounts += service.accounts(connection)
+        if GATEWAY in world.service_names:
+            accounts += [
+                Account(participant=GATEWAY, account=number, **columns)
+                for number, columns in world.gateway.accounts.items()
+            ]
+        strangers = world.strangers
+        effects = [effect for effect in effects if effect.transaction_id not in strangers]
+        known = {item["id"]: replace(known_of(item), hung=item["hung"] or item["id"] in hung) for item in listed}
+        conflicts = {id_ for id_ in conflicts if id_ in known and known[id_].decision == "confirm"}
+        total = ledger.OPENING_BALANCE * ACCOUNTS * len(world.services)
+        evidence = Evidence(
+            opening_balance=ledger.OPENING_BALANCE,
+            opening_total=total + sum(_made(effect) for effect in effects if effect.transaction_id in conflicts),
+            requests=[request for request in world.requests if request.transaction_id not in strangers],
+            effects=effects,
+            accounts=accounts,
+            holds=holds,
+            notes=sorted(world.notes, key=lambda note: note.seen_at),
+            known=known,
+            histories={
+                id_: [HistoryCall(**{name: call[name] for name in ("branch", "operation", "answer")}) for call in made]
+                for id_, made in calls.items()
+            },
+        )
+        for violation in check(evidence):
+            if violation.transaction_id in conflicts and violation.rule in NOT_FOR_CONFLICTS:
+                continue
+            if violation.rule in NOT_FOR_THE_REACQUIRED and any(violation.transaction_id == id_ for id_, _ in again):
+                continue
+            self.violated(violation.rule, violation.transaction_id, violation.what)
+        self._check_conflicts(conflicts, listed)
+        self._check_reacquired(again - {(id_, branch) for id_, branch in again if id_ in conflicts}, effects)
+        self._check_calm()
+        for item in listed:
+            self._check_audit(item)
+
+    def _check_conflicts(self, conflicts: set[str], listed: list[Any]) -> None:
+        """A hold that was given up and a confirm that came late: reported, never silent."""
+        for item in listed:
+            if item["id"] not in conflicts:
+                continue
+            self._world.plan.count(Branch.CONFLICT)
+            resolutions = [branch["resolution"] for branch in item["branches"] if branch["resolution"]]
+            if item["outcome"] is None:
+                reported = item["hung"] and item["hung_reason"] == "confirm_refused"
+            else:
+                reported = item["outcome"] == "mixed" and bool(resolutions)
+            if not reported:
+                self.violated("conflicts_are_reported", item["id"], "a hold was given up, and nothing says so")
+            for resolution in resolutions:
+                if not all(resolution[what] for what in ("as", "by", "at", "reason")):
+                    self.violated("audit_is_complete", item["id"], f"resolved, but who, when or why: {resolution}")
+
+    def _check_reacquired(self, again: set[tuple[str, str]], effects: list[Effect]) -> None:
+        """A hold that was given up and acquired again: given back once for each time but the last."""
+        for id_, branch in again:
+            self._world.plan.count(Branch.REACQUIRED)
+            done = Counter(it.operation for it in effects if (it.transaction_id, it.branch) == (id_, branch))
+            if done["confirm"] > 1 or done["try"] != done["cancel"] + done["confirm"]:
+                self.violated("reacquired_once", id_, f"{branch} did {dict(done)}")
+
+    def _check_calm(self) -> None:
+        """Where nothing goes wrong nothing is repeated, and nobody takes anything from anybody."""
+        if self._world.plan.is_calm:
+            for what in (Branch.REPEATED, Branch.STALE, Branch.ADOPTED):
+                if self._world.plan.fired[what]:
+                    self.violated("calm_seeds_are_calm", None, what)
+
+    def _check_audit(self, item: Any) -> None:
+        """Who decided, when and why."""
+        id_, reason = item["id"], item["reason"]
+        if item["decision"] != "undecided" and item["decided_at"] is None:
+            self.violated("audit_is_complete", id_, "decided, and nothing says when")
+        if item["outcome"] is not None and item["finished_at"] is None:
+            self.violated("audit_is_complete", id_, "ended, and nothing says when")
+        if item["decision"] == "cancel" and (reason is None or not reason["code"]):
+            self.violated("audit_is_complete", id_, "cancelled, and nothing says why")
+        if reason is not None and reason["code"] == "refused" and not (reason["branch"] and reason["detail"]):
+            self.violated("audit_is_complete", id_, "refused, and nothing says by whom and why")
+
+
+def _made(effect: Effect) -> int:
+    """What an effect adds to all that there is."""
+    changes = CHANGES[effect.kind, effect.operation]
+    return effect.amount * (changes.get("balance", 0) + changes.get("held", 0))

@@ -1,0 +1,296 @@
+"""One participant: the SDK on a database of its own, run without threads, and its restarts.
+
+`gateway` is the two-step one: its effects are outside of its database, under idempotency keys.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import httpx
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.requests import Request as StarletteRequest
+
+from holdfast import Hold, Participant, Refused
+from holdfast.fence.database import Database
+from holdfast.fence.execution import CrashPoint
+from holdfast.participant import inquiry
+from holdfast.participant.routes import _route
+from holdfast.wire import Operation
+from tests.harness import ledger
+from tests.harness.evidence import Account, Effect, Request
+from tests.harness.ledger import CHANGES, Movement
+from tests.harness.notes import Note, slug_of
+from tests.simulation.databases import ACCOUNTS, participant_engine
+from tests.simulation.direct_sqlite import LeanSession
+from tests.simulation.faults import Branch, Fault
+from tests.simulation.journal import DriverError
+from tests.simulation.network import Reply
+from tests.simulation.scheduler import Process, current, never, pass_time
+
+GATEWAY = "gateway"
+WORK_S = (0.0005, 0.005)
+SLOW_S = (0.05, 0.8)
+REAP_INTERVAL_S = 0.5
+ASK_TIMEOUT_S = 0.5
+
+
+class HandlerFailed(Exception):
+    """What a handler raises that fails."""
+
+
+class Died(BaseException):
+    """The process dies here."""
+
+
+here: Any = None
+"""The world that runs now: handlers belong to participants, which outlive seeds."""
+
+
+class FlakySession(LeanSession):
+    """A session whose commits fail, before or after they are done."""
+
+    def commit(self) -> None:
+        if here.plan.hits(Fault.PARTICIPANT_DATABASE_FAILED):
+            raise OperationalError("simulated", None, DriverError())
+        super().commit()
+        if here.plan.hits(Fault.PARTICIPANT_COMMIT_REPLY_LOST):
+            raise OperationalError("simulated", None, DriverError())
+
+
+class InlineDatabase(Database):
+    """Runs units of work at once, with some time before and after."""
+
+    async def run(self, work: Callable[..., Any]) -> Any:
+        draw = here.draw
+        slow = here.plan.hits(Fault.PARTICIPANT_SLOW)
+        await pass_time(draw.uniform(*(SLOW_S if slow else WORK_S)))
+        crashes = here.plan.hits(Fault.PARTICIPANT_CRASH_AT_COMMIT)
+        try:
+            if crashes and draw.random() < 0.5:
+                raise Died
+            result = self._run_here(work)
+            if crashes:
+                raise Died
+        except Died:
+            current().kill()
+            await never()
+        await pass_time(draw.uniform(*WORK_S))
+        return result
+
+
+@cache
+def participant_named(name: str) -> Participant:
+    """The participant with its handlers, which every seed copies."""
+    sessions = sessionmaker(participant_engine(name), class_=FlakySession)
+    participant = Participant(
+        name, sessions, coordinator_url="http://replica", two_step=name == GATEWAY, handler_timeout_s=0.3
+    )
+    change = _outside if name == GATEWAY else _inside
+
+    @participant.on_try
+    def hold_it(hold: Hold[Movement], session: Session) -> dict[str, str]:
+        _may_fail()
+        if here.plan.hits(Fault.HANDLER_REFUSES):
+            raise Refused("not today")
+        change(session, hold, "try")
+        return {"hold": hold.idempotency_key}
+
+    @participant.on_confirm
+    def make_it_final(hold: Hold[Movement], session: Session) -> None:
+        _may_fail()
+        change(session, hold, "confirm")
+
+    @participant.on_cancel
+    def give_it_back(hold: Hold[Movement], session: Session) -> None:
+        _may_fail()
+        if hold.attempt == 0:
+            here.plan.count(Branch.REAPED)
+        change(session, hold, "cancel")
+
+    return participant
+
+
+def _may_fail() -> None:
+    if here.plan.hits(Fault.HANDLER_FAILS):
+        raise HandlerFailed
+
+
+def _inside(session: Session, hold: Hold[Movement], operation: str) -> None:
+    ledger._change(session, hold, operation)
+
+
+def _outside(_session: Session, hold: Hold[Movement], operation: str) -> None:
+    here.gateway.change(hold, operation)
+    _may_fail()
+
+
+class Gateway:
+    """A system outside, which knows idempotency keys and survives everything."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._done: dict[str, list[str]] = {}
+        self.effects: list[Effect] = []
+        self.accounts = {
+            number: {"balance": ledger.OPENING_BALANCE, "held": 0, "incoming": 0} for number in range(ACCOUNTS)
+        }
+
+    def change(self, hold: Hold[Movement], operation: str) -> None:
+        done = self._done.setdefault(hold.idempotency_key, [])
+        if operation in done:
+            return
+        if operation == "cancel" and "try" not in done:
+            done.append("cancel")  # and a Try that comes later finds the key void
+            return
+        if operation == "try" and "cancel" in done:
+            raise Refused("void")
+        movement, account = hold.payload, self.accounts[hold.payload.account]
+        if (movement.kind, operation) == ("debit", "try") and account["balance"] < movement.amount:
+            raise Refused("insufficient funds")
+        for name, sign in CHANGES[movement.kind, operation].items():
+            account[name] += sign * movement.amount
+        done.append(operation)
+        what = {"transaction_id": hold.transaction_id, "branch": hold.branch, "operation": operation}
+        self.effects.append(Effect(participant=GATEWAY, at=self._now(), **what, **movement.model_dump()))
+
+
+class Line(httpx.AsyncBaseTransport):
+    """Carries a participant's questions to any replica."""
+
+    def __init__(self, world: Any, name: str) -> None:
+        self._world = world
+        self._name = name
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        world, transaction_id = self._world, request.url.path.split("/")[-2]
+        replica = world.draw.randrange(len(world.replicas))
+        sent_at = world.loop.now
+        label = f"asks {world.short(transaction_id)}"
+        question = ("decision", transaction_id)
+        topic = (self._name, "asks", transaction_id)
+        status, document = await world.network.exchange(self._name, f"replica-{replica}", question, topic, label)
+        told = document.get("decision")
+        if status == 404:
+            world.plan.count(Branch.TOLD_UNKNOWN)
+        if transaction_id not in world.strangers:
+            self._note(transaction_id, replica, sent_at, status, document)
+        world.tell("told", f"replica-{replica}", self._name, f"{world.short(transaction_id)} {told or status}")
+        return httpx.Response(status, json=document)
+
+    def _note(self, transaction_id: str, replica: int, sent_at: float, status: int, document: Any) -> None:
+        world = self._world
+        world.notes.append(
+            Note(
+                kind="inquiry",
+                replica=replica,
+                sent_at=sent_at,
+                seen_at=world.loop.now,
+                status=status,
+                transaction_id=transaction_id,
+                decision=document.get("decision"),
+                problem=slug_of(document),
+            )
+        )
+
+
+_TOLD = {
+    inquiry.Verdict.CONFIRM: Branch.TOLD_CONFIRM,
+    inquiry.Verdict.CANCEL: Branch.TOLD_CANCEL,
+    inquiry.Verdict.UNDECIDED: Branch.TOLD_UNDECIDED,
+    inquiry.Verdict.UNREACHABLE: Branch.UNREACHABLE,
+}
+
+
+class Service:
+    """`life` is the process that runs now."""
+
+    def __init__(
+        self, world: Any, name: str, *, hold_ttl_max_s: float | None, hold_max_s: float | None, reacquires: bool
+    ) -> None:
+        self.world = world
+        self.name = name
+        self.hold_ttl_max_s = hold_ttl_max_s
+        self.hold_max_s = hold_max_s
+        self.reacquires = reacquires
+        self.life: Process | None = None
+        self.lives = 0
+        self.offset_s = 0.0
+        self.rate = 1.0
+        self._answers: dict[str, Any] = {}
+        world.network.places[name] = self._place
+
+    def boot(self) -> None:
+        world = self.world
+        self.lives += 1
+        life = self.life = Process(world.loop, f"{self.name}.{self.lives}")
+        life.clock_offset_s, life.clock_rate = self.offset_s, self.rate
+        life.changed = lambda what, process: world.tell(what, process.name, "", "")
+        world.tell("boots", life.name, "", "")
+        life.context.run(self._assemble, life)
+
+    def _assemble(self, life: Process) -> None:
+        template = participant_named(self.name)
+        participant = copy.copy(template)
+        participant._rules = replace(
+            template._rules,
+            clock=life.clock,
+            jitter=self.world.draw.random,
+            probe=self._probe,
+            hold_ttl_max_s=self.hold_ttl_max_s,
+            hold_max_s=self.hold_max_s,
+            reacquire=self.reacquires,
+            lease_s=0.6,
+        )
+        participant._database = InlineDatabase(template._database._sync)  # type: ignore[arg-type]
+        self._answers = {f"/{operation.value}": _route(operation, participant._receive) for operation in Operation}
+        transport = Line(self.world, self.name)
+
+        async def ask(transaction_id: str) -> inquiry.Answered:
+            answered = await inquiry.ask(transport, "http://replica", transaction_id, timeout_s=ASK_TIMEOUT_S)
+            self.world.plan.count(_TOLD[answered.verdict])
+            return answered
+
+        life.spawn(participant._reaper(ask).run_for_ever(REAP_INTERVAL_S))
+
+    def _probe(self, point: CrashPoint) -> None:
+        if here.plan.hits(Fault.PARTICIPANT_CRASH_AT_COMMIT):
+            raise Died
+
+    def _place(self) -> Any:
+        life = self.life
+        return None if life is None or life.dead else (life, self._serve)
+
+    async def _serve(self, message: tuple[str, Any, bytes]) -> Reply:
+        path, headers, body = message
+        world = self.world
+        named = dict(headers)
+        transaction_id, branch = named[b"tcc-transaction-id"].decode(), named[b"tcc-branch"].decode()
+        arrived_at, operation = world.loop.now, path.rpartition("/")[2]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        request = Request(
+            participant=self.name,
+            operation=operation,
+            transaction_id=transaction_id,
+            branch=branch,
+            attempt=int(named[b"tcc-attempt"]),
+            arrived_at=arrived_at,
+        )
+        place = len(world.requests)
+        world.requests.append(request)
+        response = await self._answers[f"/{operation}"](StarletteRequest(scope, receive))
+        world.requests[place] = replace(request, answered_at=world.loop.now, status=response.status_code)
+        if operation == "try" and response.status_code == 409 and b"already-cancelled" in response.body:
+            world.plan.count(Branch.LATE_TRY)
+        return Reply(response.status_code, response.raw_headers, response.body)
+
+    def accounts(self, connection: Any) -> list[Account]:
+        rows = connection.execute("SELECT account, balance, held, incoming FROM accounts")
+        return [Account(participant=self.name, account=a, balance=b, held=h, incoming=i) for a, b, h, i in rows]

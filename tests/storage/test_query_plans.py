@@ -1,0 +1,223 @@
+"""The plan of every statement that is made often uses the index that it is to use, and reads no table from end to end.
+
+Some thousand rows, nearly all of them finished, as in a database that has been in use for long.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+from sqlalchemy import Connection, Engine, event, insert, text
+
+from app.protocol.values import Branch, HungReason, Transaction
+from app.storage import calls as call_rows
+from app.storage import hung_branches, purge, queries
+from app.storage import participants as participant_rows
+from app.storage import tables as tables_module
+from app.storage import transactions as transaction_rows
+from app.storage.participants import RegisteredParticipant
+from app.storage.transactions import Claim
+from holdfast.wire import Decision
+from tests.harness.transactions import call, transaction, written
+
+ROWS: Final = 12_000
+ONE: Final = transaction(ROWS // 2 + 1)
+BRANCHES: Final = (Branch(name="car", participant="car"), Branch(name="hotel", participant="hotel"))
+HANGS: Final = replace(BRANCHES[0], hung_reason=HungReason.CONFIRM_UNANSWERED)
+
+
+def some(number: int) -> Transaction:
+    """One in a hundred hangs, one in fifty is under way, one in twenty was cancelled; the others are confirmed."""
+    it = transaction(number, *BRANCHES, name="refund" if number % 10 == 1 else "order", reference=f"r-{number}")
+    if number % 100 == 7:
+        return replace(it, branches=(HANGS, BRANCHES[1]), decision=Decision.CONFIRM, hung_since=float(number))
+    if number % 50 == 3:
+        return replace(it, decision=Decision.CONFIRM)
+    decision = Decision.CANCEL if number % 20 == 5 else Decision.CONFIRM
+    return replace(it, decision=decision, finished_at=number + 1.0, wake_at=None)
+
+
+@pytest.fixture
+def full(engine: Engine) -> Engine:
+    """The database with its rows."""
+    many = [some(number) for number in range(ROWS)]
+    for first in range(0, ROWS, 1000):
+        items = [
+            transaction_rows.NewRecord(transaction=it, idempotency_key=f"key-{it.id}", request_hash="x" * 64)
+            for it in many[first : first + 1000]
+        ]
+        written(engine, transaction_rows.record, *items)
+        written(
+            engine, call_rows.add_calls, *(tuple(call(it, n) for n in range(3)) for it in many[first : first + 1000])
+        )
+    hung = [row for it in many for row in hung_branches._rows(it)]
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        connection.execute(insert(tables_module.hung_branches), hung)
+        participant_rows.put_participants(
+            connection,
+            [RegisteredParticipant(name="car", base_url="http://car", call_timeout_s=None, concurrency_max=1)],
+        )
+    if engine.dialect.name == "postgresql":  # it does this by itself, and SQLite never does
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+    return engine
+
+
+Statement = tuple[Callable[..., Any], tuple[Any, ...], set[str]]
+
+
+def reading(function: Callable[..., Any], *args: Any, uses: str) -> Statement:
+    return function, args, set(uses.split())
+
+
+def writing(function: Callable[..., Any], item: Any, uses: str) -> Statement:
+    return function, ([item],), set(uses.split())
+
+
+def newest(uses: str, before_id: str | None = ONE.id, **wanted: Any) -> Statement:
+    return reading(queries.list_newest, queries.Filter(**wanted), 10, before_id, uses=uses)
+
+
+def claim(uses: str, **fields: Any) -> Statement:
+    return writing(
+        transaction_rows.claim, Claim(due_by=ROWS + 100.0, lease_until=ROWS + 200.0, limit=50, **fields), uses=uses
+    )
+
+
+ID, MEMBERS = "pk_transactions", "pk_transaction_participants"
+SAVED = replace(some(53), version=1)
+STATEMENTS: Final[dict[str, Statement]] = {
+    "find": reading(transaction_rows.find, ONE.id, uses=ID),
+    "decision": reading(queries.find_decision, ONE.id, uses=ID),
+    "key": reading(transaction_rows.is_key_taken, "key-1", uses="uq_transactions_idempotency_key"),
+    "calls": reading(call_rows.list_calls, ONE.id, 100, 0, uses="ix_calls_transaction_id_id"),
+    "record": writing(
+        transaction_rows.record,
+        transaction_rows.NewRecord(transaction=transaction(ROWS + 1), idempotency_key="new"),
+        uses="uq_transactions_idempotency_key",
+    ),
+    "save": writing(transaction_rows.save, transaction_rows.Save(before=SAVED, after=SAVED), uses=ID),
+    "claim": claim("ix_transactions_wake_at pk_transactions", hung=False),
+    "claim what hangs": claim("ix_transactions_hung_wake_at pk_transactions", hung=True),
+    "claim one": claim(ID, transaction_id=some(53).id),
+    "release": writing(
+        transaction_rows.release_leases, 1e9, uses="ix_transactions_wake_at ix_transactions_hung_wake_at"
+    ),
+    "next": reading(transaction_rows.next_wake_at, uses="ix_transactions_wake_at ix_transactions_hung_wake_at"),
+    "count": reading(queries.count_unfinished, uses="ix_transactions_wake_at"),
+    "list": newest(ID),
+    "list, first page": newest(ID, None),
+    "list, phase": newest("", phase="confirmed"),
+    "list, rare phase": newest("ix_transactions_phase_id", phase="cancelled"),
+    "list, name": newest("ix_transactions_name_id", name="refund"),
+    "list, reference": newest("ix_transactions_reference_id", reference="r-17"),
+    "list, participant": newest(MEMBERS, participant="car"),
+    "list, hung": newest("", hung=True),
+    "list, not hung": newest(ID, hung=False),
+    "list, phase and name": newest("ix_transactions_phase_id", phase="cancelled", name="order"),
+    "list, participant and name": newest(MEMBERS, participant="car", name="refund"),
+    "list, everything": newest(
+        "ix_transactions_reference_id", reference="r-17", phase="confirmed", participant="car", name="a", hung=False
+    ),
+    "hung": reading(queries.list_hung, queries.HungFilter(), 10, None, uses="ix_transactions_hung_since_id"),
+    "hung, further": reading(
+        queries.list_hung, queries.HungFilter(), 10, (ROWS / 2, ONE.id), uses="ix_transactions_hung_since_id"
+    ),
+    "hung, participant": reading(
+        queries.list_hung, queries.HungFilter(participant="car"), 10, None, uses="ix_transactions_hung_since_id"
+    ),
+    "purge": writing(
+        purge.purge,
+        purge.Purge(finished_by=1e9, after_id=some(900).id, before_id=ONE.id, limit=20, export=list),
+        uses=f"pk_transactions ix_calls_transaction_id_id {MEMBERS}",
+    ),
+    "unregister": writing(participant_rows.delete_participants, "car", uses="ix_transactions_wake_at"),
+}
+READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|transaction_participants|calls)\b(?! USING)")
+"""What is registered, and what hangs, may be read whole; and of SQLite an index from one end on."""
+SORTS: Final = re.compile(r"Sort|TEMP B-TREE")
+IN_ORDER: Final = {"claim", "claim what hangs", "hung", "hung, further"}
+"""What takes its first rows from an index in its order, however many there are."""
+
+
+@contextmanager
+def made(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+    """The statements that are made meanwhile, each with its parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_c: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
+        if not statement.startswith(("INSERT", "EXPLAIN")):
+            seen.append((statement, parameters[0] if many else parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(engine, "before_cursor_execute", note)
+
+
+def plan(connection: Connection, statement: str, parameters: Any) -> list[str]:
+    """The lines of the database's plan, with SQLite's names of primary keys as they are elsewhere."""
+    explain = "EXPLAIN " if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+    rows = connection.exec_driver_sql(explain + statement, parameters)
+    return [re.sub(r"sqlite_autoindex_(\w+)_1\b", r"pk_\1", str(row[-1])) for row in rows]
+
+
+def faults(engine: Engine, connection: Connection) -> dict[str, list[str]]:
+    """The statements whose plan is not as wanted: an index that is not used, a table that is read from end to end."""
+    found: dict[str, list[str]] = {}
+    for name, (function, args, uses) in STATEMENTS.items():
+        with connection.begin_nested() as savepoint, made(engine) as statements:
+            function(connection, *args)
+            lines = [line for it in statements for line in plan(connection, *it)]
+            savepoint.rollback()
+        whole = [line for line in lines if READS_ALL.search(line)]
+        missing = [index for index in uses if not any(re.search(rf"\b{index}\b", line) for line in lines)]
+        sorts = [line for line in lines if SORTS.search(line)] if name in IN_ORDER else []
+        if whole or missing or sorts:
+            found[name] = [*missing, *whole, *sorts]
+    return found
+
+
+INDEXES: Final = {
+    "ix_transactions_wake_at": {"claim", "next", "count", "release", "unregister"},
+    "ix_transactions_hung_wake_at": {"claim what hangs"},
+    "ix_transactions_hung_since_id": {"hung", "hung, further"},
+    "ix_transactions_phase_id": {"list, rare phase", "list, phase and name"},
+    "ix_transactions_name_id": {"list, name"},
+    "ix_transactions_reference_id": {"list, reference"},
+    "uq_transactions_idempotency_key": {"key", "record"},
+    "ix_calls_transaction_id_id": {"calls", "purge"},
+}
+"""Indexes, and what needs each."""
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_every_statement_uses_its_index_and_misses_one_that_is_gone(full: Engine) -> None:
+    with full.execution_options(holdfast_writes=True).connect() as connection, connection.begin() as whole:
+        assert faults(full, connection) == {}
+        for index, needed_by in INDEXES.items():
+            with connection.begin_nested() as savepoint:
+                connection.execute(text(f"DROP INDEX {index}"))
+                assert needed_by <= faults(full, connection).keys(), index
+                savepoint.rollback()
+        whole.rollback()
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_on_mariadb_no_statement_reads_a_large_table_whole(full: Engine) -> None:
+    """Indexes there hold all rows, and which one is used is left to the optimizer's statistics."""
+    whole: dict[str, list[str]] = {}
+    with full.begin() as connection:
+        for name in ("transactions", "transaction_participants", "calls"):
+            connection.execute(text(f"ANALYZE TABLE {name}"))
+    with full.connect() as connection:
+        for name, (function, args, _) in STATEMENTS.items():
+            with connection.begin_nested() as savepoint, made(full) as statements:
+                function(connection, *args)
+                plans = [row for it in statements for row in connection.exec_driver_sql(f"EXPLAIN {it[0]}", it[1])]
+                savepoint.rollback()
+            read_whole = [row for row in plans if row.type == "ALL" and int(row.rows) > ROWS / 10]
+            whole[name] = [row.table for row in read_whole if not row.table.startswith("<")]  # what a subquery found
+    assert {name: tables for name, tables in whole.items() if tables} == {}
