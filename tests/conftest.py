@@ -2,17 +2,33 @@
 
 The PostgreSQL and MariaDB servers are real and start with the first test that asks for them; each test gets a fresh,
 empty database. `engine` creates the coordinator's tables in it.
+
+What Hypothesis draws is bounded, and the same every time: a run of the tests is no lottery, and no slow machine makes
+one fail. `make fuzz` is one: it draws anew, and more.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine
 
+from tests.harness.budget import TIMES
 from tests.harness.databases import URL_FIXTURES, engine_with_tables
 from tests.harness.mariadb import MariadbServer, why_no_mariadb
 from tests.harness.postgres import PostgresServer
+
+settings.register_profile(
+    "holdfast",
+    max_examples=150 * TIMES,
+    deadline=None,
+    derandomize=TIMES == 1,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+)
+settings.load_profile("holdfast")
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def telling_names(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
 
 @rule
 def variables_have_names(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree) if path.startswith(SHIPPED) else ():
+    for node in ast.walk(tree):
         is_it = isinstance(node, ast.Name) and node.id == "it" and isinstance(node.ctx, ast.Store)
         if is_it or (isinstance(node, ast.arg) and node.arg == "it"):
             yield f"line {node.lineno}: `it` says nothing; name what it is"
@@ -176,6 +176,7 @@ PLANTED: Final = [
     ("telling_names", "app/utils.py", ""),
     ("telling_names", "tests/a.py", "class BranchManager: ..."),
     ("variables_have_names", "app/a.py", '"""A."""\nfor it in range(2):\n    f(it)\n'),
+    ("variables_have_names", "tests/api/a.py", "until(lambda it: it.hung)"),
     ("variables_have_names", "participants/holdfast/a.py", '"""A."""\ndef f(it): ...\n'),
     ("database_errors_stay_in_storage", "app/a.py", '"""A."""\nfrom sqlalchemy.exc import DBAPIError\n'),
     ("database_errors_stay_in_storage", "app/api/a.py", '"""A."""\nimport sqlalchemy.exc\n'),

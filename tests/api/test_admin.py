@@ -15,7 +15,7 @@ async def hang(service: Service, participant: str, *, name: str | None = None) -
     """Begin a transaction that hangs, confirmed by decision; the participant's Confirm must be scripted to fail."""
     request = {"name": name, "branches": [{"participant": participant}], "answer_at": "decision"}
     transaction_id: str = (await service.begin(request)).json()["id"]
-    await service.until(transaction_id, lambda it: it["hung"])
+    await service.until(transaction_id, lambda transaction: transaction["hung"])
     return transaction_id
 
 
@@ -26,7 +26,7 @@ async def test_nothing_hangs(service: Service) -> None:
 async def test_a_refused_confirm_hangs_at_once_and_is_repeated(service: Service) -> None:
     service.participants.script("/payment/confirm", [reply(409, {"detail": "nothing held"})])
     transaction_id = await hang(service, "payment", name="order")
-    await service.until(transaction_id, lambda it: it["branches"][0]["attempts"]["confirm"] >= 3)
+    await service.until(transaction_id, lambda transaction: transaction["branches"][0]["attempts"]["confirm"] >= 3)
     page = await service.json(HUNG)
     (item,) = page["items"]
     assert item["id"] == transaction_id
@@ -50,7 +50,7 @@ async def test_forgetting_is_no_success(service: Service, operation: str, status
     request = {"branches": [{"participant": "payment"}, {"participant": "inventory"}], "answer_at": "decision"}
     body = (await service.begin(request)).json()
     transaction_id = body.get("transaction", body)["id"]
-    hung = await service.until(transaction_id, lambda it: it["hung"])
+    hung = await service.until(transaction_id, lambda transaction: transaction["hung"])
     assert hung["hung_reason"] == f"{operation}_refused"
     service.participants.script(f"/payment/{operation}", [reply(204)])
     finished = await service.until_finished(transaction_id)
@@ -74,7 +74,7 @@ async def test_filters_totals_and_pages(service: Service) -> None:
     ids = [await hang(service, ("inventory", "payment")[n % 2], name="odd" if n % 2 else "even") for n in range(7)]
     card = {"name": "card", "endpoints": endpoints("card")}
     card_id = (await service.begin({"branches": [card], "answer_at": "decision"})).json()["id"]
-    await service.until(card_id, lambda it: it["hung"])
+    await service.until(card_id, lambda transaction: transaction["hung"])
     for limit in (1, 3, 8, 500):
         found = await pages(service, HUNG, limit)
         assert [each["id"] for page in found for each in page] == [*ids, card_id]
@@ -130,7 +130,7 @@ async def test_retry_calls_at_once(service: Service) -> None:
     service.participants.script("/payment/confirm", [reply(503, retry_after="3600"), reply(200)])
     request = {"branches": [{"participant": "payment"}], "answer_at": "decision"}
     transaction_id = (await service.begin(request)).json()["id"]
-    waiting = await service.until(transaction_id, lambda it: it["next_attempt_at"])
+    waiting = await service.until(transaction_id, lambda transaction: transaction["next_attempt_at"])
     decided_at = datetime.fromisoformat(waiting["decided_at"])
     assert 3590 < (datetime.fromisoformat(waiting["next_attempt_at"]) - decided_at).total_seconds() < 3610
     assert waiting["branches"][0]["next_attempt_at"] == waiting["next_attempt_at"]
@@ -147,7 +147,7 @@ async def test_retry_of_an_undecided_transaction(service: Service) -> None:
     service.participants.script("/payment/try", [reply(429, retry_after="20"), reply(200)])
     begun = await service.begin({"branches": [{"participant": "payment"}], "answer_at": "record"})
     transaction_id = begun.json()["id"]
-    await service.until(transaction_id, lambda it: it["next_attempt_at"])
+    await service.until(transaction_id, lambda transaction: transaction["next_attempt_at"])
     assert (await service.client.post(f"/v1/admin/transactions/{transaction_id}/retry")).status_code == 202
     assert (await service.until_finished(transaction_id))["outcome"] == "confirmed"
 
@@ -185,7 +185,7 @@ async def test_a_client_that_waits_is_not_told_success_when_a_person_went_agains
     request = {"branches": [{"participant": "payment"}, {"participant": "inventory"}]}
     begun = await service.begin(request | {"answer_at": "decision"}, idempotency_key='"k"')
     transaction_id = begun.json()["id"]
-    await service.until(transaction_id, lambda it: it["hung"])
+    await service.until(transaction_id, lambda transaction: transaction["hung"])
     resolved = await service.client.post(resolving(transaction_id), json={"as": "cancelled", "reason": "refunded"})
     assert resolved.json()["outcome"] == "mixed"
     again = await service.begin(request | {"answer_at": "decision"}, idempotency_key='"k"')
@@ -199,7 +199,7 @@ async def test_resolving_one_branch_leaves_the_others_to_be_called(service: Serv
     service.participants.script("/inventory/confirm", [gate])
     branches = [{"participant": "payment"}, {"participant": "inventory"}]
     transaction_id = (await service.begin({"branches": branches, "answer_at": "decision"})).json()["id"]
-    await service.until(transaction_id, lambda it: it["hung"])
+    await service.until(transaction_id, lambda transaction: transaction["hung"])
     answer = await service.client.post(resolving(transaction_id), json={"as": "confirmed", "reason": "seen"})
     assert answer.json()["phase"] == "confirming"
     calls = service.participants.paths().count("/payment/confirm")
@@ -246,7 +246,7 @@ BAD_RESOLUTIONS: Final[list[Any]] = [
 async def test_resolve_without_a_reason_or_a_form_is_422_and_changes_nothing(service: Service) -> None:
     service.participants.script("/payment/confirm", [reply(503, retry_after="3600")])
     begun = await service.begin({"branches": [{"participant": "payment"}], "answer_at": "decision"})
-    before = await service.until(begun.json()["id"], lambda it: it["next_attempt_at"])
+    before = await service.until(begun.json()["id"], lambda transaction: transaction["next_attempt_at"])
     for body in BAD_RESOLUTIONS:
         check_problem(await service.client.post(resolving(before["id"]), json=body), 422, "invalid")
     assert await service.get(before["id"]) == before

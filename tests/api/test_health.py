@@ -34,7 +34,7 @@ async def test_metrics_count(service: Service) -> None:
     service.participants.script("/payment/confirm", [reply(410)])
     await service.begin({"branches": [{"participant": "inventory"}]})
     begun = await service.begin({"branches": [{"participant": "payment"}], "answer_at": "decision"})
-    await service.until(begun.json()["id"], lambda it: it["hung"])
+    await service.until(begun.json()["id"], lambda transaction: transaction["hung"])
     answer = await service.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")

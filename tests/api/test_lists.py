@@ -82,7 +82,7 @@ async def test_every_filter_and_all_combinations(service: Service) -> None:
         await begin(service, *request.pop("names"), **request)  # type: ignore[arg-type,misc]
     await gate.reached()
     hung_id = (await service.json(PATH, name="order", reference="r-2"))["items"][0]["id"]
-    await service.until(hung_id, lambda it: it["hung"])
+    await service.until(hung_id, lambda transaction: transaction["hung"])
     everything = [each for page in await pages(service, PATH, 100) for each in page]
     assert [each["phase"] for each in everything[::-1]] == (
         ["confirmed", "cancelling", "trying", "confirmed", "confirmed", "confirmed"]

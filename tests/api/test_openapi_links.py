@@ -45,7 +45,7 @@ async def source(service: Service, request: pytest.FixtureRequest) -> tuple[str,
     service.participants.script("/stuck/confirm", [reply(410)])
     service.participants.script("/full/try", [reply(409)])
     for _ in range(2):
-        await service.until((await service.begin(STUCK)).json()["id"], lambda it: it["hung"])
+        await service.until((await service.begin(STUCK)).json()["id"], lambda transaction: transaction["hung"])
     begun = (await service.begin(BEGIN)).json()
     path, body = SOURCES[request.param]
     method = OPERATIONS[request.param[0]][0]
@@ -77,13 +77,13 @@ def test_each_link_has_a_source() -> None:
     assert {(operation_id, status) for operation_id, status, _ in LINKS} == SOURCES.keys()
 
 
-@pytest.mark.parametrize("source", SOURCES, indirect=True, ids=lambda it: f"{it[0]} {it[1]}")
+@pytest.mark.parametrize("source", SOURCES, indirect=True, ids=lambda source: f"{source[0]} {source[1]}")
 async def test_links_lead_somewhere(service: Service, source: tuple[str, httpx.Response]) -> None:
     """None of them is answered 404 or 422: the id, the name or the cursor was the right one."""
     operation_id, answer = source
     _, template, operation = OPERATIONS[operation_id]
     links = operation["responses"][str(answer.status_code)]["links"].values()
-    for link in sorted(links, key=lambda it: "delete" in it["operationId"]):  # what it removes, the others need
+    for link in sorted(links, key=lambda link: "delete" in link["operationId"]):  # what it removes, the others need
         method, path, _ = OPERATIONS[link["operationId"]]
         query = {}
         for name, expression in link["parameters"].items():

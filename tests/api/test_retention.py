@@ -46,7 +46,7 @@ async def test_a_transaction_that_a_person_resolved_is_kept(sqlite_url: str) -> 
         plain = (await service.begin(REQUEST)).json()
         service.participants.script("/inventory/confirm", [reply(410)])
         hung = (await service.begin(REQUEST | {"answer_at": "decision"})).json()
-        await service.until(hung["id"], lambda it: it["hung"])
+        await service.until(hung["id"], lambda transaction: transaction["hung"])
         path = f"/v1/admin/transactions/{hung['id']}/branches/inventory/resolve"
         answer = await service.client.post(path, json={"as": "cancelled", "reason": "refunded by hand"})
         assert answer.json()["outcome"] == "mixed"
@@ -83,5 +83,5 @@ async def test_a_page_ends_early_rather_than_hold_everything_in_memory(service: 
     first = await service.json("/v1/transactions", limit=500)
     assert 1 < len(first["items"]) < 12
     second = await service.json("/v1/transactions", limit=500, cursor=first["next_cursor"])
-    assert [it["id"] for it in first["items"] + second["items"]] == begun[::-1]
+    assert [item["id"] for item in first["items"] + second["items"]] == begun[::-1]
     assert second["next_cursor"] is None

@@ -60,7 +60,7 @@ async def test_an_etag_answers_304_until_something_changes(service: Service) -> 
     gate = Gate()
     transaction_id = await undecided(service, gate)
     path = f"/v1/transactions/{transaction_id}"
-    await service.until(transaction_id, lambda it: it["branches"][1]["phase"] == "held")
+    await service.until(transaction_id, lambda transaction: transaction["branches"][1]["phase"] == "held")
     first = await service.client.get(path)
     etag = first.headers["etag"]
     assert etag.startswith('"')

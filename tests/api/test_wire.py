@@ -212,7 +212,7 @@ async def wait_for_retry_s(service: Service, operation: str) -> float:
     """How long the coordinator means to wait before it asks again, counted from the call's end."""
     begun = await service.begin(ONE | {"timeout_s": 3600, "answer_at": "record"})
     transaction_id = begun.json()["id"]
-    waiting = await service.until(transaction_id, lambda it: it["branches"][0]["next_attempt_at"])
+    waiting = await service.until(transaction_id, lambda transaction: transaction["branches"][0]["next_attempt_at"])
     calls = (await service.json(f"/v1/transactions/{transaction_id}/calls"))["items"]
     assert calls[-1]["operation"] == operation
     started_at = datetime.fromisoformat(calls[-1]["started_at"])
@@ -262,7 +262,7 @@ async def test_a_slow_or_dead_branch_delays_nobody(service: Service) -> None:
     service.participants.script("/inventory/try", [gate])
     begun = await service.begin({"branches": [{"participant": "payment"}, *ONE["branches"]], "answer_at": "record"})
     transaction_id = begun.json()["id"]
-    await service.until(transaction_id, lambda it: it["branches"][0]["next_attempt_at"])
+    await service.until(transaction_id, lambda transaction: transaction["branches"][0]["next_attempt_at"])
     gate.open()
     finished = await service.until_finished(transaction_id)
     assert finished["reason"]["detail"] == "out of stock"
@@ -275,7 +275,7 @@ async def test_a_cancel_waits_for_the_end_of_the_branchs_own_try(service: Servic
     service.participants.script("/inventory/try", [reply(409, "no")])
     request = {"branches": [{"participant": "payment"}, {"participant": "inventory"}], "answer_at": "decision"}
     transaction = check_problem(await service.begin(request), 409, "transaction-cancelled")["transaction"]
-    await service.until(transaction["id"], lambda it: it["branches"][1]["phase"] == "cancelled")
+    await service.until(transaction["id"], lambda transaction: transaction["branches"][1]["phase"] == "cancelled")
     assert "/payment/cancel" not in service.participants.paths()
     gate.open()
     await service.until_finished(transaction["id"])

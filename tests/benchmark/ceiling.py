@@ -11,10 +11,7 @@ from typing import Any
 
 import app.__main__
 from app.main import create_app
-from app.storage import calls as call_rows
-from app.storage import notifications
-from app.storage import participants as participant_rows
-from app.storage import transactions as transaction_rows
+from app.storage import calls, notifications, participants, transactions
 from app.storage.group_commit import Journal, WriteFunction
 from app.storage.migrations import schema_is_current
 from app.storage.participants import RegisteredParticipant
@@ -32,9 +29,9 @@ class NullJournal(Journal):
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
         if function is schema_is_current:
             return True
-        if function is participant_rows.list_participants:
+        if function is participants.list_participants:
             return list(self._participants.values())
-        if function is transaction_rows.next_wake_at:
+        if function is transactions.next_wake_at:
             return None
         if function is notifications.is_supported:
             return False  # nobody else is there to be told
@@ -44,18 +41,18 @@ class NullJournal(Journal):
         return None
 
     def _written(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
-        if function is transaction_rows.record:
-            return transaction_rows.Recorded(
+        if function is transactions.record:
+            return transactions.Recorded(
                 transaction_id=item.transaction.id, request_hash=item.request_hash, created=True
             )
-        if function is transaction_rows.save:
+        if function is transactions.save:
             return replace(item.after, version=item.after.version + 1)
-        if function is transaction_rows.claim:
+        if function is transactions.claim:
             return []
-        if function is participant_rows.put_participants:
+        if function is participants.put_participants:
             self._participants[item.name] = item
             return True
-        if function is call_rows.add_calls:
+        if function is calls.add_calls:
             return None
         raise NotImplementedError(f"nothing is kept: {function.__name__}")
 

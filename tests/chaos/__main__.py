@@ -19,7 +19,7 @@ from tests.chaos.disks import separate
 from tests.chaos.gathering import Rest, dump, gather
 from tests.chaos.nemesis import FULL, Kind, Nemesis, plan
 from tests.chaos.processes import OldReplica, ParticipantProcess, Replica, wait_ready
-from tests.chaos.system import START_MAX_S, World
+from tests.chaos.system import START_MAX_S, SystemUnderTest
 from tests.harness import ledger
 from tests.harness.checker import check, stale_reads
 from tests.harness.evidence import Evidence
@@ -38,9 +38,9 @@ _CLAIMED: Final = re.compile(r"^holdfast_transactions_claimed_total (\S+)", re.M
 class Sampler(threading.Thread):
     """Reads a counter of every replica each second: what a killed one had counted is gone with it."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, system: SystemUnderTest) -> None:
         super().__init__(name="sampler", daemon=True)
-        self._world = world
+        self._system = system
         self._seen: dict[tuple[str, int], float] = {}
         self._stopping = threading.Event()
 
@@ -51,7 +51,7 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         with httpx.Client(timeout=1.0) as client:
             while not self._stopping.wait(1.0):
-                for replica in self._world.replicas:
+                for replica in self._system.replicas:
                     if replica.running:
                         self._sample(client, replica.name, replica.lives, replica.url)
 
@@ -66,39 +66,41 @@ class Sampler(threading.Thread):
         self.join()
 
 
-def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
+def run(system: SystemUnderTest, *, seconds: float, seed: str) -> tuple[bool, str]:
     """Load and nemesis, quiescence, evidence, checker; whether all is well, and the report."""
     wall_ahead_s = time.time() - time.monotonic()
     started_at = time.monotonic()
-    sampler = Sampler(world)
+    sampler = Sampler(system)
     sampler.start()
-    world.clients.start()
-    replicas, participants = len(world.replicas), len(world.participants)
-    without = set[Kind]() if world.disks else set(FULL)
-    nemesis = Nemesis(world, plan(seed, seconds=seconds, replicas=replicas, participants=participants, without=without))
+    system.clients.start()
+    replicas, participants = len(system.replicas), len(system.participants)
+    without = set[Kind]() if system.disks else set(FULL)
+    nemesis = Nemesis(
+        system, plan(seed, seconds=seconds, replicas=replicas, participants=participants, without=without)
+    )
     nemesis.run(seconds)
     nemesis.heal()
-    world.faults_file.unlink()
-    _wait_until_all_work(world, nemesis)
+    system.faults_file.unlink()
+    _wait_until_all_work(system, nemesis)
     healed_at = time.monotonic()
-    rest = Rest([replica.url for replica in world.replicas], wall_ahead_s)
-    complaints = nemesis.journal.complaints
+    rest = Rest([replica.url for replica in system.replicas], wall_ahead_s)
+    complaints = nemesis.fault_log.complaints
     if seconds >= EVERYTHING_S:
-        if world.old_replica is None:
+        if system.old_replica is None:
             without.add(Kind.KILL_OLD)
-        complaints += [f"never done: {what}" for what in nemesis.journal.missing(without)]
-    complaints += settle(world, nemesis, rest)
+        complaints += [f"never done: {what}" for what in nemesis.fault_log.missing(without)]
+    complaints += settle(system, nemesis, rest)
     settled_s = time.monotonic() - healed_at
     sampler.stop()
-    evidence = _evidence(world, rest)
+    evidence = _evidence(system, rest)
     rest.close()
     violations = check(evidence)
     stale = stale_reads(evidence)
-    dump(evidence, world.folder / "coordinator.jsonl")
+    dump(evidence, system.folder / "coordinator.jsonl")
     lines = list(
         report.summary(
             evidence,
-            nemesis.journal,
+            nemesis.fault_log,
             violations,
             stale,
             replicas=replicas,
@@ -107,45 +109,45 @@ def run(world: World, *, seconds: float, seed: str) -> tuple[bool, str]:
             settled_s=settled_s,
         )
     )
-    lines += report.cpu(_cpu_s(world), len(evidence.known))
-    lines += [f"left out             {each}" for each in world.left_out]
-    if world.old_commit is not None:
-        lines.append(f"old code             one replica of {world.old_commit}, until the end")
+    lines += report.cpu(_cpu_s(system), len(evidence.known))
+    lines += [f"left out             {each}" for each in system.left_out]
+    if system.old_commit is not None:
+        lines.append(f"old code             one replica of {system.old_commit}, until the end")
     lines += report.explain(violations, complaints)
-    (world.folder / "report.txt").write_text("\n".join(lines) + "\n")
-    (world.folder / "timelines.txt").write_text("\n".join(report.timelines(evidence, violations, started_at)) + "\n")
+    (system.folder / "report.txt").write_text("\n".join(lines) + "\n")
+    (system.folder / "timelines.txt").write_text("\n".join(report.timelines(evidence, violations, started_at)) + "\n")
     return not violations and not complaints, "\n".join(lines)
 
 
-def _cpu_s(world: World) -> dict[str, float]:
+def _cpu_s(system: SystemUnderTest) -> dict[str, float]:
     """By sort of process."""
     spent: dict[str, float] = defaultdict(float)
-    for process in world.everybody:
+    for process in system.everybody:
         sort = {Replica: "replicas", OldReplica: "old code", ParticipantProcess: "participants"}
         spent[sort.get(type(process), process.name)] += process.cpu_s
     return dict(spent)
 
 
-def _wait_until_all_work(world: World, nemesis: Nemesis) -> None:
+def _wait_until_all_work(system: SystemUnderTest, nemesis: Nemesis) -> None:
     """How long processes take to start is the machine's affair, and no promise of anybody's."""
     until = time.monotonic() + START_MAX_S
-    while not all(process.ready for process in world.processes) and time.monotonic() < until:
+    while not all(process.ready for process in system.processes) and time.monotonic() < until:
         nemesis.look_after()
-    for replica in world.replicas:
+    for replica in system.replicas:
         wait_ready(replica, START_MAX_S)
 
 
-def settle(world: World, nemesis: Nemesis, rest: Rest) -> list[str]:
+def settle(system: SystemUnderTest, nemesis: Nemesis, rest: Rest) -> list[str]:
     """Wait until clients have been answered and nothing is under way; what is wrong when that takes too long."""
     until = time.monotonic() + SETTLE_MAX_S
-    world.clients.wanted = False
-    world.clients.send(signal.SIGTERM)
-    while world.clients.alive and time.monotonic() < until:
+    system.clients.wanted = False
+    system.clients.send(signal.SIGTERM)
+    while system.clients.alive and time.monotonic() < until:
         nemesis.look_after()
-    if world.clients.alive:
+    if system.clients.alive:
         return [f"clients were not answered within {SETTLE_MAX_S:g} s of quiet"]
-    if world.clients.status != 0:
-        return [f"the clients broke: {world.clients.log.read_text()[-2000:]}"]
+    if system.clients.status != 0:
+        return [f"the clients broke: {system.clients.log.read_text()[-2000:]}"]
     while time.monotonic() < until:
         if not rest.unfinished() and not rest.hung():
             return []
@@ -153,17 +155,17 @@ def settle(world: World, nemesis: Nemesis, rest: Rest) -> list[str]:
     return [f"something is unfinished {SETTLE_MAX_S:g} s after all worked again; hung: {rest.hung()[:5]}"]
 
 
-def _evidence(world: World, rest: Rest) -> Evidence:
+def _evidence(system: SystemUnderTest, rest: Rest) -> Evidence:
     """Participants stop first, which lets them answer what was stalled: then their ledgers stand still."""
-    for participant in world.participants:
+    for participant in system.participants:
         participant.wanted = False
         participant.send(signal.SIGTERM)
-    for participant in world.participants:
+    for participant in system.participants:
         participant.wait_end(DRAIN_MAX_S)
         participant.kill()
-    engines = {each.name: ledger.open_database(each.config.database_url) for each in world.participants}
+    engines = {each.name: ledger.open_database(each.config.database_url) for each in system.participants}
     try:
-        return gather(world.folder, engines, rest, histories_max=HISTORIES_MAX)
+        return gather(system.folder, engines, rest, histories_max=HISTORIES_MAX)
     finally:
         for engine in engines.values():
             engine.dispose()
@@ -183,12 +185,12 @@ def main() -> int:
     no_disks = separate()
     print(f"chaos: {asked.minutes:g} minutes, {asked.replicas} replicas, seed {seed}", flush=True)
     try:
-        with World(
+        with SystemUnderTest(
             folder, replicas=asked.replicas, clients=asked.clients, seed=seed, disks_may_fill=no_disks is None
-        ) as world:
+        ) as system:
             if no_disks is not None:
-                world.left_out.append(f"full disks: no mounts of our own ({no_disks})")
-            well, text = run(world, seconds=asked.minutes * 60, seed=seed)
+                system.left_out.append(f"full disks: no mounts of our own ({no_disks})")
+            well, text = run(system, seconds=asked.minutes * 60, seed=seed)
     except BaseException:
         print(f"logs: {folder}")
         raise

@@ -6,7 +6,7 @@ an end of its own, runs a module as `python -m` does, and is killed like any oth
 run here but imports.
 
 One connection is one process: the request comes in, its id goes out, and at its end its status. Whoever asks for a
-process talks to `Nursery`.
+process talks to `ForkServer`.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ READY: Final = b"ready\n"
 
 
 class Child:
-    """A process that the nursery has started."""
+    """A process that the forkserver has started."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -51,7 +51,7 @@ class Child:
         with self._asking:
             if self._status is None and select.select([self._connection], [], [], timeout_s)[0]:
                 line = self._lines.readline()
-                assert line, "the nursery has ended, and all its children with it"
+                assert line, "the forkserver has ended, and all its children with it"
                 self._status = int(line)
                 self.close()
             return self._status
@@ -68,8 +68,8 @@ class Child:
                 os.kill(self.id, what)
 
 
-class Nursery:
-    """Asks for processes. The nursery itself, and with it every child, dies with the process that made it."""
+class ForkServer:
+    """Asks for processes. The forkserver itself, and with it every child, dies with the process that made it."""
 
     def __init__(self, socket_path: Path, modules: Sequence[str], *, root: Path) -> None:
         """`root` is where programs run, and import from."""
@@ -85,7 +85,7 @@ class Nursery:
         )
         assert self._process.stdout is not None
         with self._process.stdout as output:
-            assert output.readline() == READY, "the nursery did not start"
+            assert output.readline() == READY, "the forkserver did not start"
 
     def __enter__(self) -> Self:
         return self
@@ -95,11 +95,11 @@ class Nursery:
         self._process.wait()
 
     def start(self, module: str, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:
-        """`python -m module arguments` in a fork of the nursery, with all output at the end of `log`."""
+        """`python -m module arguments` in a fork of the forkserver, with all output at the end of `log`."""
         return self._ask(environment | {"PYTHONPATH": str(self._root)}, log, module=module, arguments=[*arguments])
 
     def execute(self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path) -> Child:
-        """A program that has nothing in common with the nursery, with all output at the end of `log`."""
+        """A program that has nothing in common with the forkserver, with all output at the end of `log`."""
         return self._ask(environment, log, command=[*command], folder=str(folder))
 
     def _ask(self, environment: Mapping[str, str], log: Path, **what: Any) -> Child:
@@ -139,7 +139,7 @@ def main() -> None:
 
 def _serve(path: str) -> dict[str, Any]:
     """Fork for everyone who asks; returns in the children alone, with what each was asked to be."""
-    nursery_id = os.getpid()
+    forkserver_id = os.getpid()
     children: dict[int, socket.socket] = {}
     woken, wake = socket.socketpair()
     with socket.socket(socket.AF_UNIX) as listener, woken, wake, selectors.DefaultSelector() as selector:
@@ -168,7 +168,7 @@ def _serve(path: str) -> dict[str, Any]:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for inherited in (connection, *children.values()):
                         inherited.close()
-                    return request | {"parent_id": nursery_id}
+                    return request | {"parent_id": forkserver_id}
                 children[process_id] = connection
                 connection.sendall(b"%d\n" % process_id)
 

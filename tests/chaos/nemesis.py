@@ -1,7 +1,7 @@
 """What is done to whom, and when: first a plan, drawn from one seeded source; then doing it.
 
 `plan` is pure: the same seed gives the same plan. `Nemesis` carries it out, starts again what has ended (as whatever
-looks after processes would), and keeps a journal of what was down and when. It never looks at transactions.
+looks after processes would), and keeps a log of what was down and when. It never looks at transactions.
 """
 
 import heapq
@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from tests.chaos.disks import Disk
 from tests.chaos.processes import STOP_MAX_S, ParticipantProcess, Process, Replica
 from tests.chaos.proxy import LinkPorts, Mode, Place
-from tests.chaos.system import LEASE_S, PARTICIPANTS, World
+from tests.chaos.system import LEASE_S, PARTICIPANTS, SystemUnderTest
 
 TICK_S: Final = 0.1
 PAUSE_MEAN_S: Final = 2.8
@@ -176,7 +176,7 @@ class Outage:
 
 
 @dataclass(slots=True)
-class Journal:
+class FaultLog:
     """What the nemesis did."""
 
     outages: list[Outage] = field(default_factory=list)
@@ -212,13 +212,13 @@ def _sort_of(target: str) -> str:
 
 
 class Nemesis:
-    """Carries a plan out on a world; `heal` undoes what is left of it."""
+    """Carries a plan out on a system; `heal` undoes what is left of it."""
 
-    def __init__(self, world: World, actions: Iterator[Action]) -> None:
-        self.journal = Journal()
-        self._world = world
+    def __init__(self, system: SystemUnderTest, actions: Iterator[Action]) -> None:
+        self.fault_log = FaultLog()
+        self._system = system
         self._actions = actions
-        self._log: Path = world.folder / "nemesis.log"
+        self._log: Path = system.folder / "nemesis.log"
         self._started_at = time.monotonic()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = iter(range(10**9))
@@ -245,29 +245,29 @@ class Nemesis:
     def _works(self) -> bool:
         """Whether clients can get anything done: on a slow machine a replica takes long to start."""
         is_stuck = any(name in self._outages for name in ("postgres", *FULL.values()))
-        return not is_stuck and any(replica.ready for replica in self._world.replicas)
+        return not is_stuck and any(replica.ready for replica in self._system.replicas)
 
     def heal(self) -> None:
         """Everything that was hit comes back but the old code, and nothing more happens."""
         self._say("heal everything")
         self._due.clear()
-        for link in self._world.links:
+        for link in self._system.links:
             self._restore(link)
-        for name, disk in self._world.disks.items():
+        for name, disk in self._system.disks.items():
             if name in self._full:
                 self._free(disk)
-        if self._postgres_start is None and not self._world.postgres.running:
+        if self._postgres_start is None and not self._system.postgres.running:
             self._start_postgres()
-        for process in self._world.everybody:
+        for process in self._system.everybody:
             if process.frozen:
                 self._thaw(process)
-        old = self._world.old_replica
+        old = self._system.old_replica
         if old is not None and old.alive:
             self._open_outage(old.name, Kind.KILL_OLD)
-            self.journal.counts[Kind.KILL_OLD] += 1
+            self.fault_log.counts[Kind.KILL_OLD] += 1
             self._say(f"SIGKILL {old.name}, for good")
             old.kill()
-        for process in self._world.processes:
+        for process in self._system.processes:
             if not process.alive:
                 self._start(process)
             elif not process.wanted:  # it was asked to stop: let it, and then it comes back
@@ -282,29 +282,29 @@ class Nemesis:
         self._notice_postgres()
         while self._due and self._due[0][0] <= now:
             heapq.heappop(self._due)[2]()
-        for process in self._world.processes:
+        for process in self._system.processes:
             if process.name in self._outages and process.ready:
                 self._close_outage(process.name)
             if process.wanted and not process.alive:
-                self.journal.restarts += 1
+                self.fault_log.restarts += 1
                 self._say(f"{process.name} ended by itself with {process.status}, start it again")
                 process.wanted = False
                 self._plan(now + RESTART_PAUSE_S, lambda process=process: self._start(process))  # type: ignore[misc]
         self._look_at_old_code()
         if now >= self._cpu_due_at:
             self._cpu_due_at = now + CPU_LOOK_S
-            for process in self._world.everybody:
+            for process in self._system.everybody:
                 process.look_at_cpu()
         self._never.wait(TICK_S)
 
     def _look_at_old_code(self) -> None:
         """It has no reason to end, whatever happens around it, and can't come back on the new schema."""
-        old = self._world.old_replica
+        old = self._system.old_replica
         if old is not None and old.name in self._outages and old.ready:
             self._close_outage(old.name)
         if old is not None and old.wanted and not old.alive:
             old.wanted = False
-            self._complain(f"{old.name}, with the code of {self._world.old_commit}, ended by itself with {old.status}")
+            self._complain(f"{old.name}, with the code of {self._system.old_commit}, ended by itself with {old.status}")
 
     def _plan(self, at: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._due, (at, next(self._order), what))
@@ -315,15 +315,15 @@ class Nemesis:
             return self._hit_link(action)
         if action.kind in FULL:
             return self._fill(action)
-        old = [self._world.old_replica] if self._world.old_replica is not None and action.kind in FREEZES else []
-        replica = next(_ready_from([*self._world.replicas, *old], action.replica), None)
-        participant = next(_ready_from(self._world.participants, action.participant), None)
+        old = [self._system.old_replica] if self._system.old_replica is not None and action.kind in FREEZES else []
+        replica = next(_ready_from([*self._system.replicas, *old], action.replica), None)
+        participant = next(_ready_from(self._system.participants, action.participant), None)
         victims = self._victims(action.kind, replica, participant)
         hits_postgres = action.kind in (Kind.CRASH_POSTGRES, Kind.CRASH_IN_RECOVERY)
         missing = not victims and action.kind is not Kind.CRASH_POSTGRES
         if missing or (hits_postgres and "postgres" in self._outages):
             return False
-        self.journal.counts[action.kind] += 1
+        self.fault_log.counts[action.kind] += 1
         for victim in victims:
             self._hit(victim, action)
         if action.kind is Kind.CRASH_POSTGRES:
@@ -335,7 +335,7 @@ class Nemesis:
     def _victims(self, kind: Kind, replica: Replica | None, participant: ParticipantProcess | None) -> list[Process]:
         match kind:
             case Kind.KILL_ALL_REPLICAS:
-                return [each for each in self._world.replicas if each.running and each.wanted]
+                return [each for each in self._system.replicas if each.running and each.wanted]
             case Kind.KILL_PARTICIPANT:
                 return [participant] if participant else []
             case Kind.KILL_BOTH:
@@ -384,14 +384,14 @@ class Nemesis:
 
     def _hit_link(self, action: Action) -> bool:
         place = PARTED.get(action.kind)
-        links = [link for link in self._world.links if place in (None, link.place) and link.name not in self._outages]
+        links = [link for link in self._system.links if place in (None, link.place) and link.name not in self._outages]
         if not links:
             return False
         link = links[action.link % len(links)]
-        self.journal.counts[action.kind] += 1
-        self.journal.modes[action.mode, link.place] += 1
+        self.fault_log.counts[action.kind] += 1
+        self.fault_log.modes[action.mode, link.place] += 1
         self._open_outage(link.name, action.kind)
-        self._world.network.set(link.name, action.mode, action.delay_s)
+        self._system.network.set(link.name, action.mode, action.delay_s)
         if action.mode is Mode.RESET:
             self._say(f"reset {link.name}")
             self._close_outage(link.name)
@@ -402,7 +402,7 @@ class Nemesis:
 
     def _restore(self, link: LinkPorts) -> None:
         if link.name in self._outages:
-            self._world.network.set(link.name, Mode.PASS)
+            self._system.network.set(link.name, Mode.PASS)
             self._close_outage(link.name)
             self._say(f"{link.name} is as it was")
 
@@ -410,8 +410,8 @@ class Nemesis:
         name = FULL[action.kind]
         if name in self._outages:
             return False
-        disk = self._world.disks[name]
-        self.journal.counts[action.kind] += 1
+        disk = self._system.disks[name]
+        self.fault_log.counts[action.kind] += 1
         self._open_outage(name, action.kind)
         self._full.add(name)
         disk.fill()
@@ -423,7 +423,7 @@ class Nemesis:
         disk.free()
         self._full.discard(disk.name)
         self._say(f"the disk of {disk.name} has room again")
-        if disk.name != "postgres" or self._world.postgres.running:
+        if disk.name != "postgres" or self._system.postgres.running:
             self._close_outage(disk.name)
 
     def _thaw(self, process: Process) -> None:
@@ -443,19 +443,19 @@ class Nemesis:
             return
         self._open_outage("postgres", action.kind)
         self._is_away = True
-        self._world.crash_postgres()
+        self._system.crash_postgres()
         self._say(f"PostgreSQL immediate, back in {action.down_s:.2f} s")
         self._plan(time.monotonic() + action.down_s, self._start_postgres)
 
     def _start_postgres(self) -> None:
         self._is_away = False
         self._say("start PostgreSQL")
-        self._postgres_start = self._world.start_postgres()
+        self._postgres_start = self._system.start_postgres()
 
     def _notice_postgres(self) -> None:
         """Its start has come to an end; a failure ends the run. On a full disk it gives up by itself."""
-        if self._postgres_start is None and not self._full and not self._is_away and not self._world.postgres.running:
-            self.journal.restarts += 1
+        if self._postgres_start is None and not self._full and not self._is_away and not self._system.postgres.running:
+            self.fault_log.restarts += 1
             self._say("PostgreSQL ended by itself, start it again")
             if "postgres" not in self._outages:
                 self._open_outage("postgres", Kind.FULL_POSTGRES)
@@ -469,7 +469,7 @@ class Nemesis:
     def _open_outage(self, target: str, kind: Kind) -> None:
         outage = Outage(target=target, kind=kind, since=time.monotonic())
         self._outages[target] = outage
-        self.journal.outages.append(outage)
+        self.fault_log.outages.append(outage)
 
     def _close_outage(self, target: str) -> None:
         outage = self._outages.pop(target, None)
@@ -477,7 +477,7 @@ class Nemesis:
             outage.until = time.monotonic()
 
     def _complain(self, text: str) -> None:
-        self.journal.complaints.append(text)
+        self.fault_log.complaints.append(text)
         self._say(text)
 
     def _say(self, text: str) -> None:

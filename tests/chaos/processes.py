@@ -17,7 +17,7 @@ from typing import Final
 
 import httpx
 
-from tests.chaos.forkserver import Child, Nursery
+from tests.chaos.forkserver import Child, ForkServer
 from tests.chaos.old_code import old_path
 from tests.chaos.participant import Config
 from tests.chaos.proxy import LinkPorts
@@ -31,7 +31,9 @@ READY: Final = b"running on http"
 class Process(ABC):
     """A program that is started again and again with one command; `lives` counts how often."""
 
-    def __init__(self, nursery: Nursery, name: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, forkserver: ForkServer, name: str, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
         self.log = log
         self.lives = 0
@@ -44,7 +46,7 @@ class Process(ABC):
         self._log_seen = 0
         self._is_ready = False
         self._environment = environment or {}
-        self._nursery = nursery
+        self._forkserver = forkserver
         self._child: Child | None = None
 
     @property
@@ -119,65 +121,69 @@ class Process(ABC):
 class Replica(Process):
     """One coordinator: `python -m app serve` on the database that all replicas share."""
 
-    def __init__(self, nursery: Nursery, number: int, port: int, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, forkserver: ForkServer, number: int, port: int, folder: Path, settings: Mapping[str, str]
+    ) -> None:
         name = f"replica-{number}"
-        super().__init__(nursery, name, folder / f"{name}.log", prefixed(settings | {"PORT": str(port)}))
+        super().__init__(forkserver, name, folder / f"{name}.log", prefixed(settings | {"PORT": str(port)}))
         self.url = f"http://127.0.0.1:{port}"
 
     def launch(self, environment: Mapping[str, str]) -> Child:
-        return self._nursery.start("app", ["serve"], environment=environment, log=self.log)
+        return self._forkserver.start("app", ["serve"], environment=environment, log=self.log)
 
 
 class OldReplica(Replica):
     """A coordinator from before the newest migration. It is not started again: on the new schema it refuses to."""
 
-    def __init__(self, nursery: Nursery, number: int, port: int, folder: Path, settings: Mapping[str, str]) -> None:
-        super().__init__(nursery, number, port, folder, settings)
+    def __init__(
+        self, forkserver: ForkServer, number: int, port: int, folder: Path, settings: Mapping[str, str]
+    ) -> None:
+        super().__init__(forkserver, number, port, folder, settings)
         self.code = folder / "old-code"
 
     def launch(self, environment: Mapping[str, str]) -> Child:
         """From its own checkout, with its own SDK, and with nothing that was imported for others."""
         environment = {**environment, "PYTHONPATH": old_path(self.code)}
         command = [sys.executable, "-m", "app", "serve"]
-        return self._nursery.execute(command, folder=self.code, environment=environment, log=self.log)
+        return self._forkserver.execute(command, folder=self.code, environment=environment, log=self.log)
 
 
 class ParticipantProcess(Process):
     """One participant with a database of its own."""
 
-    def __init__(self, nursery: Nursery, config: Config) -> None:
-        super().__init__(nursery, config.name, Path(config.folder) / f"{config.name}.log")
+    def __init__(self, forkserver: ForkServer, config: Config) -> None:
+        super().__init__(forkserver, config.name, Path(config.folder) / f"{config.name}.log")
         self.config = config
 
     def launch(self, environment: Mapping[str, str]) -> Child:
         arguments = [json.dumps(asdict(self.config) | {"life": self.lives})]
-        return self._nursery.start("tests.chaos.participant", arguments, environment=environment, log=self.log)
+        return self._forkserver.start("tests.chaos.participant", arguments, environment=environment, log=self.log)
 
 
 class Clients(Process):
     """The load; SIGTERM lets it end what it has begun."""
 
-    def __init__(self, nursery: Nursery, folder: Path, arguments: Mapping[str, object]) -> None:
-        super().__init__(nursery, "clients", folder / "clients.log")
+    def __init__(self, forkserver: ForkServer, folder: Path, arguments: Mapping[str, object]) -> None:
+        super().__init__(forkserver, "clients", folder / "clients.log")
         self._arguments = arguments
 
     def launch(self, environment: Mapping[str, str]) -> Child:
         arguments = [json.dumps(self._arguments)]
-        return self._nursery.start("tests.chaos.load", arguments, environment=environment, log=self.log)
+        return self._forkserver.start("tests.chaos.load", arguments, environment=environment, log=self.log)
 
 
 class Proxy(Process):
     """The network; nobody hits it itself."""
 
-    def __init__(self, nursery: Nursery, folder: Path, links: Sequence[LinkPorts]) -> None:
-        super().__init__(nursery, "proxy", folder / "proxy.log")
+    def __init__(self, forkserver: ForkServer, folder: Path, links: Sequence[LinkPorts]) -> None:
+        super().__init__(forkserver, "proxy", folder / "proxy.log")
         self.control = folder / "proxy.socket"
         self._links = links
 
     def launch(self, environment: Mapping[str, str]) -> Child:
         links = json.dumps([(link.name, link.port, link.port_behind) for link in self._links])
         arguments = [str(self.control), links]
-        return self._nursery.start("tests.chaos.proxy", arguments, environment=environment, log=self.log)
+        return self._forkserver.start("tests.chaos.proxy", arguments, environment=environment, log=self.log)
 
 
 def prefixed(settings: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, Final
 
 from tests.chaos.call_log import Fault
-from tests.chaos.nemesis import Journal, Kind, Outage
+from tests.chaos.nemesis import FaultLog, Kind, Outage
 from tests.harness.checker import Case, StaleReads, Violation
 from tests.harness.evidence import Evidence, Known
 
@@ -84,7 +84,7 @@ def _is_calm(kill: Outage, until: float, outages: Sequence[Outage], replicas: in
 
 def summary(
     evidence: Evidence,
-    journal: Journal,
+    fault_log: FaultLog,
     violations: Sequence[Violation],
     stale: StaleReads,
     *,
@@ -99,19 +99,19 @@ def summary(
     broken = sum(note.status in (0, 503) for note in evidence.notes)
     died = sum(request.status is None for request in evidence.requests)
     faults = Counter(request.fault for request in evidence.requests if request.fault != Fault.NONE)
-    found = takeovers(evidence, journal.outages, replicas=replicas)
+    found = takeovers(evidence, fault_log.outages, replicas=replicas)
     ended = sum(count for outcome, count in outcomes.items() if outcome is not None)
     yield f"transactions         {len(evidence.known)}, of which {_counted(outcomes)}; {len(keys)} acknowledged"
     yield f"    finished         {ended / seconds:.1f} a second, over {seconds:.0f} s"
     yield f"client requests      {len(evidence.notes)}, of which {broken} got no answer or 503"
     yield f"participant calls    {len(evidence.requests)}, of which {died} died on the way"
     yield f"participants' faults {_counted(faults)}"
-    yield f"kills                {journal.kills}: {_counted(journal.kills_by_target)}"
-    yield f"    a minute         {journal.kills / seconds * 60:.1f}"
-    yield f"came back            {journal.restarts} processes that had given up by themselves"
+    yield f"kills                {fault_log.kills}: {_counted(fault_log.kills_by_target)}"
+    yield f"    a minute         {fault_log.kills / seconds * 60:.1f}"
+    yield f"came back            {fault_log.restarts} processes that had given up by themselves"
     yield "what was done"
-    yield from (f"    {count:5}  {kind}" for kind, count in journal.counts.most_common())
-    yield from (f"    {count:5}  {mode}: {place}" for (mode, place), count in sorted(journal.modes.items()))
+    yield from (f"    {count:5}  {kind}" for kind, count in fault_log.counts.most_common())
+    yield from (f"    {count:5}  {mode}: {place}" for (mode, place), count in sorted(fault_log.modes.items()))
     yield f"claimed by recovery  {claimed}, at least (holdfast_transactions_claimed_total)"
     yield f"taken over           {len(found.waits_s)} transactions after {len(found.kills)} kills of their replica"
     yield f"    from the kill to the next call or the end: {_spread(found.waits_s)}"
@@ -119,7 +119,7 @@ def summary(
     yield f"settled              {settled_s:.1f} s after everything worked again"
     yield f"histories read       {len(evidence.histories)}"
     yield f"stale reads          {stale.count}, worst {stale.worst_s:.2f} s behind (allowed, only counted)"
-    yield f"violations           {len(violations) + len(journal.complaints)}"
+    yield f"violations           {len(violations) + len(fault_log.complaints)}"
 
 
 def _counted(counts: Counter[Any]) -> str:

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from tests.chaos import old_code
 from tests.chaos.disks import Disk
-from tests.chaos.forkserver import Nursery
+from tests.chaos.forkserver import ForkServer
 from tests.chaos.participant import Config
 from tests.chaos.processes import Clients, OldReplica, ParticipantProcess, Process, Proxy, Replica, prefixed, wait_ready
 from tests.chaos.proxy import LinkPorts, Network, Place
@@ -48,7 +48,7 @@ DISK_BYTES_MAX: Final = {"postgres": 8 << 30, PARTICIPANTS[0]: 1 << 30}
 _PORTS: Final = range(20_000, 32_000)  # below those that the kernel gives to outgoing connections
 
 
-class World:
+class SystemUnderTest:
     """Everything that runs; nothing is left of it on exit but the files in `folder`."""
 
     def __init__(self, folder: Path, *, replicas: int, clients: int, seed: str, disks_may_fill: bool) -> None:
@@ -94,7 +94,7 @@ class World:
     def _enter(self) -> None:
         # The server dies with the thread that started it, so that thread stays until the server is gone.
         self._starter = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="postgres-start"))
-        self._nursery = self._stack.enter_context(Nursery(self.folder / "nursery.socket", IMPORTED, root=ROOT))
+        self._forkserver = self._stack.enter_context(ForkServer(self.folder / "forkserver.socket", IMPORTED, root=ROOT))
         for name in DISK_BYTES_MAX if self._disks_may_fill else ():
             self.disks[name] = Disk(name, self.folder / f"disk-{name}", bytes_max=DISK_BYTES_MAX[name])
             self._stack.callback(self._take_away, self.disks[name])
@@ -112,20 +112,20 @@ class World:
         for number in numbers:
             kind = Replica if number < self._replica_count else OldReplica
             replica = kind(
-                self._nursery, number, ports[number], self.folder, settings | self._own(number, database_url)
+                self._forkserver, number, ports[number], self.folder, settings | self._own(number, database_url)
             )
             if isinstance(replica, OldReplica):
                 self.old_replica = replica
             else:
                 self.replicas.append(replica)
-        self.proxy = Proxy(self._nursery, self.folder, self.links)
+        self.proxy = Proxy(self._forkserver, self.folder, self.links)
         self.proxy.start()
         while not self.proxy.ready:
             assert not self.proxy.wait_end(0.05), f"the proxy did not start:\n{self.proxy.log.read_text()}"
         self.network = Network(str(self.proxy.control))
         self._start(database_url)
         self.clients = Clients(
-            self._nursery,
+            self._forkserver,
             self.folder,
             {
                 "folder": str(self.folder),
@@ -192,7 +192,7 @@ class World:
         engine = ledger.open_database(config.database_url)
         ledger.prepare(engine)
         engine.dispose()
-        self.participants.append(ParticipantProcess(self._nursery, config))
+        self.participants.append(ParticipantProcess(self._forkserver, config))
         return f"http://127.0.0.1:{self._link(f'replicas-{name}', Place.PARTICIPANT, config.port)}/tcc"
 
     def crash_postgres(self) -> None:

@@ -13,7 +13,7 @@ from tests.chaos.nemesis import (
     PARTED,
     PAUSE_MEAN_S,
     Action,
-    Journal,
+    FaultLog,
     Kind,
     Outage,
     plan,
@@ -74,11 +74,11 @@ def test_every_kind_is_drawn_or_comes_at_the_end() -> None:
 
 
 def test_only_what_kills_counts_as_a_kill() -> None:
-    journal = Journal()
+    fault_log = FaultLog()
     for kind in Kind:
-        journal.outages.append(Outage(target="replica-0", kind=kind, since=0.0))
-    journal.outages.append(Outage(target="postgres", kind=Kind.CRASH_POSTGRES, since=0.0))
-    journal.outages.append(Outage(target="north", kind=Kind.KILL_PARTICIPANT, since=0.0))
-    assert journal.kills_by_target == {"replicas": len(set(Kind) - NO_KILLS), "PostgreSQL": 1, "participants": 1}
-    assert journal.kills == len(set(Kind) - NO_KILLS) + 2
+        fault_log.outages.append(Outage(target="replica-0", kind=kind, since=0.0))
+    fault_log.outages.append(Outage(target="postgres", kind=Kind.CRASH_POSTGRES, since=0.0))
+    fault_log.outages.append(Outage(target="north", kind=Kind.KILL_PARTICIPANT, since=0.0))
+    assert fault_log.kills_by_target == {"replicas": len(set(Kind) - NO_KILLS), "PostgreSQL": 1, "participants": 1}
+    assert fault_log.kills == len(set(Kind) - NO_KILLS) + 2
     assert all("SIGKILL" in kind or "immediate" in kind for kind in set(Kind) - NO_KILLS)

@@ -22,9 +22,7 @@ from app.api.rendering import transaction_json
 from app.calling.caller import Caller
 from app.main import assemble, create_app, recovery_of
 from app.settings import Settings
-from app.storage import calls as call_rows
-from app.storage import tables
-from app.storage import transactions as transaction_rows
+from app.storage import calls, tables, transactions
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import CommitFailedError, Journal, PendingWrite, settle
 from tests.engine.processes import Moment, Plan, Point, Process, ProcessLoop
@@ -61,7 +59,7 @@ class Scenario:
     clients: int = 1
     """So many begin it at once, under one key."""
     script: Script = field(default_factory=dict)
-    actors: tuple[Callable[["World", str], Awaitable[None]], ...] = ()
+    actors: tuple[Callable[["CrashRun", str], Awaitable[None]], ...] = ()
     excused: frozenset[str] = frozenset()
     """Rules of the checker that the script breaks by itself."""
 
@@ -85,7 +83,7 @@ class Answer:
         return slug_of(self.document)
 
 
-class Stage:
+class Environment:
     """What all runs on one database share: it is emptied before each."""
 
     def __init__(self, database_url: str) -> None:
@@ -125,10 +123,10 @@ def _sync_nothing(connection: Any, _record: Any) -> None:
 class InlineJournal(Journal):
     """The journal of one life: the same batches, made by the loop and not by a thread."""
 
-    def __init__(self, world: "World") -> None:
-        self.engine = world.stage.engine
+    def __init__(self, crash_run: "CrashRun") -> None:
+        self.engine = crash_run.environment.engine
         self._writing_engine = self.engine.execution_options(holdfast_writes=True)
-        self._world = world
+        self._crash_run = crash_run
         self._loop = asyncio.get_running_loop()
         self._waiting: list[PendingWrite] = []
         self._is_writing = False
@@ -164,33 +162,33 @@ class InlineJournal(Journal):
         written = [
             write.function.__name__
             for write, result in zip(batch, results, strict=True)
-            if result or write.function is not transaction_rows.claim
+            if result or write.function is not transactions.claim
         ]
         if written:
-            self._world.left(f"commits {' '.join(written)}")
-            if self._world.plan.loses_reply_of(" ".join(written)):
+            self._crash_run.left(f"commits {' '.join(written)}")
+            if self._crash_run.plan.loses_reply_of(" ".join(written)):
                 raise CommitFailedError(OperationalError("the reply was lost", None, ConnectionError()))
         return results
 
 
-class Wire(httpx.AsyncBaseTransport):
+class CallTransport(httpx.AsyncBaseTransport):
     """Carries calls to the participants; what has left arrives, whatever becomes of who sent it."""
 
-    def __init__(self, world: "World") -> None:
-        self._world = world
+    def __init__(self, crash_run: "CrashRun") -> None:
+        self._crash_run = crash_run
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         body = await request.aread()
-        self._world.left(f"sends {request.headers['tcc-operation']} {request.headers['tcc-branch']}")
-        reply = await asyncio.shield(self._world.begin_task(self._carry(body)))
+        self._crash_run.left(f"sends {request.headers['tcc-operation']} {request.headers['tcc-branch']}")
+        reply = await asyncio.shield(self._crash_run.begin_task(self._carry(body)))
         if reply.silent:
             await asyncio.get_running_loop().create_future()
         return httpx.Response(reply.status, json=reply.body, headers=reply.headers)
 
     async def _carry(self, body: bytes) -> Any:
         await pass_time(LATENCY_S)
-        reply = await self._world.network.handle(body)
-        self._world.events.append("arrived")
+        reply = await self._crash_run.network.handle(body)
+        self._crash_run.events.append("arrived")
         await pass_time(LATENCY_S)
         return reply
 
@@ -198,39 +196,44 @@ class Wire(httpx.AsyncBaseTransport):
 class Life:
     """One process, from its start to its death."""
 
-    def __init__(self, world: "World") -> None:
-        self.process = Process(world.loop, world.plan)
+    def __init__(self, crash_run: "CrashRun") -> None:
+        self.process = Process(crash_run.loop, crash_run.plan)
         self.is_up = asyncio.Event()
-        self.process.run(lambda: self._assemble(world))
-        self.started = self.process.spawn(self._start(world))
+        self.process.run(lambda: self._assemble(crash_run))
+        self.started = self.process.spawn(self._start(crash_run))
 
-    def _assemble(self, world: "World") -> None:
-        self.journal = InlineJournal(world)
-        caller = Caller(Wire(world), response_max_bytes=65_536, calls_max=1000, clock=now)
+    def _assemble(self, crash_run: "CrashRun") -> None:
+        self.journal = InlineJournal(crash_run)
+        caller = Caller(CallTransport(crash_run), response_max_bytes=65_536, calls_max=1000, clock=now)
         self.parts = assemble(
-            world.stage.settings, self.journal, caller, now, poll_s=lambda: 5.0, tell=lambda transaction_id: None
+            crash_run.environment.settings,
+            self.journal,
+            caller,
+            now,
+            poll_s=lambda: 5.0,
+            tell=lambda transaction_id: None,
         )
 
-    async def _start(self, world: "World") -> None:
+    async def _start(self, crash_run: "CrashRun") -> None:
         """What main.py does before the first request."""
         while True:
             try:
-                if world.stage.is_embedded:
-                    await self.journal.write(transaction_rows.release_leases, now())
+                if crash_run.environment.is_embedded:
+                    await self.journal.write(transactions.release_leases, now())
                 await self.parts.registry.refresh()
                 break
             except DatabaseUnavailableError:  # a supervisor starts it again
                 continue
         await recovery_of(self.parts).start()
-        world.stage.app.state.parts = self.parts
+        crash_run.environment.app.state.parts = self.parts
         self.is_up.set()
 
 
-class World:
+class CrashRun:
     """One run of `scenario` with these faults; `problems` is what was wrong with it, to be read after `run`."""
 
-    def __init__(self, stage: Stage, scenario: Scenario, faults: Sequence[Point] = ()) -> None:
-        self.stage = stage
+    def __init__(self, environment: Environment, scenario: Scenario, faults: Sequence[Point] = ()) -> None:
+        self.environment = environment
         self.scenario = scenario
         self.events: list[str] = []
         self._left = 0
@@ -242,9 +245,9 @@ class World:
         self.problems: list[str] = []
         self._ids = 0
 
-    def run(self) -> "World":
+    def run(self) -> "CrashRun":
         """Run it to the end of all, and look at what is left."""
-        self.stage.empty()
+        self.environment.empty()
         random.seed(0)
         self.loop = ProcessLoop()
         with pytest.MonkeyPatch.context() as patch:
@@ -330,7 +333,7 @@ class World:
         return answer
 
     async def _answered(self, request: httpx.Request) -> Answer:
-        transport = httpx.ASGITransport(self.stage.app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(self.environment.app, raise_app_exceptions=False)
         response = await transport.handle_async_request(request)
         answer = Answer(status=response.status_code, document=json.loads(await response.aread()))
         self.events.append(f"answers {answer.status}")
@@ -357,7 +360,7 @@ class World:
 
     async def _run(self) -> None:
         self._context = contextvars.copy_context()
-        self.network = Network(self.stage.engine, now, dict(self.scenario.script))
+        self.network = Network(self.environment.engine, now, dict(self.scenario.script))
         self.life = self._boot()
         self._supervisor = asyncio.create_task(self._supervise())
         answers = await asyncio.gather(*(self.begin() for _ in range(self.scenario.clients)))
@@ -389,18 +392,18 @@ class World:
 
     def _look_back(self) -> None:
         """What is in the database now, and whether it agrees with what everybody did and was told."""
-        with self.stage.engine.connect() as connection:
+        with self.environment.engine.connect() as connection:
             ids = connection.execute(select(tables.transactions.c.id)).scalars().all()
             unfinished = select(func.count()).where(tables.transactions.c.wake_at.is_not(None))
             left = connection.execute(unfinished).scalar_one()
             hung = connection.execute(select(func.count()).select_from(tables.hung_branches)).scalar_one()
             for id_ in ids:
-                transaction = transaction_rows.find(connection, id_)
+                transaction = transactions.find(connection, id_)
                 assert transaction is not None
                 self.known[id_] = known_of(transaction_json(transaction))
                 self.histories[id_] = [
                     HistoryCall(branch=call.branch, operation=call.operation.value, answer=call.answer.value)
-                    for _, call in call_rows.list_calls(connection, id_, 1000, 0)
+                    for _, call in calls.list_calls(connection, id_, 1000, 0)
                 ]
         if left or hung:
             self.problems.append(f"stranded: {left} transactions and {hung} branches at the end")

@@ -9,7 +9,7 @@ from app.engine.coordinator import IdempotencyKeyConflictError, OverloadedError
 from app.storage.tables import transactions
 from holdfast.wire import Operation
 from tests.harness.network import SILENT, Network, Reply
-from tests.harness.replica import BRANCHES, Node, begin_of, settled
+from tests.harness.replica import BRANCHES, Replica, begin_of, settled
 from tests.harness.virtual_time import in_virtual_time, now
 
 KEYED = begin_of(idempotency_key="order-1", request_hash="a")
@@ -23,10 +23,10 @@ def count(engine: Engine) -> int:
 @in_virtual_time
 async def test_fifty_at_once_with_one_key_begin_one_transaction(database_url: str, engine: Engine) -> None:
     network = Network(engine, now)
-    async with Node(database_url, network) as node:
-        ended = await asyncio.gather(*(node.finish(KEYED) for _ in range(50)))
-    assert len({it.id for it in ended}) == count(engine) == 1
-    assert [it.phase for it in ended] == ["confirmed"] * 50
+    async with Replica(database_url, network) as replica:
+        ended = await asyncio.gather(*(replica.finish(KEYED) for _ in range(50)))
+    assert len({each.id for each in ended}) == count(engine) == 1
+    assert [each.phase for each in ended] == ["confirmed"] * 50
     assert all(len(network.calls(ended[0].id, name, Operation.TRY)) == 1 for name in BRANCHES)
     network.check(ended[0].id)
 
@@ -34,9 +34,9 @@ async def test_fifty_at_once_with_one_key_begin_one_transaction(database_url: st
 @in_virtual_time
 async def test_fifty_at_once_on_two_replicas_begin_one_transaction(database_url: str, engine: Engine) -> None:
     network = Network(engine, now)
-    async with Node(database_url, network) as one, Node(database_url, network) as two:
-        ended = await asyncio.gather(*(node.finish(KEYED) for node in [one, two] * 25))
-    assert len({it.id for it in ended}) == count(engine) == 1
+    async with Replica(database_url, network) as one, Replica(database_url, network) as two:
+        ended = await asyncio.gather(*(replica.finish(KEYED) for replica in [one, two] * 25))
+    assert len({each.id for each in ended}) == count(engine) == 1
     assert all(len(network.calls(ended[0].id, name, Operation.TRY)) == 1 for name in BRANCHES)
     network.check(ended[0].id)
 
@@ -45,19 +45,19 @@ async def test_fifty_at_once_on_two_replicas_begin_one_transaction(database_url:
 async def test_many_keys_at_once_on_two_replicas_begin_one_transaction_each(database_url: str, engine: Engine) -> None:
     network = Network(engine, now)
     keyed = [begin_of(idempotency_key=f"order-{n}", request_hash="a") for n in range(20)]
-    async with Node(database_url, network) as one, Node(database_url, network) as two:
+    async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         ended = await asyncio.gather(*map(one.finish, keyed), *map(two.finish, reversed(keyed)))
-    assert len({it.id for it in ended}) == count(engine) == 20
-    assert {it.phase for it in ended} == {"confirmed"}
+    assert len({each.id for each in ended}) == count(engine) == 20
+    assert {each.phase for each in ended} == {"confirmed"}
 
 
 @in_virtual_time
 async def test_a_key_in_use_for_another_request_is_a_conflict_and_changes_nothing(
     database_url: str, engine: Engine
 ) -> None:
-    async with Node(database_url, Network(engine, now)) as node:
+    async with Replica(database_url, Network(engine, now)) as replica:
         other = begin_of("car", idempotency_key="order-1", request_hash="b")
-        first, second = await settled(node.coordinator.begin(KEYED), node.coordinator.begin(other))
+        first, second = await settled(replica.coordinator.begin(KEYED), replica.coordinator.begin(other))
         assert isinstance(second, IdempotencyKeyConflictError)
         assert second.transaction_id == first.id
     assert count(engine) == 1
@@ -66,12 +66,12 @@ async def test_a_key_in_use_for_another_request_is_a_conflict_and_changes_nothin
 @in_virtual_time
 async def test_more_than_inflight_max_is_refused_and_not_recorded(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", Operation.TRY): [SILENT]})
-    async with Node(database_url, network, inflight_max=3, recovers=False) as node:
-        begun = await settled(*(node.coordinator.begin(begin_of("car")) for _ in range(5)))
-        assert [type(it) for it in begun[3:]] == [OverloadedError] * 2
+    async with Replica(database_url, network, inflight_max=3, recovers=False) as replica:
+        begun = await settled(*(replica.coordinator.begin(begin_of("car")) for _ in range(5)))
+        assert [type(each) for each in begun[3:]] == [OverloadedError] * 2
         assert count(engine) == 3
         with pytest.raises(OverloadedError):
-            await node.coordinator.begin(begin_of("flight"))
+            await replica.coordinator.begin(begin_of("flight"))
     assert count(engine) == 3
 
 
@@ -80,20 +80,20 @@ async def test_a_key_that_has_begun_is_answered_even_when_all_places_are_taken(
     database_url: str, engine: Engine
 ) -> None:
     network = Network(engine, now, {("car", Operation.TRY): [SILENT]})
-    async with Node(database_url, network, inflight_max=1, recovers=False) as node:
-        first = await node.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
-        again = await node.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
+    async with Replica(database_url, network, inflight_max=1, recovers=False) as replica:
+        first = await replica.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
+        again = await replica.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
         assert again.id == first.id
         with pytest.raises(OverloadedError):
-            await node.coordinator.begin(begin_of("car", idempotency_key="other", request_hash="h"))
+            await replica.coordinator.begin(begin_of("car", idempotency_key="other", request_hash="h"))
     assert count(engine) == 1
 
 
 @in_virtual_time
 async def test_what_hangs_takes_nobodys_place(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", Operation.CONFIRM): [Reply(status=409, effect=False), SILENT]})
-    async with Node(database_url, network, inflight_max=1, recovers=False) as node:
-        hung = await node.coordinator.begin(begin_of("car"))
-        await node.coordinator.wait(hung.id, lambda it: it.hung_since is not None, 60)
-        begun = await node.coordinator.begin(begin_of("flight"))
-        assert (await node.coordinator.wait(begun.id, lambda it: it.finished, 60)).finished
+    async with Replica(database_url, network, inflight_max=1, recovers=False) as replica:
+        hung = await replica.coordinator.begin(begin_of("car"))
+        await replica.coordinator.wait(hung.id, lambda transaction: transaction.hung_since is not None, 60)
+        begun = await replica.coordinator.begin(begin_of("flight"))
+        assert (await replica.coordinator.wait(begun.id, lambda transaction: transaction.finished, 60)).finished

@@ -9,11 +9,11 @@ from app.engine.coordinator import UnknownTransactionError
 from app.engine.run import ObjectedError
 from app.protocol.messages import BranchResolved, CancelRequested, RetryRequested
 from app.protocol.values import Settled, Transaction
-from app.storage import transactions as transaction_rows
+from app.storage import transactions
 from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import Decision, Operation
 from tests.harness.network import SILENT, Network, Reply
-from tests.harness.replica import CALL_TIMEOUT_S, Node, begin_of, settled, stored
+from tests.harness.replica import CALL_TIMEOUT_S, Replica, begin_of, settled, stored
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -23,21 +23,21 @@ RESOLVE = BranchResolved(branch="car", settled=Settled.CANCELLED, by="ops", reas
 
 def claimed_by_a_stranger(engine: Engine, transaction_id: str) -> Transaction:
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        claim = transaction_rows.Claim(due_by=None, lease_until=now() + 1.5, transaction_id=transaction_id)
-        ((taken,),) = transaction_rows.claim(connection, [claim])
+        claim = transactions.Claim(due_by=None, lease_until=now() + 1.5, transaction_id=transaction_id)
+        ((taken,),) = transactions.claim(connection, [claim])
     return taken
 
 
 @in_virtual_time
 async def test_cancel_while_a_try_is_under_way(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        answer = await node.coordinator.command(begun.id, CancelRequested())
+        answer = await replica.coordinator.command(begun.id, CancelRequested())
         assert (answer.decision, stored(engine, begun.id).decision) == (Decision.CANCEL, Decision.CANCEL)
-        ended = await node.end_of(begun.id)
-        again = await node.coordinator.command(begun.id, CancelRequested())
+        ended = await replica.end_of(begun.id)
+        again = await replica.coordinator.command(begun.id, CancelRequested())
     assert (again.phase, again.reason) == (ended.phase, ended.reason)
     assert ended.reason is not None
     assert (ended.phase, ended.reason.code) == ("cancelled", "requested")
@@ -47,13 +47,13 @@ async def test_cancel_while_a_try_is_under_way(database_url: str, engine: Engine
 @in_virtual_time
 async def test_cancel_of_an_undecided_transaction_that_rests(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [LATER]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
-        await until(lambda: node.coordinator.running == 0)
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
+        await until(lambda: replica.coordinator.running == 0)
         began = now()
-        answer = await node.coordinator.command(begun.id, CancelRequested())
+        answer = await replica.coordinator.command(begun.id, CancelRequested())
         assert answer.decision is Decision.CANCEL
-        await node.end_of(begun.id)
+        await replica.end_of(begun.id)
         assert now() - began < 0.1
     network.check(begun.id)
 
@@ -61,15 +61,15 @@ async def test_cancel_of_an_undecided_transaction_that_rests(database_url: str, 
 @in_virtual_time
 async def test_retry_of_a_hung_transaction_calls_at_once(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", CONFIRM): [Reply(status=503)]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await pass_time(25.0)
-        await until(lambda: node.coordinator.running == 0)
+        await until(lambda: replica.coordinator.running == 0)
         assert stored(engine, begun.id).hung_reason == "confirm_unanswered"
         network.script = {}
         began = now()
-        await node.coordinator.command(begun.id, RetryRequested())
-        await node.end_of(begun.id)
+        await replica.coordinator.command(begun.id, RetryRequested())
+        await replica.end_of(begun.id)
         assert now() - began < 0.1
     network.check(begun.id)
 
@@ -77,13 +77,13 @@ async def test_retry_of_a_hung_transaction_calls_at_once(database_url: str, engi
 @in_virtual_time
 async def test_a_person_resolves_a_branch_that_hangs(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", CONFIRM): [Reply(status=410)]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await until(lambda: stored(engine, begun.id).hung_since is not None)
-        ended = await node.coordinator.command(begun.id, RESOLVE)
+        ended = await replica.coordinator.command(begun.id, RESOLVE)
         assert (ended.finished, ended.outcome) == (True, "mixed")
         with pytest.raises(ObjectedError, match="branch-finished"):
-            await node.coordinator.command(begun.id, RESOLVE)
+            await replica.coordinator.command(begun.id, RESOLVE)
     kept = stored(engine, begun.id)
     assert kept.branches[2].resolution == ended.branches[2].resolution
     assert (kept.hung_since, kept.wake_at) == (None, None)
@@ -92,23 +92,23 @@ async def test_a_person_resolves_a_branch_that_hangs(database_url: str, engine: 
 @in_virtual_time
 async def test_what_the_transaction_does_not_allow_is_objected_to(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT], ("hotel", CONFIRM): [Reply(delay_s=1.0)]})
-    async with Node(database_url, network) as node:
-        undecided = await node.coordinator.begin(begin_of("car"))
-        decided = await node.coordinator.begin(begin_of("hotel"))
+    async with Replica(database_url, network) as replica:
+        undecided = await replica.coordinator.begin(begin_of("car"))
+        decided = await replica.coordinator.begin(begin_of("hotel"))
         await until(lambda: stored(engine, decided.id).decision is Decision.CONFIRM)
         commands = [(undecided, RESOLVE), (decided, CancelRequested()), (decided, RESOLVE)]
-        errors = await settled(*(node.coordinator.command(it.id, command) for it, command in commands))
+        errors = await settled(*(replica.coordinator.command(each.id, command) for each, command in commands))
         assert [str(error) for error in errors] == ["not-decided", "already-decided", "unknown-branch"]
         with pytest.raises(UnknownTransactionError):
-            await node.coordinator.command("00000000-0000-7000-8000-000000000000", CancelRequested())
-        await node.end_of(decided.id)
+            await replica.coordinator.command("00000000-0000-7000-8000-000000000000", CancelRequested())
+        await replica.end_of(decided.id)
     assert network.violations == []
 
 
 @in_virtual_time
 async def test_cancel_on_another_replica_than_the_one_that_works(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})
-    async with Node(database_url, network) as one, Node(database_url, network) as two:
+    async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         client = asyncio.create_task(one.finish(begin_of()))
         await until(lambda: len(network.asked) == 3)
         answer = await two.coordinator.command(network.asked[0].transaction_id, CancelRequested())
@@ -122,14 +122,14 @@ async def test_cancel_on_another_replica_than_the_one_that_works(database_url: s
 @in_virtual_time
 async def test_a_command_survives_that_the_transaction_was_taken_over(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})
-    async with Node(database_url, network, recovers=False) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
         claimed_by_a_stranger(engine, begun.id)
         async with asyncio.timeout(CALL_TIMEOUT_S + 1.0):  # its own Try ends before anything overtakes it
-            answer = await node.coordinator.command(begun.id, CancelRequested())
+            answer = await replica.coordinator.command(begun.id, CancelRequested())
         assert (answer.decision, stored(engine, begun.id).decision) == (Decision.CANCEL, Decision.CANCEL)
-        await node.end_of(begun.id)
+        await replica.end_of(begun.id)
     network.check(begun.id)
 
 
@@ -138,19 +138,19 @@ async def test_a_command_that_could_not_be_saved_is_told_so(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
 
         async def gone(*_: object) -> None:
             raise DatabaseUnavailableError("the database is gone")
 
         with monkeypatch.context() as broken:
-            broken.setattr(node.journal, "write", gone)
+            broken.setattr(replica.journal, "write", gone)
             async with asyncio.timeout(CALL_TIMEOUT_S + 1.0):
-                (answer,) = await settled(node.coordinator.command(begun.id, CancelRequested()))
+                (answer,) = await settled(replica.coordinator.command(begun.id, CancelRequested()))
             assert isinstance(answer, DatabaseUnavailableError)
         assert stored(engine, begun.id).decision is Decision.UNDECIDED
-        await node.coordinator.command(begun.id, CancelRequested())
-        await node.end_of(begun.id)
+        await replica.coordinator.command(begun.id, CancelRequested())
+        await replica.end_of(begun.id)
     network.check(begun.id)

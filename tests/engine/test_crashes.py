@@ -1,8 +1,8 @@
 """The crash matrix: a coordinator dies at each of its awaits, before and after each commit; the next one dies as well.
 
 Every await of every scenario is counted, and so is every commit, whose reply is lost to a process that lives on. The
-first await of each kind (processes.Moment) is where the process is killed: those behind it leave the same world, which
-`test_equal_moments_leave_equal_worlds` shows at every single await. Another process is started at once, recovers, and
+first await of each kind (processes.Moment) is where the process is killed: those behind it leave the same state, which
+`test_equal_moments_leave_equal_states` shows at every single await. Another process is started at once, recovers, and
 brings about the same end.
 
 That one is killed, too, on SQLite: in one scenario whenever something has left it, after each of the first faults; in
@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from holdfast.wire import Operation
-from tests.engine.crash_run import Scenario, Stage, World
+from tests.engine.crash_run import CrashRun, Environment, Scenario
 from tests.engine.processes import Fault, Moment, Point
 from tests.harness.network import HOLDS, SILENT, Reply
 from tests.harness.virtual_time import pass_time
@@ -32,40 +32,40 @@ RUNS_BETWEEN_COLLECTIONS: Final = 50
 THREE: Final = ("flight", "hotel", "car")
 
 
-async def retries(world: World, transaction_id: str) -> None:
+async def retries(crash_run: CrashRun, transaction_id: str) -> None:
     """An operator has what hangs tried again, once the participant has been repaired."""
-    await _until_hung(world, transaction_id)
-    world.network.script.clear()
-    answer = await world.insist("retry", "POST", f"/v1/admin/transactions/{transaction_id}/retry")
+    await _until_hung(crash_run, transaction_id)
+    crash_run.network.script.clear()
+    answer = await crash_run.insist("retry", "POST", f"/v1/admin/transactions/{transaction_id}/retry")
     assert answer.status == 202 or answer.problem == "already-finished", answer
 
 
-async def resolves(world: World, transaction_id: str) -> None:
+async def resolves(crash_run: CrashRun, transaction_id: str) -> None:
     """An operator does by hand what the participant doesn't, and says so."""
-    await _until_hung(world, transaction_id)
-    world.network.settle_by_hand(transaction_id, "hotel", CONFIRM)
+    await _until_hung(crash_run, transaction_id)
+    crash_run.network.settle_by_hand(transaction_id, "hotel", CONFIRM)
     path = f"/v1/admin/transactions/{transaction_id}/branches/hotel/resolve"
-    answer = await world.insist("resolve", "POST", path, {"as": "confirmed", "reason": "booked by telephone"})
+    answer = await crash_run.insist("resolve", "POST", path, {"as": "confirmed", "reason": "booked by telephone"})
     assert answer.status == 200 or answer.problem in ("branch-finished", "already-finished"), answer
 
 
-async def gives_up(world: World, transaction_id: str) -> None:
+async def gives_up(crash_run: CrashRun, transaction_id: str) -> None:
     """An operator resolves a branch against the decision."""
-    await _until_hung(world, transaction_id)
-    world.network.settle_by_hand(transaction_id, "hotel", CANCEL)
+    await _until_hung(crash_run, transaction_id)
+    crash_run.network.settle_by_hand(transaction_id, "hotel", CANCEL)
     path = f"/v1/admin/transactions/{transaction_id}/branches/hotel/resolve"
-    answer = await world.insist("resolve", "POST", path, {"as": "cancelled", "reason": "the hotel is gone"})
+    answer = await crash_run.insist("resolve", "POST", path, {"as": "cancelled", "reason": "the hotel is gone"})
     assert answer.status == 200 or answer.problem in ("branch-finished", "already-finished"), answer
 
 
-async def cancels(world: World, transaction_id: str) -> None:
+async def cancels(crash_run: CrashRun, transaction_id: str) -> None:
     """The initiator thinks better of it."""
-    answer = await world.insist("cancel", "POST", f"/v1/transactions/{transaction_id}/cancel")
+    answer = await crash_run.insist("cancel", "POST", f"/v1/transactions/{transaction_id}/cancel")
     assert answer.status == 200, answer
 
 
-async def _until_hung(world: World, transaction_id: str) -> None:
-    while not (await world.get(transaction_id))["hung"]:
+async def _until_hung(crash_run: CrashRun, transaction_id: str) -> None:
+    while not (await crash_run.get(transaction_id))["hung"]:
         await pass_time(0.5)
 
 
@@ -167,11 +167,11 @@ EACH_SECOND: Final = "confirms"
 
 @dataclass(slots=True)
 class Count:
-    """What was enumerated. `worlds`: first faults that leave different worlds; `second`: faults after them."""
+    """What was enumerated. `states`: first faults that leave different states; `second`: faults after them."""
 
     awaits: int = 0
     commits: int = 0
-    worlds: int = 0
+    states: int = 0
     second: int = 0
     runs: int = 0
 
@@ -179,33 +179,33 @@ class Count:
 class Matrix:
     """All faults of one scenario on one database."""
 
-    def __init__(self, stage: Stage, scenario: Scenario) -> None:
-        self._stage = stage
+    def __init__(self, environment: Environment, scenario: Scenario) -> None:
+        self._environment = environment
         self._scenario = scenario
         self.count = Count()
 
-    def run(self, *faults: Point) -> World:
+    def run(self, *faults: Point) -> CrashRun:
         """One run, of which nothing may be wrong."""
-        world = World(self._stage, self._scenario, faults).run()
+        crash_run = CrashRun(self._environment, self._scenario, faults).run()
         self.count.runs += 1
         if self.count.runs % RUNS_BETWEEN_COLLECTIONS == 0:
             gc.collect()
-        assert not world.problems, f"{faults}: {world.problems}; {world.events}"
-        return world
+        assert not crash_run.problems, f"{faults}: {crash_run.problems}; {crash_run.events}"
+        return crash_run
 
-    def once(self, kind: Callable[[Moment], object]) -> dict[Point, World]:
+    def once(self, kind: Callable[[Moment], object]) -> dict[Point, CrashRun]:
         """Every await but those of a kind that has been before, and every commit; makes sure that there are no more."""
         whole = self.run().plan
         self.count.awaits, self.count.commits = len(whole.moments), len(whole.commits)
         points = [*killed(whole.moments, kind), *((Fault.REPLY_LOST, n) for n in range(1, len(whole.commits) + 1))]
-        self.count.worlds = len(points)
+        self.count.states = len(points)
         runs = {point: self.run(point) for point in points}
         assert all(run.plan.all_happened for run in runs.values())
         for fault, last in ((Fault.KILLED, self.count.awaits), (Fault.REPLY_LOST, self.count.commits)):
             assert not self.run((fault, last + 1)).plan.all_happened, "there are more points than were counted"
         return runs
 
-    def twice(self, runs: dict[Point, World], *, each: bool) -> None:
+    def twice(self, runs: dict[Point, CrashRun], *, each: bool) -> None:
         """After each first fault, the next process is killed at `each` point at which something has left it, or at one.
 
         Which one is taken in turn: the first after the first fault, the second after the second, and so on.
@@ -234,32 +234,34 @@ def killed(moments: Sequence[Moment], kind: Callable[[Moment], object]) -> list[
 
 
 @pytest.fixture
-def stage(database_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[Stage]:
-    stage = Stage(database_url)
+def environment(database_url: str, caplog: pytest.LogCaptureFixture) -> Iterator[Environment]:
+    environment = Environment(database_url)
     caplog.set_level(logging.CRITICAL)
     gc.disable()  # hundreds of dead processes are let go of by hand
-    yield stage
+    yield environment
     gc.enable()
-    stage.close()
+    environment.close()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_whatever_dies_wherever_nothing_is_stranded_mixed_or_taken_back(scenario: Scenario, stage: Stage) -> None:
-    matrix = Matrix(stage, scenario)
+def test_whatever_dies_wherever_nothing_is_stranded_mixed_or_taken_back(
+    scenario: Scenario, environment: Environment
+) -> None:
+    matrix = Matrix(environment, scenario)
     runs = matrix.once(anything)
-    if stage.is_embedded:
+    if environment.is_embedded:
         matrix.twice(runs, each=scenario.name == EACH_SECOND)
-    print(f"{scenario} on {stage.engine.dialect.name}: {matrix.count}")
+    print(f"{scenario} on {environment.engine.dialect.name}: {matrix.count}")
     assert matrix.count.awaits > 50
     assert matrix.count.commits >= 4
-    assert matrix.count.worlds > 15
+    assert matrix.count.states > 15
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_equal_moments_leave_equal_worlds(stage: Stage) -> None:
+def test_equal_moments_leave_equal_states(environment: Environment) -> None:
     """Every single await of one scenario: the matrix rests on this."""
-    matrix = Matrix(stage, SCENARIOS[0])
+    matrix = Matrix(environment, SCENARIOS[0])
     after: dict[Moment, set[tuple[str, ...]]] = {}
     for number, moment in enumerate(matrix.run().plan.moments, 1):
         run = matrix.run((Fault.KILLED, number))
@@ -270,8 +272,8 @@ def test_equal_moments_leave_equal_worlds(stage: Stage) -> None:
 
 @pytest.mark.parametrize("scenario", [SCENARIOS[0], SCENARIOS[2]], ids=str)
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
-def test_on_mariadb_it_dies_whenever_something_has_left_it(scenario: Scenario, stage: Stage) -> None:
+def test_on_mariadb_it_dies_whenever_something_has_left_it(scenario: Scenario, environment: Environment) -> None:
     """What happens at a crash is decided above the database: the coarser form must do on one more."""
-    matrix = Matrix(stage, scenario)
+    matrix = Matrix(environment, scenario)
     matrix.once(leaves)
-    assert matrix.count.worlds > 10
+    assert matrix.count.states > 10

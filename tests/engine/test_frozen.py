@@ -14,7 +14,7 @@ from app.protocol.values import Transaction
 from app.storage.tables import transactions
 from holdfast.wire import Operation
 from tests.harness.network import Network, Reply, Script
-from tests.harness.replica import Node, begin_of
+from tests.harness.replica import Replica, begin_of
 from tests.harness.virtual_time import in_virtual_time, now, until
 
 TRY = Operation.TRY
@@ -61,10 +61,10 @@ async def frozen_at(point: int, scenario: Scenario, database_url: str, engine: E
     """One run in which the first process sleeps at `point` until another has finished; whether it did."""
     network = Network(engine, now, scenario.script)
     begin = begin_of(idempotency_key="the key", request_hash="the hash")
-    async with Node(database_url, network, freeze_at=point, recovers=False) as sleeper:
+    async with Replica(database_url, network, freeze_at=point, recovers=False) as sleeper:
         client = asyncio.create_task(sleeper.finish(begin))
         frozen = asyncio.create_task(sleeper.gate.froze.wait())
-        async with Node(database_url, network) as other:
+        async with Replica(database_url, network) as other:
             await asyncio.wait({client, frozen}, return_when=asyncio.FIRST_COMPLETED)
             frozen.cancel()
             was_frozen = not client.done()

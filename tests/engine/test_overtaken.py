@@ -11,7 +11,7 @@ from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import Decision, Operation
 from tests.engine.test_commands import RESOLVE
 from tests.harness.network import HOLDS, SILENT, Network, Reply
-from tests.harness.replica import CALL_TIMEOUT_S, Node, begin_of, stored
+from tests.harness.replica import CALL_TIMEOUT_S, Replica, begin_of, stored
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -21,7 +21,10 @@ DOWN = Reply(status=503)
 @in_virtual_time
 async def test_a_branch_that_was_resolved_elsewhere_is_called_no_more(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", CONFIRM): [DOWN]})
-    async with Node(database_url, network, recovers=False) as one, Node(database_url, network, recovers=False) as two:
+    async with (
+        Replica(database_url, network, recovers=False) as one,
+        Replica(database_url, network, recovers=False) as two,
+    ):
         begun = await one.coordinator.begin(begin_of("car"))
         await until(lambda: bool(network.calls(begun.id, "car", CONFIRM)))
         resolved = await two.coordinator.command(begun.id, RESOLVE)
@@ -34,13 +37,16 @@ async def test_a_branch_that_was_resolved_elsewhere_is_called_no_more(database_u
 @in_virtual_time
 async def test_a_command_that_takes_over_sends_nothing_that_it_is_to_stop(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})
-    async with Node(database_url, network, recovers=False) as one, Node(database_url, network, recovers=False) as two:
+    async with (
+        Replica(database_url, network, recovers=False) as one,
+        Replica(database_url, network, recovers=False) as two,
+    ):
         begun = await one.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
         cancelled = await two.coordinator.command(begun.id, CancelRequested())
         assert cancelled.decision is Decision.CANCEL
         await two.end_of(begun.id)
-        assert len([it for it in network.asked if it.operation is TRY]) == 3
+        assert len([call for call in network.asked if call.operation is TRY]) == 3
     network.check(begun.id)
 
 
@@ -49,8 +55,8 @@ async def test_no_cancel_overtakes_a_try_of_the_same_process_after_a_failed_save
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT], ("hotel", TRY): [Reply(status=409, delay_s=0.5)]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
         (tried,) = network.calls(begun.id, "car", TRY)
 
@@ -58,10 +64,10 @@ async def test_no_cancel_overtakes_a_try_of_the_same_process_after_a_failed_save
             raise DatabaseUnavailableError("the database is gone")
 
         with monkeypatch.context() as broken:
-            broken.setattr(node.journal, "write", gone)
+            broken.setattr(replica.journal, "write", gone)
             await pass_time(1.0)  # the refusal can't be saved meanwhile
-        await node.coordinator.command(begun.id, CancelRequested())
-        await node.end_of(begun.id)
+        await replica.coordinator.command(begun.id, CancelRequested())
+        await replica.end_of(begun.id)
         assert network.calls(begun.id, "car", CANCEL)[0].at >= tried.at + CALL_TIMEOUT_S
     network.check(begun.id)
 
@@ -82,8 +88,8 @@ async def test_a_call_whose_outcome_can_not_be_told_is_repeated(
         return read(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Caller, "_read", panics)
-    async with Node(database_url, network) as node:
-        ended = await node.finish(begin_of("car"))
+    async with Replica(database_url, network) as replica:
+        ended = await replica.finish(begin_of("car"))
     assert (ended.phase, ended.branches[0].try_attempts) == ("confirmed", 3)
     network.check(ended.id)
 
@@ -95,22 +101,22 @@ async def test_what_hangs_does_not_keep_others_from_being_claimed(
     monkeypatch.setattr(recovery, "PARALLEL_MAX", 2)
     later = Reply(status=202, headers={"Retry-After": "1"})
     network = Network(engine, now, {("car", CONFIRM): [SILENT], ("flight", TRY): [later, Reply()]})
-    async with Node(database_url, network) as node:
-        hung = [await node.coordinator.begin(begin_of("car")) for _ in range(10)]
-        await until(lambda: all(stored(engine, it.id).hung_since for it in hung))
+    async with Replica(database_url, network) as replica:
+        hung = [await replica.coordinator.begin(begin_of("car")) for _ in range(10)]
+        await until(lambda: all(stored(engine, each.id).hung_since for each in hung))
         began = now()
-        assert (await node.finish(begin_of("flight"))).phase == "confirmed"
+        assert (await replica.finish(begin_of("flight"))).phase == "confirmed"
         assert now() - began < 5.0
 
 
 @in_virtual_time
 async def test_a_run_that_lost_its_lease_is_not_doubled_by_its_own_process(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT, HOLDS]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        await node.coordinator.adopt(stored(engine, begun.id))
-        assert node.coordinator.running == 1
-        await node.end_of(begun.id)
+        await replica.coordinator.adopt(stored(engine, begun.id))
+        assert replica.coordinator.running == 1
+        await replica.end_of(begun.id)
         assert len(network.calls(begun.id, "flight", TRY)) == 1
     network.check(begun.id)

@@ -8,12 +8,11 @@ from sqlalchemy import Engine, text
 
 from app.engine import recovery
 from app.engine.coordinator import Begin
-from app.storage import queries
-from app.storage import transactions as transaction_rows
+from app.storage import queries, transactions
 from app.storage.errors import UnreadableRowError
 from holdfast.wire import Operation
 from tests.harness.network import SILENT, Network, Reply
-from tests.harness.replica import Node, begin_of, make_schema, stored
+from tests.harness.replica import Replica, begin_of, make_schema, stored
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM = Operation.TRY, Operation.CONFIRM
@@ -35,11 +34,11 @@ async def left_behind(
     begin = begin or begin_of()
     script, network.script = network.script, {(silent, TRY): [SILENT]}
     asked_before = len(network.asked)
-    async with Node(database_url, network, recovers=False) as node:
-        begun = [await node.coordinator.begin(begin) for _ in range(count)]
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = [await replica.coordinator.begin(begin) for _ in range(count)]
         await until(lambda: len(network.asked) == asked_before + len(begin.branches) * count)
     network.script = script
-    return [it.id for it in begun]
+    return [each.id for each in begun]
 
 
 @pytest.fixture
@@ -53,13 +52,13 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_it_claims_what_is_due_and_nothing_before(database_url: str, engine: Engine) -> None:
     network = Network(engine, now)
     ids = await left_behind(database_url, network, 2)
-    async with Node(database_url, network, recovers=False) as node:
-        assert await node.recovery.run_once() == 0  # somebody has the lease
+    async with Replica(database_url, network, recovers=False) as replica:
+        assert await replica.recovery.run_once() == 0  # somebody has the lease
         await pass_time(2.0)
-        assert await node.recovery.run_once() == 2
-        assert await node.recovery.run_once() == 0
+        assert await replica.recovery.run_once() == 2
+        assert await replica.recovery.run_once() == 0
         for id_ in ids:
-            await node.end_of(id_)
+            await replica.end_of(id_)
             network.check(id_)
 
 
@@ -69,13 +68,13 @@ async def test_it_claims_batch_by_batch_and_never_too_many(
 ) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT, Reply(delay_s=0.5)]})
     ids = await left_behind(database_url, network, 15)
-    async with Node(database_url, network, recovers=False) as node:
+    async with Replica(database_url, network, recovers=False) as replica:
         await pass_time(2.0)
-        assert [await node.recovery.run_once() for _ in range(3)] == [4, 2, 0]
+        assert [await replica.recovery.run_once() for _ in range(3)] == [4, 2, 0]
         most = 0
-        node.recovery.start()
+        await replica.recovery.start()
         while any(not stored(engine, id_).finished for id_ in ids):
-            most = max(most, node.coordinator.running)
+            most = max(most, replica.coordinator.running)
             await pass_time(0.1)
     assert 4 <= most <= 6
     for id_ in ids:
@@ -94,13 +93,13 @@ async def test_who_keeps_everybody_waiting_does_not_keep_the_others(
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         first = text("UPDATE transactions SET wake_at = wake_at - 1 WHERE id = :id")
         connection.execute(first, [{"id": id_} for id_ in with_the_car])
-    async with Node(database_url, network) as node:
+    async with Replica(database_url, network) as replica:
         started = now()
         for id_ in without_the_car:
-            assert (await node.end_of(id_)).outcome == "confirmed"
+            assert (await replica.end_of(id_)).outcome == "confirmed"
         assert now() - started < 6.0
         for id_ in with_the_car:
-            assert (await node.end_of(id_)).outcome == "cancelled"
+            assert (await replica.end_of(id_)).outcome == "cancelled"
     for id_ in (*with_the_car, *without_the_car):
         network.check(id_)
 
@@ -109,10 +108,10 @@ async def test_who_keeps_everybody_waiting_does_not_keep_the_others(
 async def test_two_replicas_share_what_is_due(database_url: str, engine: Engine, small_limits: None) -> None:
     network = Network(engine, now)
     ids = await left_behind(database_url, network, 12)
-    async with Node(database_url, network) as one, Node(database_url, network) as two:
+    async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         for id_ in ids:
             await one.end_of(id_)
-        shares = [int(node.metrics.claimed._value.get()) for node in (one, two)]
+        shares = [int(replica.metrics.claimed._value.get()) for replica in (one, two)]
     assert sum(shares) == 12
     assert min(shares) > 0
     for id_ in ids:
@@ -141,14 +140,14 @@ async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptur
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         assert connection.execute(text(damage), {"id": odd}).rowcount == 1
     with caplog.at_level(logging.ERROR):
-        async with Node(database_url, network) as node:
+        async with Replica(database_url, network) as replica:
             for id_ in (first, *others):
-                assert (await node.end_of(id_)).phase == "confirmed"
+                assert (await replica.end_of(id_)).phase == "confirmed"
     assert any(odd in message and "row_unreadable" in message for message in caplog.messages)
     with engine.connect() as connection:
         listed = queries.list_newest(connection, queries.Filter(), 10, None).transactions
-        assert {it.id for it in listed} == {first, *others}
+        assert {each.id for each in listed} == {first, *others}
         assert queries.count_unfinished(connection) == 1  # it is still there, and still counts
         with pytest.raises(UnreadableRowError, match=odd):
-            transaction_rows.find(connection, odd)
+            transactions.find(connection, odd)
     engine.dispose()

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from app.protocol.messages import CancelRequested, RetryRequested
 from holdfast.wire import Operation
 from tests.harness.network import Network, Reply
-from tests.harness.replica import Node, begin_of
+from tests.harness.replica import Replica, begin_of
 from tests.harness.virtual_time import in_virtual_time, now, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -22,12 +22,14 @@ async def test_commands_that_race_are_all_answered(
     command: CancelRequested | RetryRequested, database_url: str, engine: Engine
 ) -> None:
     network = Network(engine, now, {("car", TRY): [LATER]})
-    async with Node(database_url, network) as one, Node(database_url, network) as two:
+    async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         for _ in range(ROUNDS):  # threads decide who is quicker: each round is another order
             begun = await one.coordinator.begin(begin_of())
             await until(lambda: one.coordinator.running == two.coordinator.running == 0)
-            answers = await asyncio.gather(*(node.coordinator.command(begun.id, command) for node in [one, two] * 5))
-            assert {it.id for it in answers} == {begun.id}
+            answers = await asyncio.gather(
+                *(replica.coordinator.command(begun.id, command) for replica in [one, two] * 5)
+            )
+            assert {each.id for each in answers} == {begun.id}
             await one.coordinator.command(begun.id, CancelRequested())
             await one.end_of(begun.id)
             network.check(begun.id)

@@ -9,7 +9,7 @@ from app.engine.coordinator import OverloadedError
 from app.protocol.messages import CancelRequested, RetryRequested
 from holdfast.wire import Decision, Operation
 from tests.harness.network import SILENT, Network, Reply
-from tests.harness.replica import Node, begin_of, settled, stored
+from tests.harness.replica import Replica, begin_of, settled, stored
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -18,32 +18,32 @@ TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
 @in_virtual_time
 async def test_what_can_end_within_the_limit_ends(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [Reply(delay_s=1.0)]})
-    async with Node(database_url, network) as node:
-        client = asyncio.create_task(node.finish(begin_of()))
+    async with Replica(database_url, network) as replica:
+        client = asyncio.create_task(replica.finish(begin_of()))
         await until(lambda: len(network.asked) == 3)
-        await node.coordinator.stop(5.0)
+        await replica.coordinator.stop(5.0)
         assert (await client).phase == "confirmed"
         with pytest.raises(OverloadedError):
-            await node.coordinator.begin(begin_of())
-        await node.coordinator.stop(5.0)  # nothing left to do
+            await replica.coordinator.begin(begin_of())
+        await replica.coordinator.stop(5.0)  # nothing left to do
     network.check(client.result().id)
 
 
 @in_virtual_time
 async def test_what_can_not_is_handed_over_and_its_clients_are_answered(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", CONFIRM): [SILENT, Reply()]})
-    async with Node(database_url, network) as node:
-        client = asyncio.create_task(node.coordinator.begin(begin_of()))
-        waiter = asyncio.create_task(node.coordinator.wait((await client).id, lambda t: t.finished, 600.0))
+    async with Replica(database_url, network) as replica:
+        client = asyncio.create_task(replica.coordinator.begin(begin_of()))
+        waiter = asyncio.create_task(replica.coordinator.wait((await client).id, lambda t: t.finished, 600.0))
         await until(lambda: len(network.asked) == 6)
         began = now()
-        await node.recovery.stop()
-        await node.coordinator.stop(0.5)
+        await replica.recovery.stop()
+        await replica.coordinator.stop(0.5)
         assert (await waiter).phase == "confirming"
         assert now() - began == pytest.approx(0.5, abs=0.05)
-        assert node.coordinator.running == 0
+        assert replica.coordinator.running == 0
         assert (stored(engine, client.result().id).wake_at or 0) <= now()
-    async with Node(database_url, network) as other:
+    async with Replica(database_url, network) as other:
         ended = await other.end_of(client.result().id)
         assert now() - began < 1.0  # a lease would have been longer
     network.check(ended.id)
@@ -52,12 +52,12 @@ async def test_what_can_not_is_handed_over_and_its_clients_are_answered(database
 @in_virtual_time
 async def test_a_save_under_way_is_let_through_and_then_handed_over(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})
-    async with Node(database_url, network, recovers=False) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        command = asyncio.create_task(node.coordinator.command(begun.id, CancelRequested()))
-        await until_writing(node)
-        await node.coordinator.stop(0.0)
+        command = asyncio.create_task(replica.coordinator.command(begun.id, CancelRequested()))
+        await until_writing(replica)
+        await replica.coordinator.stop(0.0)
         kept = stored(engine, begun.id)
         assert (kept.decision, (kept.wake_at or 0) <= now()) == (Decision.CANCEL, True)
         (answer,) = await settled(command)
@@ -67,56 +67,56 @@ async def test_a_save_under_way_is_let_through_and_then_handed_over(database_url
 @in_virtual_time
 async def test_commands_that_wait_are_answered_and_take_nothing_over_again(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [Reply(status=503, headers={"Retry-After": "20"})]})
-    async with Node(database_url, network, recovers=False) as node:
-        begun = [await node.coordinator.begin(begin_of()) for _ in range(3)]
-        await until(lambda: node.coordinator.running == 0)
-        commands = [asyncio.create_task(node.coordinator.command(it.id, RetryRequested())) for it in begun]
-        await until_writing(node)
-        await node.coordinator.stop(0.0)
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = [await replica.coordinator.begin(begin_of()) for _ in range(3)]
+        await until(lambda: replica.coordinator.running == 0)
+        commands = [asyncio.create_task(replica.coordinator.command(each.id, RetryRequested())) for each in begun]
+        await until_writing(replica)
+        await replica.coordinator.stop(0.0)
         answers = await settled(*commands)
-        assert all(isinstance(it, OverloadedError) or it.id in {b.id for b in begun} for it in answers)
+        assert all(isinstance(answer, OverloadedError) or answer.id in {b.id for b in begun} for answer in answers)
         with pytest.raises(OverloadedError):
-            await node.coordinator.command(begun[0].id, CancelRequested())
-        await check_idle(node, network)
-        assert all((stored(engine, it.id).wake_at or 0) <= now() + 20 for it in begun)
+            await replica.coordinator.command(begun[0].id, CancelRequested())
+        await check_idle(replica, network)
+        assert all((stored(engine, each.id).wake_at or 0) <= now() + 20 for each in begun)
 
 
 @in_virtual_time
 async def test_a_begin_under_way_is_recorded_and_left_to_others(database_url: str, engine: Engine) -> None:
     network = Network(engine, now)
-    async with Node(database_url, network, recovers=False) as node:
-        begin = asyncio.create_task(node.coordinator.begin(begin_of()))
-        await until_writing(node)
-        await node.coordinator.stop(0.0)
+    async with Replica(database_url, network, recovers=False) as replica:
+        begin = asyncio.create_task(replica.coordinator.begin(begin_of()))
+        await until_writing(replica)
+        await replica.coordinator.stop(0.0)
         begun = await begin
-        await check_idle(node, network)
+        await check_idle(replica, network)
         assert network.asked == []
         began = now()
-    async with Node(database_url, network) as other:
+    async with Replica(database_url, network) as other:
         assert (await other.end_of(begun.id)).phase == "confirmed"
         assert now() - began < 1.0
     network.check(begun.id)
 
 
-async def until_writing(node: Node) -> None:
-    node.journal.started.clear()
-    await node.journal.started.wait()
+async def until_writing(replica: Replica) -> None:
+    replica.journal.started.clear()
+    await replica.journal.started.wait()
 
 
-async def check_idle(node: Node, network: Network) -> None:
+async def check_idle(replica: Replica, network: Network) -> None:
     asked = len(network.asked)
     await pass_time(5.0)
-    assert (node.coordinator.running, len(network.asked)) == (0, asked)
-    assert not node.coordinator._tasks
+    assert (replica.coordinator.running, len(network.asked)) == (0, asked)
+    assert not replica.coordinator._tasks
 
 
 @in_virtual_time
 async def test_nothing_is_claimed_any_more_once_it_stops(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [Reply(status=202, headers={"Retry-After": "2"})]})
-    async with Node(database_url, network, recovers=False) as node:
-        begun = await node.coordinator.begin(begin_of())
-        await until(lambda: node.coordinator.running == 0)
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
+        await until(lambda: replica.coordinator.running == 0)
         await pass_time(5.0)
-        await node.coordinator.stop(0.1)
+        await replica.coordinator.stop(0.1)
         version = stored(engine, begun.id).version
-        assert (await node.recovery.run_once(), stored(engine, begun.id).version) == (0, version)
+        assert (await replica.recovery.run_once(), stored(engine, begun.id).version) == (0, version)

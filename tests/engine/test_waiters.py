@@ -10,7 +10,7 @@ from app.engine.notifications import POLL_S
 from app.protocol.values import Transaction
 from holdfast.wire import Decision, Operation
 from tests.harness.network import SILENT, Network, Reply
-from tests.harness.replica import Node, begin_of, stored
+from tests.harness.replica import Replica, begin_of, stored
 from tests.harness.virtual_time import in_virtual_time, now
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -23,36 +23,36 @@ def decided(transaction: Transaction) -> bool:
 @in_virtual_time
 async def test_it_is_told_at_the_moment_it_happens(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [Reply(delay_s=1.0)], ("car", CONFIRM): [Reply(delay_s=1.5)]})
-    async with Node(database_url, network) as node:
+    async with Replica(database_url, network) as replica:
         began = now()
-        begun = await node.coordinator.begin(begin_of())
-        at_decision = await node.coordinator.wait(begun.id, decided, 60.0)
+        begun = await replica.coordinator.begin(begin_of())
+        at_decision = await replica.coordinator.wait(begun.id, decided, 60.0)
         assert stored(engine, begun.id).decision is at_decision.decision is Decision.CONFIRM
         assert now() - began == pytest.approx(1.0, abs=0.01)
-        clients = [node.coordinator.wait(begun.id, lambda t: t.finished, 60.0) for _ in range(10)]
-        assert {it.phase for it in await asyncio.gather(*clients)} == {"confirmed"}
+        clients = [replica.coordinator.wait(begun.id, lambda t: t.finished, 60.0) for _ in range(10)]
+        assert {each.phase for each in await asyncio.gather(*clients)} == {"confirmed"}
         assert now() - began == pytest.approx(2.5, abs=0.01)
-        assert not node.coordinator._waiters._waiters
+        assert not replica.coordinator._waiters._waiters
     network.check(begun.id)
 
 
 @in_virtual_time
 async def test_when_the_time_is_up_it_gets_what_there_is(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})
-    async with Node(database_url, network) as node:
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of())
         for timeout_s in (0.0, 0.7):
             began = now()
-            seen = await node.coordinator.wait(begun.id, lambda t: t.finished, timeout_s)
+            seen = await replica.coordinator.wait(begun.id, lambda t: t.finished, timeout_s)
             assert (seen.phase, now() - began) == ("trying", pytest.approx(timeout_s, abs=0.01))
         with pytest.raises(UnknownTransactionError):
-            await node.coordinator.wait("00000000-0000-7000-8000-000000000000", decided, 60.0)
+            await replica.coordinator.wait("00000000-0000-7000-8000-000000000000", decided, 60.0)
 
 
 @in_virtual_time
 async def test_it_is_told_soon_of_what_happens_elsewhere(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [Reply(delay_s=1.1)]})
-    async with Node(database_url, network) as one, Node(database_url, network, recovers=False) as two:
+    async with Replica(database_url, network) as one, Replica(database_url, network, recovers=False) as two:
         begun = await one.coordinator.begin(begin_of())
         ended = await two.end_of(begun.id)
         assert now() - (ended.finished_at or 0) <= POLL_S + 0.01
@@ -63,7 +63,7 @@ async def test_it_is_told_soon_of_what_happens_elsewhere(database_url: str, engi
 @in_virtual_time
 async def test_it_is_told_when_another_takes_over_and_ends_it(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT, Reply(delay_s=0.1)]})
-    async with Node(database_url, network, recovers=False) as asleep, Node(database_url, network) as other:
+    async with Replica(database_url, network, recovers=False) as asleep, Replica(database_url, network) as other:
         begun = await asleep.coordinator.begin(begin_of())
         waiter = asyncio.create_task(asleep.end_of(begun.id))
         asleep.gate.freeze()

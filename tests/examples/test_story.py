@@ -79,8 +79,8 @@ def test_one_story_that_did_not_end_as_it_must_fails_the_demo(capsys: pytest.Cap
 
 @pytest.mark.parametrize("goes_wrong", [StoryFailed("nothing came"), None])
 async def test_a_story_that_stops_on_the_way_has_failed(goes_wrong: Exception | None) -> None:
-    async def play(_: object, it: Story) -> None:
-        it.expect("so far", 1, 1)
+    async def play(_: object, story: Story) -> None:
+        story.expect("so far", 1, 1)
         if goes_wrong is not None:
             raise goes_wrong
 

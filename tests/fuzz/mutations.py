@@ -56,7 +56,7 @@ _edits = st.lists(
 
 def damaged(valid: Sequence[bytes]) -> st.SearchStrategy[bytes]:
     """One of the `valid` ones, with up to five bytes or pieces inserted, replaced, taken out, repeated or cut off."""
-    return st.tuples(st.sampled_from(valid), _edits).map(lambda it: _apply(*it))
+    return st.tuples(st.sampled_from(valid), _edits).map(lambda drawn: _apply(*drawn))
 
 
 def in_pieces(data: bytes, at: Sequence[int]) -> list[bytes]:

@@ -18,8 +18,8 @@ from holdfast.client import Client, HoldfastError, Transaction
 from holdfast.participant import inquiry
 from holdfast.participant.inquiry import Verdict
 from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_portable
-from tests.fuzz.budget import TIMES
 from tests.fuzz.mutations import damaged, in_pieces
+from tests.harness.budget import TIMES
 
 BODY_BYTES_MAX: Final = 300
 RESPONSES: Final = [

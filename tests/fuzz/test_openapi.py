@@ -21,7 +21,7 @@ from schemathesis.specs.openapi import checks as openapi
 
 from app.main import create_app
 from app.settings import Settings
-from tests.fuzz.budget import TIMES
+from tests.harness.budget import TIMES
 from tests.harness.coordinator_app import base_url
 
 TIMEOUT_S: Final = 30.0

@@ -103,7 +103,7 @@ bodies = st.one_of(
     st.binary(max_size=200),
     json_values.map(lambda value: json.dumps(value).encode()),
     st.tuples(st.sampled_from(["utf-8", "utf-16", "utf-32"]), json_values).map(
-        lambda it: json.dumps(it[1], ensure_ascii=False).encode(it[0], "replace")
+        lambda drawn: json.dumps(drawn[1], ensure_ascii=False).encode(drawn[0], "replace")
     ),
 )
 
@@ -140,7 +140,7 @@ glue = st.sampled_from(
 tricks = st.tuples(
     st.sampled_from(["http://", "https://", "http:", "HTTP://", "//", "ftp://", "http:/\\", "http:///"]),
     st.lists(st.one_of(hosts, glue, st.sampled_from(["80", "443", "0", "65536", "user:pw"])), max_size=6),
-).map(lambda it: it[0] + "".join(it[1]))
+).map(lambda drawn: drawn[0] + "".join(drawn[1]))
 
 
 @settings(max_examples=400)

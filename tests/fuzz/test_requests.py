@@ -20,10 +20,10 @@ from app.api.problems import CATALOGUE
 from app.api.request_headers import parse_idempotency_key, parse_traceparent
 from app.api.schemas import BeginRequest
 from holdfast import wire
-from tests.fuzz.budget import TIMES
 from tests.fuzz.mutations import damaged, in_pieces
 from tests.harness import participant_app as sdk
 from tests.harness.asgi import Answer, ask
+from tests.harness.budget import TIMES
 from tests.harness.coordinator_app import Service, base_url, endpoints, running
 
 BEGINS: Final = [

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.api.problems import CATALOGUE
-from tests.fuzz.budget import TIMES
 from tests.fuzz.rest_model import FINAL, Behaviour, Effect, Json, Model, Transaction
+from tests.harness.budget import TIMES
 from tests.harness.coordinator_app import Received, Service, base_url, endpoints, running, until
 
 REGISTERED: Final = ("p0", "p1", "p2")
@@ -65,7 +65,10 @@ names = st.sampled_from([None, "order", "Order", "größe 7"])
 references = st.sampled_from([None, "r-1", "r-2"])
 payloads = st.sampled_from([{}, None, {"a": [1, 2.5, "\0", "\U0001f600"]}, 10**300, "x" * 300])
 branches = st.lists(
-    st.tuples(st.sampled_from(REGISTERED + INLINE), payloads), min_size=1, max_size=3, unique_by=lambda it: it[0]
+    st.tuples(st.sampled_from(REGISTERED + INLINE), payloads),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda branch: branch[0],
 )
 keys = st.sampled_from([None, "k-1", 'k"2', "k\\3", "k 4"])
 FAULTY: Final[list[tuple[Json, str]]] = [
@@ -226,7 +229,9 @@ class RestMachine(RuleBasedStateMachine):
 
     def request(self, drawn: list[tuple[str, Any]], order: str, name: str | None, reference: str | None) -> Json:
         where = [{"participant": s} if s in REGISTERED else {"name": s, "endpoints": endpoints(s)} for s, _ in drawn]
-        body: Json = {"branches": [it | {"payload": payload} for it, (_, payload) in zip(where, drawn, strict=True)]}
+        body: Json = {
+            "branches": [branch | {"payload": payload} for branch, (_, payload) in zip(where, drawn, strict=True)]
+        }
         optional = {"try_order": order, "name": name, "reference": reference}
         return body | {member: value for member, value in optional.items() if value is not None}
 
@@ -305,26 +310,26 @@ class RestMachine(RuleBasedStateMachine):
     @rule(data=st.data(), change=st.sampled_from([{"name": "another"}, {"timeout_s": 599}, {"answer_at": "decision"}]))
     def begin_another_under_a_known_key(self, data: st.DataObject, change: Json) -> None:
         key = data.draw(st.sampled_from(sorted(self.model.by_key)))
-        it = self.model.by_key[key]
-        if it.request | change != it.request:
-            answer = self.post(it.request | change, key, None)
-            assert self.problem(answer, "idempotency-key-conflict")["transaction_id"] == it.id
+        transaction = self.model.by_key[key]
+        if transaction.request | change != transaction.request:
+            answer = self.post(transaction.request | change, key, None)
+            assert self.problem(answer, "idempotency-key-conflict")["transaction_id"] == transaction.id
 
     @precondition(lambda self: self.model.by_key)
     @rule(data=st.data(), rewritten=st.booleans())
     def begin_again(self, data: st.DataObject, *, rewritten: bool) -> None:
         key = data.draw(st.sampled_from(sorted(self.model.by_key)))
-        it = self.model.by_key[key]
-        answer = self.post(it.request, key, "respond-async", rewritten=rewritten)
-        assert (answer.json().get("transaction") or answer.json())["id"] == it.id
-        if it.decision == "cancel" and (it.finished or it.request["answer_at"] != "end"):
+        transaction = self.model.by_key[key]
+        answer = self.post(transaction.request, key, "respond-async", rewritten=rewritten)
+        assert (answer.json().get("transaction") or answer.json())["id"] == transaction.id
+        if transaction.decision == "cancel" and (transaction.finished or transaction.request["answer_at"] != "end"):
             self.problem(answer, "transaction-cancelled")
-        elif it.decision == "cancel":
+        elif transaction.decision == "cancel":
             assert answer.status_code in (202, 409)  # asked not to wait: the contract leaves open which
-        elif it.outcome == "mixed":
+        elif transaction.outcome == "mixed":
             self.problem(answer, "transaction-mixed")
         else:
-            assert answer.status_code == (201 if it.finished else 202)
+            assert answer.status_code == (201 if transaction.finished else 202)
 
     @rule(faulty=st.sampled_from(FAULTY), key=st.sampled_from([None, "k-1"]))
     def begin_in_vain(self, faulty: tuple[Json, str], key: str | None) -> None:
@@ -343,50 +348,50 @@ class RestMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.transactions)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        it = data.draw(st.sampled_from(self.model.transactions))
-        answer = self.ask("POST", f"/v1/transactions/{it.id}/cancel")
-        if it.decision == "confirm":
+        transaction = data.draw(st.sampled_from(self.model.transactions))
+        answer = self.ask("POST", f"/v1/transactions/{transaction.id}/cancel")
+        if transaction.decision == "confirm":
             self.problem(answer, "already-decided")
             return
         assert (answer.status_code, answer.json()["decision"]) == (200, "cancel")
-        if it.decision == "undecided":
-            it.cancel("requested")
-        self.come_to_rest(it)
+        if transaction.decision == "undecided":
+            transaction.cancel("requested")
+        self.come_to_rest(transaction)
 
     @precondition(lambda self: self.model.transactions)
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
-        it = data.draw(st.sampled_from(self.model.transactions))
-        answer = self.ask("POST", f"/v1/admin/transactions/{it.id}/retry")
-        if it.finished:
+        transaction = data.draw(st.sampled_from(self.model.transactions))
+        answer = self.ask("POST", f"/v1/admin/transactions/{transaction.id}/retry")
+        if transaction.finished:
             self.problem(answer, "already-finished")
         else:
             assert answer.status_code == 202
-        self.come_to_rest(it)
+        self.come_to_rest(transaction)
 
     @precondition(lambda self: self.model.transactions)
     @rule(data=st.data(), settled=st.sampled_from(["confirmed", "cancelled"]), reason=st.sampled_from(["seen", ""]))
     def resolve(self, data: st.DataObject, settled: str, reason: str) -> None:
-        it = data.draw(st.sampled_from(self.model.unfinished or self.model.transactions))
-        name = data.draw(st.sampled_from([*(branch.name for branch in it.branches), "nobody", "%ff"]))
-        path = f"/v1/admin/transactions/{it.id}/branches/{name}/resolve"
+        transaction = data.draw(st.sampled_from(self.model.unfinished or self.model.transactions))
+        name = data.draw(st.sampled_from([*(branch.name for branch in transaction.branches), "nobody", "%ff"]))
+        path = f"/v1/admin/transactions/{transaction.id}/branches/{name}/resolve"
         answer = self.ask("POST", path, json={"as": settled, "reason": reason})
-        branch = it.branch(name)
+        branch = transaction.branch(name)
         if not reason:
             self.problem(answer, "invalid")
         elif branch is None:
             self.problem(answer, "unknown-branch")
         elif branch.phase in FINAL:
             self.problem(answer, "branch-finished")
-        elif it.decision == "undecided":
+        elif transaction.decision == "undecided":
             self.problem(answer, "not-decided")
         else:
             assert answer.status_code == 200
-            it.resolve(branch, settled)
+            transaction.resolve(branch, settled)
             resolution = next(b["resolution"] for b in answer.json()["branches"] if b["name"] == name)
             assert (resolution["as"], resolution["reason"]) == (settled, reason)
             assert resolution["by"]
-        self.come_to_rest(it)
+        self.come_to_rest(transaction)
 
     @rule(
         id_=st.sampled_from([NOBODY, "x", "%00", NOBODY + "0"]),
@@ -404,12 +409,14 @@ class RestMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.transactions)
     @rule(data=st.data(), limit=st.integers(1, 3))
     def look(self, data: st.DataObject, limit: int) -> None:
-        it = data.draw(st.sampled_from(self.model.transactions))
-        path = f"/v1/transactions/{it.id}"
+        transaction = data.draw(st.sampled_from(self.model.transactions))
+        path = f"/v1/transactions/{transaction.id}"
         decided = self.ask("GET", f"{path}/decision").json()
-        assert decided["decision"] == it.decision
-        assert 1 <= decided["recheck_in_s"] <= 60 if it.decision == "undecided" else decided["recheck_in_s"] == 0
-        if not it.finished:
+        assert decided["decision"] == transaction.decision
+        assert (
+            1 <= decided["recheck_in_s"] <= 60 if transaction.decision == "undecided" else decided["recheck_in_s"] == 0
+        )
+        if not transaction.finished:
             return
         answer = self.ask("GET", path)
         assert self.ask("GET", path, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
@@ -449,7 +456,7 @@ class RestMachine(RuleBasedStateMachine):
         wanted = self.model.matching({name: value for name, value in filters.items() if name != "limit"})
         ids = [item["id"] for item in items]
         assert ids == sorted((each.id for each in wanted), reverse=True)
-        assert [it["created_at"] for it in items] == sorted((it["created_at"] for it in items), reverse=True)
+        assert [item["created_at"] for item in items] == sorted((item["created_at"] for item in items), reverse=True)
 
     @rule(
         filters=st.fixed_dictionaries(
@@ -462,7 +469,7 @@ class RestMachine(RuleBasedStateMachine):
         items = [item for page in pages for item in page["items"]]
         wanted = self.model.hanging(filters)
         assert sorted(item["id"] for item in items) == sorted(each.id for each in wanted)
-        assert [it["hung_since"] for it in items] == sorted(it["hung_since"] for it in items)
+        assert [item["hung_since"] for item in items] == sorted(item["hung_since"] for item in items)
         counted = sum(total["count"] for total in pages[0]["totals"])
         only = filters.get("participant")
         hang = [b for each in wanted for b in each.branches if b.hung_reasons and only in (None, b.participant)]

@@ -11,6 +11,7 @@ virtual_time.py         the event loop whose clock jumps
 participant_app.py      a small service with the SDK, on every kind of database
 asgi.py                 requests in bytes, straight to an application
 fault_server.py         an HTTP server that misbehaves on request
+budget.py               how many examples are drawn
 transactions.py         transactions to store: plain ones, and any that could be
 ledger.py               accounts and effects of a participant, for chaos and simulation
 notes.py, evidence.py   what clients were told and what was done, as plain data

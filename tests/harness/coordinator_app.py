@@ -162,7 +162,7 @@ class Service:
         return found
 
     async def until_finished(self, transaction_id: str) -> Json:
-        return await self.until(transaction_id, lambda it: it["finished_at"])
+        return await self.until(transaction_id, lambda transaction: transaction["finished_at"])
 
 
 async def until(holds: Callable[[], Awaitable[object]]) -> None:

@@ -12,8 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from app.storage import transactions as transaction_rows
-from app.storage.tables import transactions
+from app.storage import tables, transactions
 from holdfast.wire import Operation
 from tests.harness.evidence import Effect, Request
 from tests.harness.virtual_time import pass_time
@@ -90,9 +89,9 @@ class Network:
     def calls(self, transaction_id: str, branch: str, operation: Operation | None = None) -> list[Asked]:
         """The calls that a branch got, in order."""
         return [
-            it
-            for it in self.asked
-            if (it.transaction_id, it.branch) == (transaction_id, branch) and operation in (None, it.operation)
+            call
+            for call in self.asked
+            if (call.transaction_id, call.branch) == (transaction_id, branch) and operation in (None, call.operation)
         ]
 
     def settle_by_hand(self, transaction_id: str, branch: str, operation: Operation) -> None:
@@ -140,7 +139,7 @@ class Network:
     def _check_durable(self, key: tuple[str, str], operation: Operation) -> None:
         """Rules 1 and 2: what a call presupposes is in the database, seen by somebody else."""
         with self._engine.connect() as connection:
-            stored = transaction_rows.find(connection, key[0])
+            stored = transactions.find(connection, key[0])
         if stored is None:
             self.violations.append(f"{key}: {operation} before the record was durable")
             return
@@ -155,13 +154,15 @@ class Network:
         """The rules, looked at from the end: nothing mixed, and every branch knows how it ended."""
         assert not self.violations, self.violations
         with self._engine.connect() as connection:
-            stored = transaction_rows.find(connection, transaction_id)
-            left = connection.execute(transactions.select().where(transactions.c.wake_at.is_not(None))).all()
+            stored = transactions.find(connection, transaction_id)
+            left = connection.execute(
+                tables.transactions.select().where(tables.transactions.c.wake_at.is_not(None))
+            ).all()
         assert stored is not None
         assert stored.finished
         assert left == []
         for branch in stored.branches:
-            asked = {it.operation for it in self.calls(transaction_id, branch.name)}
+            asked = {call.operation for call in self.calls(transaction_id, branch.name)}
             fence = self.fences.get((transaction_id, branch.name))
             if stored.phase == "confirmed":
                 assert (branch.phase, fence) == ("confirmed", "confirmed")

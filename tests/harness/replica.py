@@ -21,8 +21,7 @@ from app.engine.recovery import Recovery
 from app.metrics import Metrics
 from app.protocol.policy import Policy
 from app.protocol.values import Branch, Transaction
-from app.storage import participants as participant_rows
-from app.storage import transactions as transaction_rows
+from app.storage import participants, transactions
 from app.storage.group_commit import Journal
 from app.storage.participants import RegisteredParticipant
 from tests.harness.databases import engine_with_tables
@@ -92,7 +91,7 @@ class GatedJournal(Journal):
 
     async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         name = function.__name__
-        if function is not transaction_rows.claim:
+        if function is not transactions.claim:
             await self._gate.passed(f"before {name}")
         self.writing += 1
         try:
@@ -101,7 +100,7 @@ class GatedJournal(Journal):
             result = await in_thread(super().write(function, item))
         finally:
             self.writing -= 1
-        if function is not transaction_rows.claim or result:
+        if function is not transactions.claim or result:
             await self._gate.passed(f"after {name}")
         return result
 
@@ -133,7 +132,7 @@ class GatedTransport(httpx.AsyncBaseTransport):
         return httpx.Response(reply.status, json=reply.body, headers=reply.headers)
 
 
-class Node:
+class Replica:
     """A coordinator with its recovery; `async with` starts it and buries it."""
 
     def __init__(
@@ -222,13 +221,13 @@ def register_participants(engine: Engine) -> None:
         for name in BRANCHES
     ]
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        participant_rows.put_participants(connection, entries)
+        participants.put_participants(connection, entries)
 
 
 def stored(engine: Engine, transaction_id: str) -> Transaction:
     """The transaction as anybody else sees it."""
     with engine.connect() as connection:
-        found = transaction_rows.find(connection, transaction_id)
+        found = transactions.find(connection, transaction_id)
     assert found is not None
     return found
 

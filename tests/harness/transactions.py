@@ -20,7 +20,7 @@ from app.protocol.values import (
     Transaction,
     TryOrder,
 )
-from app.storage import transactions as transaction_rows
+from app.storage import transactions
 from holdfast.wire import Answer, Decision, Operation
 
 CAR: Final = Branch(name="car", participant="car", phase=BranchPhase.TRYING)
@@ -61,9 +61,9 @@ def written(engine: Engine, function: Callable[..., Sequence[Any]], *items: Any)
         return list(function(connection, items))
 
 
-def recorded(engine: Engine, *transactions: Transaction) -> None:
+def recorded(engine: Engine, *new: Transaction) -> None:
     """Have these transactions in the database."""
-    written(engine, transaction_rows.record, *(transaction_rows.NewRecord(transaction=it) for it in transactions))
+    written(engine, transactions.record, *(transactions.NewRecord(transaction=each) for each in new))
 
 
 def found(engine: Engine, function: Callable[..., Any], *args: Any) -> Any:
@@ -112,7 +112,7 @@ branches = st.builds(
     hung_reason=maybe(st.sampled_from(HungReason)),
     resolution=maybe(st.builds(Resolution, settled=st.sampled_from(Settled), by=words, at=times, reason=words)),
 )
-transactions = st.builds(
+any_transactions = st.builds(
     Transaction,
     id=st.uuids().map(str),
     created_at=times,
@@ -128,5 +128,5 @@ transactions = st.builds(
     finished_at=maybe(times),
     hung_since=maybe(times),
     wake_at=maybe(times),
-).filter(lambda it: not (it.decision is Decision.UNDECIDED and it.finished))
+).filter(lambda each: not (each.decision is Decision.UNDECIDED and each.finished))
 """Any transaction but one that has ended undecided, which has no phase."""

@@ -20,8 +20,8 @@ NOON = 1_800_014_400.0  # 2027-01-15T12:00:00Z
 
 
 def record(number: int, *attempts: int) -> Record:
-    it = ended(number)
-    return it, iter([call(it, attempt) for attempt in attempts])
+    finished = ended(number)
+    return finished, iter([call(finished, attempt) for attempt in attempts])
 
 
 def ended(number: int) -> Transaction:

@@ -22,7 +22,7 @@ from app.storage import tables
 from app.storage.purge import Record
 from holdfast.wire import Decision
 from tests.harness.network import Network
-from tests.harness.replica import Node, begin_of
+from tests.harness.replica import Replica, begin_of
 from tests.harness.transactions import CAR, recorded, transaction
 from tests.harness.virtual_time import EPOCH, in_virtual_time, now, pass_time, until
 
@@ -40,11 +40,13 @@ class Refusing(Export):
     def append(self, records: Iterable[Record], at: float) -> None:
         if self.full:
             raise OSError("No space left on device")
-        self.given += [it.id for it, _ in records]
+        self.given += [each.id for each, _ in records]
 
 
-def retention_of(node: Node, export: Export | None = None, retention_s: float = KEPT_S) -> Retention:
-    return Retention(journal=node.journal, metrics=node.metrics, retention_s=retention_s, export=export, clock=now)
+def retention_of(replica: Replica, export: Export | None = None, retention_s: float = KEPT_S) -> Retention:
+    return Retention(
+        journal=replica.journal, metrics=replica.metrics, retention_s=retention_s, export=export, clock=now
+    )
 
 
 def count(engine: Engine) -> int:
@@ -77,43 +79,48 @@ async def test_it_goes_batch_by_batch_until_only_the_young_is_left(
 ) -> None:
     monkeypatch.setattr(retention, "BATCH_MAX", 4)
     finished(engine, *(KEPT_S + n for n in range(10)), KEPT_S - 100.0, 5.0)
-    async with Node(database_url, Network(engine, now), recovers=False) as node:
-        it = retention_of(node)
-        assert [(await it.run_once(), count(engine)) for _ in range(4)] == [(True, 8), (True, 4), (True, 2), (False, 2)]
-        assert total(node.metrics.purged) == 10
+    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+        service = retention_of(replica)
+        assert [(await service.run_once(), count(engine)) for _ in range(4)] == [
+            (True, 8),
+            (True, 4),
+            (True, 2),
+            (False, 2),
+        ]
+        assert total(replica.metrics.purged) == 10
         await pass_time(99.0)
-        assert (await it.run_once(), count(engine)) == (False, 2)
+        assert (await service.run_once(), count(engine)) == (False, 2)
         await pass_time(2.0)
-        assert (await it.run_once(), count(engine)) == (True, 1)
+        assert (await service.run_once(), count(engine)) == (True, 1)
 
 
 @in_virtual_time
 async def test_it_runs_by_itself_beside_the_traffic_and_stops_at_once(database_url: str, engine: Engine) -> None:
     network = Network(engine, now)
     finished(engine, *(KEPT_S + n for n in range(5)))
-    async with Node(database_url, network, recovers=False) as node:
-        it = retention_of(node)
-        await it.start()
-        fresh = await node.finish(begin_of())
+    async with Replica(database_url, network, recovers=False) as replica:
+        service = retention_of(replica)
+        await service.start()
+        fresh = await replica.finish(begin_of())
         await until(lambda: count(engine) == 1)
         finished(engine, KEPT_S - 10.0)
         await pass_time(retention.SWEEP_PAUSE_S + 1.0)
         assert count(engine) == 1
         before = now()
-        await it.stop()
+        await service.stop()
         assert now() == before
-        assert (await node.coordinator.find(fresh.id)).phase == "confirmed"
+        assert (await replica.coordinator.find(fresh.id)).phase == "confirmed"
         network.check(fresh.id)
 
 
 @in_virtual_time
 async def test_without_a_retention_nothing_is_purged(database_url: str, engine: Engine) -> None:
     finished(engine, 2 * KEPT_S)
-    async with Node(database_url, Network(engine, now), recovers=False) as node:
-        it = retention_of(node, retention_s=0.0)
-        await it.start()
+    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+        service = retention_of(replica, retention_s=0.0)
+        await service.start()
         await pass_time(3600.0)
-        await it.stop()
+        await service.stop()
     assert count(engine) == 1
 
 
@@ -125,13 +132,13 @@ async def test_a_record_that_a_person_resolved_is_kept_and_looked_at_once_a_swee
     by_hand = Resolution(settled=Settled.CANCELLED, by="ada", at=5.0, reason="refunded")
     finished(engine, *(KEPT_S + n for n in range(6)), branches=(replace(CAR, resolution=by_hand),))
     finished(engine, KEPT_S)
-    async with Node(database_url, Network(engine, now), recovers=False) as node:
-        it = retention_of(node)
+    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+        service = retention_of(replica)
         looked: list[bool] = []
         while not looked or looked[-1]:
-            looked.append(await it.run_once())
+            looked.append(await service.run_once())
         assert len(looked) == 5, "seven rows are four batches, and one that finds nothing more"
-        assert (count(engine), total(node.metrics.purged)) == (6, 1)
+        assert (count(engine), total(replica.metrics.purged)) == (6, 1)
 
 
 @in_virtual_time
@@ -141,17 +148,17 @@ async def test_what_can_not_be_exported_is_not_deleted_and_tried_again(
     finished(engine, *(KEPT_S + n for n in range(3)))
     export = Refusing()
     export.full = True
-    async with Node(database_url, Network(engine, now), recovers=False) as node:
-        it = retention_of(node, export)
+    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+        service = retention_of(replica, export)
         with caplog.at_level(logging.ERROR):
-            await it.start()
+            await service.start()
             await pass_time(130.0)
-        assert (count(engine), total(node.metrics.purged), total(node.metrics.purge_failures)) == (3, 0, 3)
+        assert (count(engine), total(replica.metrics.purged), total(replica.metrics.purge_failures)) == (3, 0, 3)
         assert any("event=purge_failed" in message and "No space left" in message for message in caplog.messages)
         export.full = False
         await pass_time(60.0)
         assert (count(engine), len(export.given)) == (0, 3)
-        await it.stop()
+        await service.stop()
 
 
 @in_virtual_time
@@ -166,14 +173,14 @@ async def test_a_crash_between_export_and_delete_exports_again(
     def dies(*_: Any) -> None:
         raise ConnectionError("the process is gone")
 
-    async with Node(database_url, network, recovers=False) as node:
+    async with Replica(database_url, network, recovers=False) as replica:
         with monkeypatch.context() as dying:
             dying.setattr("app.storage.purge._delete", dies)
             with pytest.raises(ConnectionError):
-                await retention_of(node, Export(directory, exported)).run_once()
+                await retention_of(replica, Export(directory, exported)).run_once()
     assert count(engine) == 3
-    async with Node(database_url, network, recovers=False) as node:
-        assert await retention_of(node, Export(directory, exported)).run_once()
+    async with Replica(database_url, network, recovers=False) as replica:
+        assert await retention_of(replica, Export(directory, exported)).run_once()
     assert count(engine) == 0
     check_same_lines(directory, 3)
 
@@ -195,13 +202,13 @@ async def test_a_stop_lets_a_batch_come_to_its_end(database_url: str, engine: En
             reached.set()
             assert go.wait(10)
 
-    async with Node(database_url, Network(engine, now), recovers=False) as node:
-        it = retention_of(node, Slow())
-        await it.start()
+    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+        service = retention_of(replica, Slow())
+        await service.start()
         await pass_time(0)
         assert reached.wait(10)
         threading.Timer(0.05, go.set).start()
-        await it.stop()
+        await service.stop()
         assert count(engine) == 0
 
 
@@ -210,8 +217,11 @@ async def test_replicas_purge_together(database_url: str, engine: Engine, monkey
     monkeypatch.setattr(retention, "BATCH_MAX", 3)
     finished(engine, *(KEPT_S + n for n in range(50)))
     network = Network(engine, now)
-    async with Node(database_url, network, recovers=False) as one, Node(database_url, network, recovers=False) as two:
-        both = [retention_of(node) for node in (one, two)]
+    async with (
+        Replica(database_url, network, recovers=False) as one,
+        Replica(database_url, network, recovers=False) as two,
+    ):
+        both = [retention_of(replica) for replica in (one, two)]
         for each in both:
             await each.start()
         await until(lambda: count(engine) == 0)

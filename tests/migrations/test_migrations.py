@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
-from app.storage import transactions as transaction_rows
+from app.storage import transactions
 from app.storage.engines import make_engine
 from app.storage.migrations import migrate, schema_is_current
 from app.storage.tables import metadata
@@ -55,7 +55,7 @@ def test_from_nothing_to_the_newest_schema_and_again(database_url: str, engine: 
     assert found(engine, schema_is_current)
     recorded(engine, transaction(1))
     migrate(database_url)
-    assert found(engine, transaction_rows.find, transaction(1).id) == transaction(1)
+    assert found(engine, transactions.find, transaction(1).id) == transaction(1)
 
 
 def test_the_newest_schema_is_what_the_models_say(database_url: str, engine: Engine) -> None:

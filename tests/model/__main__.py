@@ -36,10 +36,10 @@ def main() -> int:
 def search(only: str, *, tell: bool) -> bool:
     """Make all searches of that name; whether each came out as it must."""
     started = time.monotonic()
-    wanted = [it for it in (*reversed(CONFIGURATIONS), *MISTAKES, *REACHED) if only in it.name]
+    wanted = [each for each in (*reversed(CONFIGURATIONS), *MISTAKES, *REACHED) if only in each.name]
     good = 0
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for made in [threads.submit(run, it) for it in wanted]:
+        for made in [threads.submit(run, each) for each in wanted]:
             try:
                 found = made.result()
             except SpinError as error:

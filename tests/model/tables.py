@@ -68,7 +68,7 @@ def _macro(title: str, parameters: tuple[str, ...], lines: Mapping[_Key, str], d
     """An expression that is the value of the first line whose key fits, or `default`."""
     rows = [f"#define {title}({', '.join(parameters)}) ( \\\n"]
     for key, value in lines.items():
-        fits = " && ".join(f"({parameter}) == {name(it)}" for parameter, it in zip(parameters, key, strict=True))
+        fits = " && ".join(f"({parameter}) == {name(value)}" for parameter, value in zip(parameters, key, strict=True))
         rows.append(f"  {fits} -> {value} : ( \\\n")
     return "".join(rows) + f"  {default}{')' * len(lines)})\n"
 

@@ -107,15 +107,16 @@ def test_every_name_of_the_model_is_a_name_of_the_code() -> None:
 
 def test_every_mistake_of_the_model_is_searched_and_every_search_has_one() -> None:
     in_the_model = set(re.findall(r"\bMISTAKE_\w+", MODEL)) - {"MISTAKE_"}
-    searched = {define for it in MISTAKES for define in it.defines if define.startswith("MISTAKE_")}
+    searched = {define for search in MISTAKES for define in search.defines if define.startswith("MISTAKE_")}
     assert in_the_model == searched
-    assert all(it.must_fail for it in (*MISTAKES, *REACHED))
-    assert not any(it.must_fail for it in CONFIGURATIONS)
+    assert all(search.must_fail for search in (*MISTAKES, *REACHED))
+    assert not any(search.must_fail for search in CONFIGURATIONS)
 
 
 def test_every_claim_that_must_be_refuted_is_in_the_model() -> None:
     numbered = dict(re.findall(r"^#define ([A-Z_]+) (\d)$", MODEL, re.MULTILINE))
-    assert {it.name: it.defines for it in REACHED} == {name: (f"REACH={it}",) for name, it in numbered.items()}
+    expected = {name: (f"REACH={number}",) for name, number in numbered.items()}
+    assert {search.name: search.defines for search in REACHED} == expected
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def _spin() -> None:
 
 @pytest.mark.usefixtures("_spin")
 def test_a_mistake_is_found_and_told_step_by_step() -> None:
-    mistake = next(it for it in MISTAKES if it.name == "NO_TOMBSTONE")
+    mistake = next(search for search in MISTAKES if search.name == "NO_TOMBSTONE")
     found = spin.run(mistake)
     assert found.is_as_expected
     assert found.told[0] == "replica 0 begins the transaction"
@@ -139,17 +140,17 @@ def test_a_mistake_is_found_and_told_step_by_step() -> None:
 def test_a_mistake_that_is_not_found_is_no_success(
     monkeypatch: pytest.MonkeyPatch, must_fail: bool, violation: str | None, is_good: bool
 ) -> None:
-    def made(it: Search) -> spin.Found:
-        it = replace(it, must_fail=must_fail)
-        return spin.Found(search=it, states=1, seconds=0.0, memory_mb=1.0, violation=violation, told=())
+    def made(search: Search) -> spin.Found:
+        search = replace(search, must_fail=must_fail)
+        return spin.Found(search=search, states=1, seconds=0.0, memory_mb=1.0, violation=violation, told=())
 
     monkeypatch.setattr("tests.model.__main__.run", made)
     assert search("NO_TOMBSTONE", tell=False) is is_good
 
 
 def test_a_search_that_stops_early_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(it: Search) -> spin.Found:
-        raise spin.SpinError(it.name)
+    def stopped(search: Search) -> spin.Found:
+        raise spin.SpinError(search.name)
 
     monkeypatch.setattr("tests.model.__main__.run", stopped)
     assert not search("NO_TOMBSTONE", tell=False)

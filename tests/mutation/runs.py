@@ -90,7 +90,7 @@ def prepare(module: str, unaffected: Sequence[str]) -> None:
 def limited(module: str, path: Path, stage: Stage) -> Stage:
     """The stage with ten times the time that it takes on the code as it is: what takes longer will not end."""
     source = path.read_text(encoding="utf-8")
-    ((_, ended),) = each_in_a_child([source], lambda it: _test(module, path, it, stage), jobs=1)
+    ((_, ended),) = each_in_a_child([source], lambda original: _test(module, path, original, stage), jobs=1)
     if not ended.survived:
         raise BaselineError(f"without a mutant: python -m pytest {stage.arguments}: exit code {ended.code}")
     return replace(stage, processor_max_s=10 + round(10 * ended.processor_s))
@@ -99,7 +99,7 @@ def limited(module: str, path: Path, stage: Stage) -> Stage:
 def run(module: str, path: Path, mutants: Sequence[Mutant], stage: Stage) -> Iterator[tuple[Mutant, Ended]]:
     """Each mutant with how the tests ended on it, as they end."""
     jobs = os.cpu_count() or 1
-    return each_in_a_child(mutants, lambda it: _test(module, path, it.source, stage), jobs=jobs)
+    return each_in_a_child(mutants, lambda mutant: _test(module, path, mutant.source, stage), jobs=jobs)
 
 
 def each_in_a_child(items: Sequence[T], work: Callable[[T], NoReturn], *, jobs: int) -> Iterator[tuple[T, Ended]]:

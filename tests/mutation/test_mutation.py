@@ -27,9 +27,9 @@ def test_a_survivor_must_be_explained() -> None:
 
 
 def test_what_is_explained_must_survive() -> None:
-    it = judged(100, 0, 0, [], [WHY_A])
-    assert it.gone == (A.key,)
-    assert not it.good
+    verdict = judged(100, 0, 0, [], [WHY_A])
+    assert verdict.gone == (A.key,)
+    assert not verdict.good
 
 
 def test_explanations_do_not_make_up_for_a_low_score() -> None:
@@ -58,7 +58,7 @@ def test_mistakes_are_made_of_every_kind(tmp_path: Path) -> None:
         '    assert x is not E.A or y, "words"\n'
         "    if x:\n        return [g(i, E.C) for i in x if i]\n"
     )
-    made = {(it.within, it.was, it.becomes) for it in mutants(module, members(module))}
+    made = {(mutant.within, mutant.was, mutant.becomes) for mutant in mutants(module, members(module))}
     assert {
         ("E", 'A = "a"', 'A = "A"'),
         ("", "1: (p, q),", "1: (r, q),"),

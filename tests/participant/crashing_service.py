@@ -42,7 +42,7 @@ class Stranded(AssertionError):
 
 
 @dataclass(slots=True)
-class Fate:
+class Plan:
     """The faults of one run, in order; and the points and commits that it came past since the last of them."""
 
     faults: Sequence[Point]
@@ -98,12 +98,12 @@ class _Inline(Database):
         return await greenlet_spawn(self._run_here, work)
 
 
-class Ground:
+class Environment:
     """What outlives processes and is shared by all runs: the engine, with points in it."""
 
     def __init__(self, engine: Engine | AsyncEngine) -> None:
         self.engine = engine
-        self.fate = Fate(())
+        self.plan = Plan(())
         self._out: dict[Any, Any] = {}
         sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
         event.listen(sync, "before_cursor_execute", self._statement)
@@ -114,7 +114,7 @@ class Ground:
 
     def point(self, what: str) -> None:
         """A point in code that runs in a greenlet, which stays here for ever when the process dies."""
-        if not self.fate.passes(what):
+        if not self.plan.passes(what):
             await_only(never())
 
     async def kill(self) -> None:
@@ -138,7 +138,7 @@ class Ground:
     def _do_commit(self, connection: Any) -> None:
         self.point("COMMIT")
         self._commit(connection)
-        if self.fate.loses_reply():
+        if self.plan.loses_reply():
             raise self._error("the reply was lost")
         self.point("committed")
 
@@ -153,12 +153,12 @@ async def never() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-class Drive:
+class CrashRun:
     """One run: a coordinator and a clock outside, one process after the other inside."""
 
-    def __init__(self, ground: Ground, faults: Sequence[Point], *, outside: bool, **options: Any) -> None:
-        self.ground = ground
-        self.fate = ground.fate = Fate(faults)
+    def __init__(self, environment: Environment, faults: Sequence[Point], *, outside: bool, **options: Any) -> None:
+        self.environment = environment
+        self.plan = environment.plan = Plan(faults)
         self.gateway = Gateway() if outside else None
         self.refuses = False
         self.refuses_repeats = False
@@ -176,13 +176,13 @@ class Drive:
 
     def _boot(self) -> None:
         self.lives += 1
-        self.fate.died = asyncio.Event()
-        self.service: Service = service_on(self.ground.engine, **self._options)
+        self.plan.died = asyncio.Event()
+        self.service: Service = service_on(self.environment.engine, **self._options)
         self.service.behave.append(self._handle)
         participant = self.service.participant
         participant._creates_table = False
         if not participant._database.asynchronous:
-            participant._database = _Inline(self.ground.engine)
+            participant._database = _Inline(self.environment.engine)
         self.coordinator = FakeCoordinator(participant, decision=self.decision)
         self.coordinator._passed_s = self._passed_s
 
@@ -200,11 +200,11 @@ class Drive:
     def _outside(self, operation: str, key: str) -> Any:
         """The call to the gateway, with a point before and one after it."""
         assert self.gateway is not None
-        if isinstance(self.ground.engine, AsyncEngine):
+        if isinstance(self.environment.engine, AsyncEngine):
             return self._outside_async(operation, key)
-        self.ground.point(f"gateway {operation}")
+        self.environment.point(f"gateway {operation}")
         self.gateway.perform(operation, key)
-        self.ground.point("gateway answered")
+        self.environment.point("gateway answered")
         return {"authorisation": key}
 
     async def _outside_async(self, operation: str, key: str) -> Any:
@@ -215,7 +215,7 @@ class Drive:
         return {"authorisation": key}
 
     async def _point(self, what: str) -> None:
-        if not self.fate.passes(what):
+        if not self.plan.passes(what):
             await never()
 
     # --- what the coordinator, the reaper and time do ----------------------------------------------------------------
@@ -245,11 +245,11 @@ class Drive:
     async def reap(self) -> None:
         """Rounds of the reaper, until one ends in which nothing went wrong."""
         for _ in range(ROUNDS_MAX):
-            before = self.fate.happened
+            before = self.plan.happened
             self.coordinator.decision = self.decision
             with suppress(SQLAlchemyError):  # the service's own loop goes on to the next round
                 await self._while_it_lives(self.coordinator.reap)
-            if self.fate.happened == before:
+            if self.plan.happened == before:
                 return
             self.pass_time(BACKOFF_CAP_S)
         raise Stranded("the reaper never ends a round")
@@ -257,13 +257,13 @@ class Drive:
     async def _while_it_lives(self, do: Callable[[], Awaitable[Any]]) -> Any:
         """What comes of it; None when the process died, and another one runs now."""
         running = asyncio.ensure_future(self._as_process(do))
-        died = asyncio.ensure_future(self.fate.died.wait())
+        died = asyncio.ensure_future(self.plan.died.wait())
         await asyncio.wait({running, died}, return_when=asyncio.FIRST_COMPLETED)
         died.cancel()
-        if not self.fate.died.is_set():
+        if not self.plan.died.is_set():
             return running.result()
         self._dead.append(running)
-        await self.ground.kill()
+        await self.environment.kill()
         self._boot()
         return None
 

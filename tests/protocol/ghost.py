@@ -154,21 +154,21 @@ def _ends(answer: Answered | None) -> bool:
     return answer is not None and answer.operation in PHASE_TWO and answer.answer is Answer.SUCCEEDED
 
 
-def _answered(branch: BranchGhost, it: Answered, transaction: Transaction, policy: Policy) -> BranchGhost:
+def _answered(branch: BranchGhost, answer: Answered, transaction: Transaction, policy: Policy) -> BranchGhost:
     after = replace(branch, under_way=None)
-    if it.answer is Answer.SUCCEEDED:
+    if answer.answer is Answer.SUCCEEDED:
         after = replace(after, failures=0, refused=False)
-        if it.operation is not Operation.TRY:
+        if answer.operation is not Operation.TRY:
             return after
         assert branch.first_try_at is not None, "an answer to a Try that was never sent"
         ends_at = transaction.deadline + policy.hold_margin_s
-        if it.hold_ttl_s is not None:
-            ends_at = min(ends_at, branch.first_try_at + it.hold_ttl_s)
+        if answer.hold_ttl_s is not None:
+            ends_at = min(ends_at, branch.first_try_at + answer.hold_ttl_s)
         guard_s = min((ends_at - branch.first_try_at) / 10, 5.0, policy.hold_margin_s)
         return replace(after, safe_until=ends_at - guard_s)
-    if it.operation is Operation.TRY and transaction.decision is not Decision.UNDECIDED:
+    if answer.operation is Operation.TRY and transaction.decision is not Decision.UNDECIDED:
         return replace(after, failures=0)  # phase two begins for this branch now
-    refused = it.answer is Answer.REFUSED and it.operation in PHASE_TWO
+    refused = answer.answer is Answer.REFUSED and answer.operation in PHASE_TWO
     return replace(after, failures=branch.failures + 1, refused=refused)
 
 

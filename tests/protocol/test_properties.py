@@ -59,7 +59,7 @@ stale = st.builds(
 )
 
 
-class World:
+class Run:
     """One transaction, the process that works on it, and what really happened. Every step is checked."""
 
     def __init__(self, timeout_s: float, try_order: TryOrder, policy: Policy) -> None:
@@ -114,40 +114,40 @@ class World:
 def test_whatever_happens_the_rules_hold(
     data: st.DataObject, policy: Policy, timeout_s: float, try_order: TryOrder
 ) -> None:
-    world = World(timeout_s, try_order, policy)
-    world.step([])
+    run = Run(timeout_s, try_order, policy)
+    run.step([])
     for _ in range(data.draw(st.integers(0, EVENTS_MAX))):
         match data.draw(
             st.sampled_from(["answers", "answers", "answers", "time", "late", "command", "crash", "broken"])
         ):
             case "answers":
-                world.step(_drawn_answers(data, world))
+                run.step(_drawn_answers(data, run))
             case "time":
-                world.now = max(world.now, min(world.wake_at, world.now + data.draw(st.sampled_from([0.1, 1.0, 1e6]))))
-                world.step([])
+                run.now = max(run.now, min(run.wake_at, run.now + data.draw(st.sampled_from([0.1, 1.0, 1e6]))))
+                run.step([])
             case "late":
-                world.now = world.wake_at + data.draw(st.sampled_from([0.0, 1.0, 50.0]))
-                world.step([])
+                run.now = run.wake_at + data.draw(st.sampled_from([0.0, 1.0, 50.0]))
+                run.step([])
             case "command":
-                world.step(data.draw(st.lists(commands, min_size=1, max_size=2)) + _drawn_answers(data, world))
+                run.step(data.draw(st.lists(commands, min_size=1, max_size=2)) + _drawn_answers(data, run))
             case "crash":
-                world.wait_for_recovery()
+                run.wait_for_recovery()
             case "broken":
-                world.set_aside()
+                run.set_aside()
     steps = 0
-    while not world.transaction.finished:
+    while not run.transaction.finished:
         steps += 1
         assert steps <= STEPS_TO_THE_END_MAX, "it does not come to its end"
-        answered = world.under_way()
+        answered = run.under_way()
         if not answered:
-            world.now = max(world.now, world.wake_at)
-        world.step(list(answered))
+            run.now = max(run.now, run.wake_at)
+        run.step(list(answered))
 
 
-def _drawn_answers(data: st.DataObject, world: World) -> list[Input]:
+def _drawn_answers(data: st.DataObject, run: Run) -> list[Input]:
     """Answers to some of the calls under way, in some order, with stale ones among them."""
     drawn: list[Input] = list(data.draw(st.lists(stale, max_size=1)))
-    for success in world.under_way():
+    for success in run.under_way():
         if data.draw(st.booleans()):
             answer, retry_after_s, hold_ttl_s = data.draw(answers)
             drawn.append(replace(success, answer=answer, retry_after_s=retry_after_s, hold_ttl_s=hold_ttl_s))
@@ -199,10 +199,10 @@ def test_jitter_differs_between_branches_and_attempts_and_is_the_same_in_a_repla
     ("asked_s", "honoured_s"), [(None, 0.0), (0.0, 0.0), (7.0, 7.0), (3600.0, 3600.0), (1e9, 3600.0)]
 )
 def test_retry_after_is_honoured_up_to_its_maximum(asked_s: float | None, honoured_s: float) -> None:
-    world = World(30.0, TryOrder.PARALLEL, POLICY)
-    world.step([])
-    answered = [replace(a, answer=Answer.UNANSWERED, retry_after_s=asked_s) for a in world.under_way()]
-    world.step(list(answered))
-    for branch in world.transaction.branches:
+    run = Run(30.0, TryOrder.PARALLEL, POLICY)
+    run.step([])
+    answered = [replace(a, answer=Answer.UNANSWERED, retry_after_s=asked_s) for a in run.under_way()]
+    run.step(list(answered))
+    for branch in run.transaction.branches:
         assert branch.next_attempt_at is not None
-        assert honoured_s <= branch.next_attempt_at - world.now <= max(honoured_s, 0.2)
+        assert honoured_s <= branch.next_attempt_at - run.now <= max(honoured_s, 0.2)

@@ -54,10 +54,10 @@ def confirms_with_a_missing_hold(patch: Patch) -> None:
 
 @bug("the_decision_never_changes")
 def cancels_what_is_decided_to_be_confirmed(patch: Patch) -> None:
-    def take(original: Any, transaction: Transaction, it: Any, now: float, policy: Policy) -> Transaction:
-        if isinstance(it, CancelRequested) and transaction.decision is Decision.CONFIRM:
+    def take(original: Any, transaction: Transaction, command: Any, now: float, policy: Policy) -> Transaction:
+        if isinstance(command, CancelRequested) and transaction.decision is Decision.CONFIRM:
             return replace(transaction, decision=Decision.CANCEL)
-        return original(transaction, it, now, policy)
+        return original(transaction, command, now, policy)
 
     wrap(patch, "_take", take)
 
@@ -81,9 +81,9 @@ def decides_after_a_hold_has_expired(patch: Patch) -> None:
 
 @bug("confirm_is_decided_while_every_hold_is_safe")
 def counts_the_ttl_from_the_answer(patch: Patch) -> None:
-    def answered(original: Any, transaction: Transaction, it: Answered, now: float, policy: Policy) -> Transaction:
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
         tried_at = {b.name: b.tried_at for b in transaction.branches}
-        after = original(each_branch(transaction, tried_at=now), it, now, policy)
+        after = original(each_branch(transaction, tried_at=now), answer, now, policy)
         return replace(after, branches=tuple(replace(b, tried_at=tried_at[b.name]) for b in after.branches))
 
     wrap(patch, "_answered", answered)
@@ -131,9 +131,9 @@ def keeps_a_hang_to_itself(patch: Patch) -> None:
 @bug("the_lease_is_kept")
 def lets_the_lease_run_out(patch: Patch) -> None:
     def step(original: Any, before: Transaction, after: Transaction, *rest: Any) -> Step:
-        it: Step = original(before, after, *rest)
-        known = steps._others_must_know(before, after) or before.wake_at is None or it.rests
-        return it if known else replace(it, must_save=False)
+        step: Step = original(before, after, *rest)
+        known = steps._others_must_know(before, after) or before.wake_at is None or step.rests
+        return step if known else replace(step, must_save=False)
 
     wrap(patch, "_step", step)
 
@@ -215,8 +215,8 @@ def ignores_retry_after(patch: Patch) -> None:
 
 @bug("a_retry_asks_everyone_now")
 def does_not_start_the_back_off_over(patch: Patch) -> None:
-    def take(original: Any, transaction: Transaction, it: Any, now: float, policy: Policy) -> Transaction:
-        return transaction if isinstance(it, RetryRequested) else original(transaction, it, now, policy)
+    def take(original: Any, transaction: Transaction, command: Any, now: float, policy: Policy) -> Transaction:
+        return transaction if isinstance(command, RetryRequested) else original(transaction, command, now, policy)
 
     wrap(patch, "_take", take)
 
@@ -236,23 +236,23 @@ def takes_a_refused_cancel_for_done(patch: Patch) -> None:
 
 @bug("stale_answers_change_nothing")
 def takes_stale_answers(patch: Patch) -> None:
-    def answered(original: Any, transaction: Transaction, it: Answered, now: float, policy: Policy) -> Transaction:
-        branch = transaction.branch(it.branch)
-        attempt = branch.attempts(it.operation) if branch else it.attempt
-        return original(transaction, replace(it, attempt=attempt), now, policy)
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+        branch = transaction.branch(answer.branch)
+        attempt = branch.attempts(answer.operation) if branch else answer.attempt
+        return original(transaction, replace(answer, attempt=attempt), now, policy)
 
     wrap(patch, "_answered", answered)
 
 
 @bug("stale_answers_change_nothing")
 def takes_answers_that_nobody_waits_for(patch: Patch) -> None:
-    def answered(original: Any, transaction: Transaction, it: Answered, now: float, policy: Policy) -> Transaction:
-        branch = transaction.branch(it.branch)
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+        branch = transaction.branch(answer.branch)
         wanted = branch is not None and branch.tried_at is not None and not branch.calling
-        if not wanted or kinds.ASKS.get(branch.phase) is not it.operation:
-            return original(transaction, it, now, policy)
-        waiting = [replace(b, calling=it.operation) if b is branch else b for b in transaction.branches]
-        return original(replace(transaction, branches=tuple(waiting)), it, now, policy)
+        if not wanted or kinds.ASKS.get(branch.phase) is not answer.operation:
+            return original(transaction, answer, now, policy)
+        waiting = [replace(b, calling=answer.operation) if b is branch else b for b in transaction.branches]
+        return original(replace(transaction, branches=tuple(waiting)), answer, now, policy)
 
     wrap(patch, "_answered", answered)
 

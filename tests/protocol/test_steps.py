@@ -97,8 +97,8 @@ def step(transaction: Transaction, now: float, *inputs: Input, policy: Policy = 
     return advance(transaction, inputs, now, policy)
 
 
-def called(it: Step) -> list[tuple[str, Operation, int]]:
-    return [(call.branch.name, call.operation, call.attempt) for call in it.calls]
+def called(result: Step) -> list[tuple[str, Operation, int]]:
+    return [(call.branch.name, call.operation, call.attempt) for call in result.calls]
 
 
 def back_off_of(branch: Branch, phase: BranchPhase, failures: int) -> float:
@@ -144,13 +144,13 @@ def test_a_hold_is_kept_with_what_it_answered_and_needs_no_save_of_its_own() -> 
 
 def test_the_last_hold_decides_confirm_and_all_are_confirmed() -> None:
     answer = said("b", Operation.TRY, Answer.SUCCEEDED)
-    it = step(undecided(held("a"), trying("b")), NOW + 3, answer)
+    result = step(undecided(held("a"), trying("b")), NOW + 3, answer)
     a, b = confirming("a"), confirming("b")
     calls = [
         Call(transaction_id="t", branch=branch, operation=CONFIRM, attempt=1, traceparent=TRACE) for branch in (a, b)
     ]
     after = decided(Decision.CONFIRM, a, b, decided_at=NOW + 3)
-    assert it == Step(
+    assert result == Step(
         transaction=replace(after, wake_at=NOW + 18),
         calls=tuple(calls),
         must_save=True,
@@ -162,27 +162,29 @@ def test_the_last_hold_decides_confirm_and_all_are_confirmed() -> None:
 def test_the_last_acknowledgement_finishes_it() -> None:
     done = confirming("a", phase=BranchPhase.CONFIRMED, calling=None, last_answer=Answer.SUCCEEDED)
     answer = said("b", CONFIRM, Answer.SUCCEEDED, error="the body is not JSON")
-    it = step(decided(Decision.CONFIRM, done, confirming("b", failures=2)), NOW + 4, answer)
+    result = step(decided(Decision.CONFIRM, done, confirming("b", failures=2)), NOW + 4, answer)
     b = replace(done, name="b", last_error="the body is not JSON")
     after = decided(Decision.CONFIRM, done, b, finished_at=NOW + 4)
-    assert it == Step(transaction=replace(after, wake_at=None), calls=(), must_save=True, rests=True, wake_at=NOW + 4)
-    again = step(it.transaction, NOW + 99, answer, RetryRequested(), CancelRequested(), RESOLVE)
-    assert again == replace(it, must_save=False, wake_at=NOW + 99)
+    assert result == Step(
+        transaction=replace(after, wake_at=None), calls=(), must_save=True, rests=True, wake_at=NOW + 4
+    )
+    again = step(result.transaction, NOW + 99, answer, RetryRequested(), CancelRequested(), RESOLVE)
+    assert again == replace(result, must_save=False, wake_at=NOW + 99)
 
 
 def test_a_cancelled_branch_says_so() -> None:
-    it = step(decided(Decision.CANCEL, cancelling("a")), NOW + 4, said("a", CANCEL, Answer.SUCCEEDED))
+    result = step(decided(Decision.CANCEL, cancelling("a")), NOW + 4, said("a", CANCEL, Answer.SUCCEEDED))
     after = cancelling("a", phase=BranchPhase.CANCELLED, calling=None, last_answer=Answer.SUCCEEDED)
-    assert it.transaction.branches == (after,)
-    assert it.transaction.finished_at == NOW + 4
+    assert result.transaction.branches == (after,)
+    assert result.transaction.finished_at == NOW + 4
 
 
 def test_what_follows_from_a_decision_is_written_to_the_branch_anew() -> None:
     """Failures and waiting belong to the phase in which they happened; a branch that was never tried needs no call."""
     waiting = trying("a", calling=None, failures=2, next_attempt_at=NOW + 50, last_answer=Answer.UNANSWERED)
-    it = step(undecided(waiting, Branch(name="b")), NOW + 1, CancelRequested())
+    result = step(undecided(waiting, Branch(name="b")), NOW + 1, CancelRequested())
     a = trying("a", phase=BranchPhase.CANCELLING, calling=CANCEL, cancel_attempts=1)
-    assert it.transaction.branches == (a, Branch(name="b", phase=BranchPhase.CANCELLED))
+    assert result.transaction.branches == (a, Branch(name="b", phase=BranchPhase.CANCELLED))
 
 
 # --- refused, too late, cancelled --------------------------------------------------------------------------------
@@ -190,19 +192,19 @@ def test_what_follows_from_a_decision_is_written_to_the_branch_anew() -> None:
 
 def test_a_refusal_decides_at_once_and_says_who_refused_and_why() -> None:
     refusal = said("a", Operation.TRY, Answer.REFUSED, error="sold out")
-    it = step(
+    result = step(
         undecided(trying("a"), trying("b"), trying("c", phase=BranchPhase.PENDING, calling=None)), NOW + 2, refusal
     )
-    assert it.transaction.decision is Decision.CANCEL
-    assert it.transaction.decided_at == NOW + 2
-    assert it.transaction.reason == Reason(code=ReasonCode.REFUSED, branch="a", detail="sold out")
-    a, b, c = it.transaction.branches
+    assert result.transaction.decision is Decision.CANCEL
+    assert result.transaction.decided_at == NOW + 2
+    assert result.transaction.reason == Reason(code=ReasonCode.REFUSED, branch="a", detail="sold out")
+    a, b, c = result.transaction.branches
     assert a == trying("a", phase=BranchPhase.CANCELLING, cancel_attempts=1, calling=CANCEL, last_error="sold out")
     assert b == trying("b"), "its own Try is still under way"
     assert c.phase is BranchPhase.CANCELLED
-    assert called(it) == [("a", CANCEL, 1)]
-    assert it.must_save
-    late = step(it.transaction, NOW + 3, said("b", Operation.TRY, Answer.SUCCEEDED, result="r"))
+    assert called(result) == [("a", CANCEL, 1)]
+    assert result.must_save
+    late = step(result.transaction, NOW + 3, said("b", Operation.TRY, Answer.SUCCEEDED, result="r"))
     assert called(late) == [("b", CANCEL, 1)]
     assert not late.must_save
 
@@ -213,27 +215,27 @@ def test_a_refusal_decides_at_once_and_says_who_refused_and_why() -> None:
 def test_the_deadline_cancels_and_names_the_branch_that_is_missing(last_error: str | None, detail: str) -> None:
     before = undecided(held("a"), trying("b", last_error=last_error))
     assert step(before, DEADLINE - 0.001).transaction.decision is Decision.UNDECIDED
-    it = step(before, DEADLINE)
-    assert it.transaction.decision is Decision.CANCEL
-    assert it.transaction.decided_at == DEADLINE
-    assert it.transaction.reason == Reason(code=ReasonCode.TIMED_OUT, branch="b", detail=detail)
+    result = step(before, DEADLINE)
+    assert result.transaction.decision is Decision.CANCEL
+    assert result.transaction.decided_at == DEADLINE
+    assert result.transaction.reason == Reason(code=ReasonCode.TIMED_OUT, branch="b", detail=detail)
 
 
 def test_when_every_branch_held_too_late_none_is_blamed() -> None:
-    it = step(undecided(held("a"), trying("b")), DEADLINE, said("b", Operation.TRY, Answer.SUCCEEDED))
-    assert it.transaction.reason == Reason(
+    result = step(undecided(held("a"), trying("b")), DEADLINE, said("b", Operation.TRY, Answer.SUCCEEDED))
+    assert result.transaction.reason == Reason(
         code=ReasonCode.TIMED_OUT, detail="every branch held, but the deadline had passed"
     )
-    assert called(it) == [("a", CANCEL, 1), ("b", CANCEL, 1)]
+    assert called(result) == [("a", CANCEL, 1), ("b", CANCEL, 1)]
 
 
 def test_a_hold_that_runs_out_cancels_and_says_whose() -> None:
     before = undecided(held("a", hold_until=SAFE_UNTIL), held("c", hold_until=NOW + 2), trying("b"))
     assert step(before, NOW + 1.999).transaction.decision is Decision.UNDECIDED
-    it = step(before, NOW + 2, said("b", Operation.TRY, Answer.SUCCEEDED))
-    assert it.transaction.decision is Decision.CANCEL
-    assert it.transaction.decided_at == NOW + 2
-    assert it.transaction.reason == Reason(
+    result = step(before, NOW + 2, said("b", Operation.TRY, Answer.SUCCEEDED))
+    assert result.transaction.decision is Decision.CANCEL
+    assert result.transaction.decided_at == NOW + 2
+    assert result.transaction.reason == Reason(
         code=ReasonCode.HOLD_EXPIRED, branch="c", detail="the participant's hold ran out before every branch held"
     )
 
@@ -248,13 +250,13 @@ def test_a_hold_that_runs_out_cancels_and_says_whose() -> None:
 def test_a_cancel_says_by_whom_and_why_and_comes_too_late_after_the_decision(
     command: CancelRequested, reason: Reason
 ) -> None:
-    it = step(undecided(trying("a")), NOW + 2, command)
-    assert it.transaction.reason == reason
-    assert it.transaction.decided_at == NOW + 2
-    assert it.must_save
+    result = step(undecided(trying("a")), NOW + 2, command)
+    assert result.transaction.reason == reason
+    assert result.transaction.decided_at == NOW + 2
+    assert result.must_save
     confirmed = decided(Decision.CONFIRM, confirming("a"))
     assert step(confirmed, NOW + 2, command).transaction == confirmed
-    assert step(it.transaction, NOW + 3, CancelRequested(detail="again")).transaction.reason == reason
+    assert step(result.transaction, NOW + 3, CancelRequested(detail="again")).transaction.reason == reason
 
 
 def test_no_try_leaves_after_the_decision_even_if_nothing_followed_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,15 +271,17 @@ def test_no_try_leaves_after_the_decision_even_if_nothing_followed_from_it(monke
 
 def test_a_try_that_is_not_answered_is_repeated_with_what_is_left_of_the_time() -> None:
     silence = said("a", Operation.TRY, Answer.UNANSWERED, error="timeout")
-    it = step(undecided(trying("a"), held("b")), NOW + 2, silence)
+    result = step(undecided(trying("a"), held("b")), NOW + 2, silence)
     due = NOW + 2 + back_off_of(trying("a"), BranchPhase.TRYING, 1)
     waiting = trying(
         "a", calling=None, failures=1, next_attempt_at=due, last_answer=Answer.UNANSWERED, last_error="timeout"
     )
-    assert it == Step(transaction=undecided(waiting, held("b")), calls=(), must_save=False, rests=False, wake_at=due)
-    early = step(it.transaction, due - 0.001)
+    assert result == Step(
+        transaction=undecided(waiting, held("b")), calls=(), must_save=False, rests=False, wake_at=due
+    )
+    early = step(result.transaction, due - 0.001)
     assert called(early) == []
-    repeated = step(it.transaction, due)
+    repeated = step(result.transaction, due)
     assert called(repeated) == [("a", Operation.TRY, 2)]
     assert repeated.must_save, "whoever was overtaken must find out before it calls again"
     assert repeated.transaction.branches[0] == replace(
@@ -301,18 +305,18 @@ def test_the_ttl_asked_for_is_rounded_up_to_milliseconds() -> None:
 def test_a_decided_call_is_repeated_for_ever(decision: Decision, answer: Answer, retry_after_s: float | None) -> None:
     asked = confirming("a", failures=1) if decision is Decision.CONFIRM else cancelling("a", failures=1)
     operation = CONFIRM if decision is Decision.CONFIRM else CANCEL
-    it = step(decided(decision, asked), NOW + 2, said("a", operation, answer, retry_after_s=retry_after_s))
+    result = step(decided(decision, asked), NOW + 2, said("a", operation, answer, retry_after_s=retry_after_s))
     due = NOW + 2 + (retry_after_s or back_off_of(asked, asked.phase, 2))
-    (after,) = it.transaction.branches
+    (after,) = result.transaction.branches
     assert after == replace(asked, calling=None, failures=2, next_attempt_at=due, last_answer=answer)
-    assert called(step(it.transaction, due)) == [("a", operation, 2)]
-    assert it.wake_at == due
-    assert it.rests == (retry_after_s is not None), "a long pause is left to recovery"
+    assert called(step(result.transaction, due)) == [("a", operation, 2)]
+    assert result.wake_at == due
+    assert result.rests == (retry_after_s is not None), "a long pause is left to recovery"
 
 
 def test_a_hold_and_an_acknowledgement_end_the_failures() -> None:
-    it = step(undecided(trying("a", failures=2), trying("b")), NOW, said("a", Operation.TRY, Answer.SUCCEEDED))
-    assert it.transaction.branches[0] == held("a")
+    result = step(undecided(trying("a", failures=2), trying("b")), NOW, said("a", Operation.TRY, Answer.SUCCEEDED))
+    assert result.transaction.branches[0] == held("a")
 
 
 @pytest.mark.parametrize(
@@ -354,8 +358,8 @@ def test_an_answer_to_what_its_phase_does_not_ask_is_a_broken_invariant() -> Non
 def test_a_hold_is_safe_until_shortly_before_its_end(announced_s: float | None, margin_s: float, safe_s: float) -> None:
     answer = said("a", Operation.TRY, Answer.SUCCEEDED, attempt=2, hold_ttl_s=announced_s)
     policy = replace(POLICY, hold_margin_s=margin_s)
-    it = step(undecided(trying("a", try_attempts=2), trying("b")), NOW + 9, answer, policy=policy)
-    assert it.transaction.branches[0].hold_until == NOW + safe_s
+    result = step(undecided(trying("a", try_attempts=2), trying("b")), NOW + 9, answer, policy=policy)
+    assert result.transaction.branches[0].hold_until == NOW + safe_s
 
 
 def test_the_ttl_counts_from_the_first_try() -> None:
@@ -367,10 +371,10 @@ def test_the_ttl_counts_from_the_first_try() -> None:
 
 
 def test_in_sequence_each_try_waits_for_the_hold_before_it() -> None:
-    it = step(begun(try_order=TryOrder.SEQUENTIAL), NOW)
-    assert called(it) == [("a", Operation.TRY, 1)]
-    assert it.transaction.branches[1] == Branch(name="b")
-    second = step(it.transaction, NOW + 1, said("a", Operation.TRY, Answer.SUCCEEDED))
+    result = step(begun(try_order=TryOrder.SEQUENTIAL), NOW)
+    assert called(result) == [("a", Operation.TRY, 1)]
+    assert result.transaction.branches[1] == Branch(name="b")
+    second = step(result.transaction, NOW + 1, said("a", Operation.TRY, Answer.SUCCEEDED))
     assert called(second) == [("b", Operation.TRY, 1)]
     assert second.must_save, "the record must say that b may hold"
 
@@ -415,15 +419,15 @@ def test_a_resolved_branch_says_who_settled_it_and_is_called_no_more() -> None:
         confirming("b", **hung),
         hung_since=NOW,
     )
-    it = step(before, NOW + 70, RESOLVE)
+    result = step(before, NOW + 70, RESOLVE)
     resolution = Resolution(settled=Settled.CONFIRMED, by="ops", at=NOW + 70, reason="seen in the ledger")
-    a, b = it.transaction.branches
+    a, b = result.transaction.branches
     assert a == confirming("a", phase=BranchPhase.RESOLVED, calling=None, failures=4, resolution=resolution)
     assert b == before.branches[1]
-    assert it.transaction.reason == Reason(code=ReasonCode.OPERATOR, branch="a", detail="seen in the ledger")
-    assert it.transaction.hung_since == NOW
-    assert it.must_save
-    assert called(it) == []
+    assert result.transaction.reason == Reason(code=ReasonCode.OPERATOR, branch="a", detail="seen in the ledger")
+    assert result.transaction.hung_since == NOW
+    assert result.must_save
+    assert called(result) == []
     under_way = step(decided(Decision.CONFIRM, confirming("a"), confirming("b")), NOW, RESOLVE).transaction.branches[0]
     assert under_way.calling is None
 
@@ -431,11 +435,11 @@ def test_a_resolved_branch_says_who_settled_it_and_is_called_no_more() -> None:
 def test_a_resolution_keeps_the_reason_that_there_was_and_may_end_it_all() -> None:
     refused = Reason(code=ReasonCode.REFUSED, branch="b", detail="sold out")
     hung = cancelling("a", hung_reason=HungReason.CANCEL_REFUSED)
-    it = step(decided(Decision.CANCEL, hung, reason=refused, hung_since=NOW), NOW + 9, RESOLVE)
-    assert it.transaction.reason == refused
-    assert it.transaction.finished_at == NOW + 9
-    assert it.transaction.hung_since is None
-    assert it.transaction.branches[0].hung_reason is None
+    result = step(decided(Decision.CANCEL, hung, reason=refused, hung_since=NOW), NOW + 9, RESOLVE)
+    assert result.transaction.reason == refused
+    assert result.transaction.finished_at == NOW + 9
+    assert result.transaction.hung_since is None
+    assert result.transaction.branches[0].hung_reason is None
 
 
 def test_a_resolution_that_is_objected_to_changes_nothing() -> None:
@@ -447,9 +451,9 @@ def test_a_retry_makes_every_waiting_call_now() -> None:
     waiting = {"calling": None, "failures": 9, "next_attempt_at": NOW + 500}
     done = confirming("c", phase=BranchPhase.CONFIRMED, calling=None, next_attempt_at=NOW + 500)
     before = decided(Decision.CONFIRM, confirming("a", **waiting), confirming("b", failures=1), done)
-    it = step(before, NOW + 5, RetryRequested())
-    assert called(it) == [("a", CONFIRM, 2)]
-    a, b, c = it.transaction.branches
+    result = step(before, NOW + 5, RetryRequested())
+    assert called(result) == [("a", CONFIRM, 2)]
+    a, b, c = result.transaction.branches
     assert a == confirming("a", confirm_attempts=2)
     assert b == confirming("b")
     assert c == done
@@ -476,13 +480,13 @@ class TestHung:
     ) -> None:
         assert asked.calling is not None
         refusal = said("a", asked.calling, Answer.REFUSED, error="no such hold")
-        it = step(decided(decision, asked), NOW + 2, refusal)
-        (after,) = it.transaction.branches
+        result = step(decided(decision, asked), NOW + 2, refusal)
+        (after,) = result.transaction.branches
         assert after.hung_reason is refused
         assert after.phase is asked.phase
-        assert it.transaction.hung_since == NOW + 2
-        assert it.must_save
-        again = step(it.transaction, NOW + 90)
+        assert result.transaction.hung_since == NOW + 2
+        assert result.must_save
+        again = step(result.transaction, NOW + 90)
         assert again.transaction.branches[0].hung_reason is refused, "time does not take that back"
         assert again.transaction.hung_since == NOW + 2
         silent = step(again.transaction, NOW + 91, said("a", asked.calling, Answer.UNANSWERED, attempt=2))
@@ -494,10 +498,10 @@ class TestHung:
         assert asked.calling is not None
         silence = said("a", asked.calling, Answer.UNANSWERED)
         for failures, expected in ((1, None), (2, unanswered)):
-            it = step(decided(decision, replace(asked, failures=failures)), NOW + 2, silence)
-            assert it.transaction.branches[0].hung_reason is expected
-            assert it.transaction.hung_since == (expected and NOW + 2)
-            assert it.must_save == bool(expected) or it.rests
+            result = step(decided(decision, replace(asked, failures=failures)), NOW + 2, silence)
+            assert result.transaction.branches[0].hung_reason is expected
+            assert result.transaction.hung_since == (expected and NOW + 2)
+            assert result.must_save == bool(expected) or result.rests
 
     def test_silence_hangs_after_some_time(
         self, decision: Decision, asked: Branch, refused: HungReason, unanswered: HungReason
@@ -506,11 +510,11 @@ class TestHung:
         early = step(before, NOW + 59.999)
         assert early.transaction == before
         assert early.wake_at == NOW + 60
-        it = step(before, NOW + 60)
-        assert it.transaction.branches[0].hung_reason is unanswered
-        assert it.transaction.hung_since == NOW + 60
-        assert it.must_save
-        assert not step(it.transaction, NOW + 60.5).must_save
+        result = step(before, NOW + 60)
+        assert result.transaction.branches[0].hung_reason is unanswered
+        assert result.transaction.hung_since == NOW + 60
+        assert result.must_save
+        assert not step(result.transaction, NOW + 60.5).must_save
 
     def test_the_end_of_the_last_hung_branch_takes_it_off_the_list(
         self, decision: Decision, asked: Branch, refused: HungReason, unanswered: HungReason
@@ -518,11 +522,11 @@ class TestHung:
         assert asked.calling is not None
         hung = replace(asked, hung_reason=unanswered)
         before = decided(decision, hung, replace(asked, name="b"), hung_since=NOW)
-        it = step(before, NOW + 2, said("a", asked.calling, Answer.SUCCEEDED))
-        assert it.transaction.branches[0].hung_reason is None
-        assert it.transaction.hung_since is None
-        assert not it.transaction.finished
-        assert it.must_save
+        result = step(before, NOW + 2, said("a", asked.calling, Answer.SUCCEEDED))
+        assert result.transaction.branches[0].hung_reason is None
+        assert result.transaction.hung_since is None
+        assert not result.transaction.finished
+        assert result.must_save
 
 
 def test_a_try_that_never_ends_hangs_its_cancelled_transaction() -> None:
@@ -565,19 +569,19 @@ def test_a_branch_that_was_set_aside_hangs_for_its_true_reason_again() -> None:
 def test_a_pause_that_is_longer_than_the_linger_is_left_to_recovery() -> None:
     waiting = trying("a", calling=None, failures=1, next_attempt_at=NOW + 3)
     before = undecided(waiting)
-    it = step(before, NOW + 2)
-    assert (it.rests, it.must_save, it.wake_at) == (False, False, NOW + 3)
-    assert it.transaction == before
-    it = step(before, NOW + 1.999)
-    assert (it.rests, it.must_save, it.wake_at, it.calls) == (True, True, NOW + 3, ())
-    assert it.transaction == replace(before, wake_at=NOW + 3)
-    assert not step(it.transaction, NOW + 1.999).must_save, "it is saved already"
+    result = step(before, NOW + 2)
+    assert (result.rests, result.must_save, result.wake_at) == (False, False, NOW + 3)
+    assert result.transaction == before
+    result = step(before, NOW + 1.999)
+    assert (result.rests, result.must_save, result.wake_at, result.calls) == (True, True, NOW + 3, ())
+    assert result.transaction == replace(before, wake_at=NOW + 3)
+    assert not step(result.transaction, NOW + 1.999).must_save, "it is saved already"
 
 
 def test_a_pause_may_be_longer_than_a_lease() -> None:
     waiting = confirming("a", calling=None, failures=1, next_attempt_at=NOW + 40)
-    it = step(decided(Decision.CONFIRM, waiting), NOW + 1)
-    assert (it.rests, it.wake_at) == (True, NOW + 40)
+    result = step(decided(Decision.CONFIRM, waiting), NOW + 1)
+    assert (result.rests, result.wake_at) == (True, NOW + 40)
 
 
 def test_nothing_rests_while_a_call_is_under_way() -> None:

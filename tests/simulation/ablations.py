@@ -19,13 +19,13 @@ from app.engine import recovery, run
 from app.protocol import kinds, steps
 from app.protocol.messages import Step
 from app.protocol.values import BranchPhase
-from app.storage import transactions as transaction_rows
+from app.storage import transactions
 from app.storage.bulk import EXPECTED
 from holdfast.fence import execution, rows
 from holdfast.fence.execution import Happening, Outcome
 from holdfast.fence.table import Event, Refusal, Refuse, Run, State
 from holdfast.participant import participant
-from holdfast.participant import reaper as reaper_module
+from holdfast.participant.reaper import Reaper
 from holdfast.wire import Decision, Operation
 from tests.simulation import databases, world
 from tests.simulation.participant import GATEWAY
@@ -65,33 +65,33 @@ def decision_saved_first() -> None:
 
 @ablation("the record is durable before the first Try")
 def record_saved_first() -> None:
-    write = transaction_rows.record
+    write = transactions.record
 
     def record(connection: Any, items: Any) -> Any:
-        kept = transaction_rows.insert_all
-        transaction_rows.insert_all = lambda *_: None
+        kept = transactions.insert_all
+        transactions.insert_all = lambda *_: None
         try:
             return write(connection, items)
         finally:
-            transaction_rows.insert_all = kept
+            transactions.insert_all = kept
 
-    transaction_rows.record = record
+    transactions.record = record
 
 
 @ablation("a save names the version that it saw")
 def version_check() -> None:
-    update_all = transaction_rows.update_all
+    update_all = transactions.update_all
 
     def update(connection: Any, table: Any, changed: Any) -> int:
         without = [{name: value for name, value in row.items() if name != f"{EXPECTED}version"} for row in changed]
         return update_all(connection, table, without)
 
-    transaction_rows.update_all = update
+    transactions.update_all = update
 
 
 @ablation("a claim raises the version")
 def claim_raises_version() -> None:
-    update_all, claim = transaction_rows.update_all, transaction_rows.claim
+    update_all, claim = transactions.update_all, transactions.claim
 
     def update(connection: Connection, table: Any, changed: Any) -> int:
         is_claim = set(changed[0]) == {f"{EXPECTED}id", f"{EXPECTED}version", "version", "wake_at"}
@@ -99,20 +99,23 @@ def claim_raises_version() -> None:
         return update_all(connection, table, kept if is_claim else changed)
 
     def quiet(connection: Connection, items: Any) -> Any:
-        return [[replace(it, version=it.version - 1) for it in claimed] for claimed in claim(connection, items)]
+        return [
+            [replace(transaction, version=transaction.version - 1) for transaction in claimed]
+            for claimed in claim(connection, items)
+        ]
 
-    transaction_rows.update_all = update
-    transaction_rows.claim = quiet
+    transactions.update_all = update
+    transactions.claim = quiet
 
 
 @ablation("others leave a transaction alone while its lease runs")
 def lease() -> None:
-    claim = transaction_rows.Claim
+    claim = transactions.Claim
 
     def any_time(*, due_by: float | None, **rest: Any) -> Any:
         return claim(due_by=None if due_by is None else due_by + 1e9, **rest)
 
-    recovery.transactions = _Changed(transaction_rows, Claim=any_time)
+    recovery.transactions = _Changed(transactions, Claim=any_time)
 
 
 @ablation("a branch whose Try was not answered is cancelled too")
@@ -144,7 +147,7 @@ def repeats() -> None:
 
 @ablation("no Confirm after the deadline or a hold's end")
 def hold_limits() -> None:
-    steps._hold_until = lambda transaction, branch, it, policy: transaction.deadline + 1e9
+    steps._hold_until = lambda transaction, branch, answered, policy: transaction.deadline + 1e9
 
 
 @ablation("what can't end is listed as hung")
@@ -154,7 +157,7 @@ def hung_is_noticed() -> None:
 
 @ablation("an idempotency key is unique")
 def key_is_unique() -> None:
-    transaction_rows._recorded_under = lambda connection, keys: {}
+    transactions._recorded_under = lambda connection, keys: {}
     with databases.coordinator_engine().begin() as connection:
         connection.exec_driver_sql("DROP INDEX uq_transactions_idempotency_key")
 
@@ -251,7 +254,7 @@ def inquiry() -> None:
         await self.perform(Happening(key=row.key, event=Event.TOLD_CANCEL, version=row.version))
         return True
 
-    reaper_module.Reaper._find_out = find_out  # type: ignore[method-assign]
+    Reaper._find_out = find_out  # type: ignore[method-assign]
 
 
 @ablation("a hold whose time is up is looked after at all")
@@ -259,7 +262,7 @@ def reaper() -> None:
     async def rest(self: Any, interval_s: float) -> None:
         return
 
-    reaper_module.Reaper.run_for_ever = rest  # type: ignore[method-assign]
+    Reaper.run_for_ever = rest  # type: ignore[method-assign]
 
 
 @ablation("the reaper acts on a row as it found it")

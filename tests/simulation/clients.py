@@ -65,7 +65,7 @@ class Clients:
         if (status, slug_of(document)) == (409, "idempotency-key-conflict"):
             self._world.plan.count(Branch.KEY_CONFLICT)
         elif status not in NO_ANSWER:
-            self._world.judge.violated("key_conflict", None, f"another request under {key} was answered {status}")
+            self._world.oracle.violated("key_conflict", None, f"another request under {key} was answered {status}")
 
     async def _begin(self, key: str, body: BeginRequest) -> Any:
         """As a careful client does it: again under the same key, anywhere, until there is an answer."""
@@ -127,7 +127,7 @@ class Clients:
 
     def _body(self, key: str) -> BeginRequest:
         """Money moves from one service to one or two others; some ask for more than there is."""
-        draw, names = self._draw, self._world.service_names
+        draw, names = self._draw, self._world.participant_names
         amount = 10_000_000 if draw.random() < 0.04 else draw.randint(2, 60)
         places = draw.sample(names, 3 if len(names) > 2 and draw.random() < 0.3 else 2)
         shares = [amount] if len(places) == 2 else [amount // 2, amount - amount // 2]

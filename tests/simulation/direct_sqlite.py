@@ -84,7 +84,7 @@ class Mappings(list[dict[str, Any]]):
         return self.first()
 
 
-class Lean:
+class _Direct:
     """What connections and sessions have in common: one SQLite connection, and whether it is in a transaction."""
 
     def __init__(self, connection: sqlite3.Connection, begins: str) -> None:
@@ -114,7 +114,7 @@ class Lean:
         return Rows(sent, found, cursor.rowcount)
 
 
-class LeanEngine:
+class DirectEngine:
     """Stands in for an Engine in the journal. `begins` is how its transactions begin."""
 
     dialect = _DIALECT
@@ -123,17 +123,17 @@ class LeanEngine:
         self._connection = connection
         self._begins = begins
 
-    def execution_options(self, *, holdfast_writes: bool) -> "LeanEngine":
-        return LeanEngine(self._connection, "BEGIN IMMEDIATE" if holdfast_writes else "BEGIN")
+    def execution_options(self, *, holdfast_writes: bool) -> "DirectEngine":
+        return DirectEngine(self._connection, "BEGIN IMMEDIATE" if holdfast_writes else "BEGIN")
 
-    def connect(self) -> "LeanConnection":
-        return LeanConnection(self._connection, self._begins)
+    def connect(self) -> "DirectConnection":
+        return DirectConnection(self._connection, self._begins)
 
     def dispose(self) -> None:
         pass
 
 
-class LeanConnection(Lean):
+class DirectConnection(_Direct):
     """Stands in for a Connection."""
 
     dialect = _DIALECT
@@ -161,26 +161,26 @@ class LeanConnection(Lean):
         self._connection.rollback()
 
 
-class LeanSession(Session):
+class DirectSession(Session):
     """Stands in for a Session of which only SQL is asked; one at a time on a connection."""
 
     def __init__(self, bind: Engine, **_: Any) -> None:
         super().__init__(bind)
-        self._lean = Lean(raw(bind), "BEGIN")
+        self._direct = _Direct(raw(bind), "BEGIN")
         self._turn: object | None = None
 
     def execute(self, statement: Any, params: Any = None, **_: Any) -> Any:
         if self._turn is None:
             self._turn = object()
-        return self._lean.run(statement, params)
+        return self._direct.run(statement, params)
 
     def commit(self) -> None:
         self.dispatch.before_commit(self)
-        self._lean._connection.commit()
+        self._direct._connection.commit()
         self._turn = None
 
     def rollback(self) -> None:
-        self._lean._connection.rollback()
+        self._direct._connection.rollback()
         self._turn = None
 
     def close(self) -> None:

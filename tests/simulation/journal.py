@@ -10,12 +10,11 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from app.storage import errors
-from app.storage import transactions as transaction_rows
+from app.storage import errors, transactions
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import BATCH_MAX, CommitFailedError, Journal, PendingWrite, settle
 from tests.simulation.databases import coordinator_engine, raw
-from tests.simulation.direct_sqlite import LeanEngine
+from tests.simulation.direct_sqlite import DirectEngine
 from tests.simulation.faults import Branch, Fault, Plan
 from tests.simulation.scheduler import Process, freeze, never, pass_time
 
@@ -43,7 +42,7 @@ class SimulatedJournal(Journal):
         name: str,
         take: Callable[[str, str], str | None],
     ) -> None:
-        engine = LeanEngine(raw(coordinator_engine()))
+        engine = DirectEngine(raw(coordinator_engine()))
         self.engine: Any = engine
         self._writing_engine: Any = engine.execution_options(holdfast_writes=True)
         self._process = process
@@ -72,19 +71,19 @@ class SimulatedJournal(Journal):
 
     def _notice(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Count what only a look at the writes shows."""
-        if function is transaction_rows.record and not result.created:
+        if function is transactions.record and not result.created:
             self._plan.count(Branch.KEY_KNOWN)
-        elif function is transaction_rows.save and result.hung_since is not None:
+        elif function is transactions.save and result.hung_since is not None:
             self._plan.count(Branch.HUNG)
 
     def _note_owner(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Whose a transaction is from this commit on, known or not to those who had it before."""
-        if function is transaction_rows.claim:
+        if function is transactions.claim:
             for transaction in result:
                 before = self._take(self._process.name, transaction.id)
                 if before is not None and not before.startswith(f"{self._name}."):
                     self._plan.count(Branch.ADOPTED)
-        elif function is transaction_rows.record and isinstance(result, transaction_rows.Recorded) and result.created:
+        elif function is transactions.record and isinstance(result, transactions.Recorded) and result.created:
             self._take(self._process.name, result.transaction_id)
 
     async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
@@ -144,7 +143,7 @@ class SimulatedJournal(Journal):
             self._note_owner(write.function, result)
         self._committed()
         if self._plan.hits(Fault.COMMIT_REPLY_LOST):
-            if any(write.function is transaction_rows.save for write in batch):
+            if any(write.function is transactions.save for write in batch):
                 self._plan.count(Branch.AMBIGUOUS)
             raise CommitFailedError(OperationalError("simulated", None, DriverError()))
         return results

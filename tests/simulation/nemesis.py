@@ -41,7 +41,7 @@ class Nemesis:
     def heal(self) -> None:
         """Everything runs again, and everybody reaches everybody."""
         self._world.network.severed.clear()
-        for each in (*self._world.replicas, *self._world.services):
+        for each in (*self._world.replicas, *self._world.participants):
             each.life.thaw()
 
     async def _again_and_again(self, fault: Fault, act: Any) -> None:
@@ -56,7 +56,7 @@ class Nemesis:
     async def _raise_the_dead(self) -> None:
         """A supervisor: whoever is dead is started again after a while."""
         world = self._world
-        everybody = [*world.replicas, *world.services]
+        everybody = [*world.replicas, *world.participants]
         while True:
             await pass_time(self._draw.uniform(*DOWN_S) / 4)
             for each in everybody:
@@ -69,7 +69,7 @@ class Nemesis:
         return self._crash(self._draw.choice(self._world.replicas))
 
     def _crash_participant(self) -> bool:
-        return self._crash(self._draw.choice(self._world.services))
+        return self._crash(self._draw.choice(self._world.participants))
 
     def _crash(self, who: Any) -> bool:
         if who.life.dead:
@@ -81,7 +81,7 @@ class Nemesis:
         return self._freeze(self._draw.choice(self._world.replicas).life)
 
     def _freeze_participant(self) -> bool:
-        return self._freeze(self._draw.choice(self._world.services).life)
+        return self._freeze(self._draw.choice(self._world.participants).life)
 
     def _freeze(self, life: Process) -> bool:
         if not life.is_up:
@@ -99,11 +99,11 @@ class Nemesis:
         return True
 
     def _jump(self) -> bool:
-        service = self._draw.choice(self._world.services)
+        participant = self._draw.choice(self._world.participants)
         seconds = self._draw.uniform(*JUMP_S)
-        self._world.tell("clock jumps", service.name, "", f"{seconds:.1f} s")
-        service.offset_s += seconds
-        service.life.clock_offset_s += seconds
+        self._world.tell("clock jumps", participant.name, "", f"{seconds:.1f} s")
+        participant.offset_s += seconds
+        participant.life.clock_offset_s += seconds
         return True
 
     def _sever(self) -> bool:
@@ -115,7 +115,7 @@ class Nemesis:
 
     async def _sever_and_restore(self) -> None:
         world, draw = self._world, self._draw
-        names = [each.name for each in world.replicas], [each.name for each in world.services]
+        names = [each.name for each in world.replicas], [each.name for each in world.participants]
         links = [(a, b) for a in names[0] for b in names[1]] + [(b, a) for a in names[0] for b in names[1]]
         chosen = draw.sample(links, draw.randint(1, len(links)))
         for link in chosen:
@@ -147,7 +147,7 @@ class Nemesis:
     def _send_a_strangers_try(self) -> bool:
         """A hold that no coordinator knows of: the participant asks about it, hears unknown, and gives it back."""
         world, draw = self._world, self._draw
-        service = draw.choice(world.services)
+        participant = draw.choice(world.participants)
         transaction_id = str(uuid.UUID(int=draw.getrandbits(128)))
         world.strangers.add(transaction_id)
         payload = {"kind": draw.choice(["debit", "credit"]), "account": draw.randrange(ACCOUNTS), "amount": 3}
@@ -161,10 +161,10 @@ class Nemesis:
         )
         headers = [(name.lower().encode(), value.encode()) for name, value in message.headers().items()]
         request = ("/try", headers, message.body())
-        world.loop.world.spawn(self._forget(service.name, request, transaction_id))
+        world.loop.world.spawn(self._forget(participant.name, request, transaction_id))
         return True
 
-    async def _forget(self, service: str, request: Any, transaction_id: str) -> None:
+    async def _forget(self, participant: str, request: Any, transaction_id: str) -> None:
         with suppress(httpx.HTTPError):
             label = f"try {self._world.short(transaction_id)} of a stranger"
-            await self._world.network.exchange("stranger", service, request, transaction_id, label)
+            await self._world.network.exchange("stranger", participant, request, transaction_id, label)

@@ -36,7 +36,7 @@ NOT_FOR_THE_REACQUIRED: Final = frozenset({"each_effect_once", "participants_agr
 """Rules that do not count what was given up and acquired again: `_check_reacquired` does."""
 
 
-class Judge:
+class Oracle:
     """Collects violations of one seed."""
 
     def __init__(self, world: Any) -> None:
@@ -115,15 +115,15 @@ class Judge:
         accounts: list[Account] = []
         conflicts: set[str] = set()
         again: set[tuple[str, str]] = set()
-        for service in world.services:
-            connection = world.databases[service.name]
+        for participant in world.participants:
+            connection = world.databases[participant.name]
             rows = connection.execute(
                 "SELECT transaction_id, branch, operation, kind, account, amount, at FROM effects ORDER BY position"
             )
             for id_, branch, operation, kind, account, amount, at in rows:
                 effects.append(
                     Effect(
-                        participant=service.name,
+                        participant=participant.name,
                         transaction_id=id_,
                         branch=branch,
                         operation=operation,
@@ -140,10 +140,10 @@ class Judge:
                 if state == "expired":
                     conflicts.add(id_)
                 elif state not in ("confirmed", "cancelled"):
-                    holds.append(Hold(participant=service.name, transaction_id=id_, branch=branch, state=state))
-            if service.name != GATEWAY:
-                accounts += service.accounts(connection)
-        if GATEWAY in world.service_names:
+                    holds.append(Hold(participant=participant.name, transaction_id=id_, branch=branch, state=state))
+            if participant.name != GATEWAY:
+                accounts += participant.accounts(connection)
+        if GATEWAY in world.participant_names:
             accounts += [
                 Account(participant=GATEWAY, account=number, **columns)
                 for number, columns in world.gateway.accounts.items()
@@ -152,7 +152,7 @@ class Judge:
         effects = [effect for effect in effects if effect.transaction_id not in strangers]
         known = {item["id"]: replace(known_of(item), hung=item["hung"] or item["id"] in hung) for item in listed}
         conflicts = {id_ for id_ in conflicts if id_ in known and known[id_].decision == "confirm"}
-        total = ledger.OPENING_BALANCE * ACCOUNTS * len(world.services)
+        total = ledger.OPENING_BALANCE * ACCOUNTS * len(world.participants)
         evidence = Evidence(
             opening_balance=ledger.OPENING_BALANCE,
             opening_total=total + sum(_made(effect) for effect in effects if effect.transaction_id in conflicts),
@@ -200,7 +200,9 @@ class Judge:
         """A hold that was given up and acquired again: given back once for each time but the last."""
         for id_, branch in again:
             self._world.plan.count(Branch.REACQUIRED)
-            done = Counter(it.operation for it in effects if (it.transaction_id, it.branch) == (id_, branch))
+            done = Counter(
+                effect.operation for effect in effects if (effect.transaction_id, effect.branch) == (id_, branch)
+            )
             if done["confirm"] > 1 or done["try"] != done["cancel"] + done["confirm"]:
                 self.violated("reacquired_once", id_, f"{branch} did {dict(done)}")
 

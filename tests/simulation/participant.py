@@ -25,7 +25,7 @@ from tests.harness.evidence import Account, Effect, Request
 from tests.harness.ledger import CHANGES, Movement
 from tests.harness.notes import Note, slug_of
 from tests.simulation.databases import ACCOUNTS, participant_engine
-from tests.simulation.direct_sqlite import LeanSession
+from tests.simulation.direct_sqlite import DirectSession
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.journal import DriverError
 from tests.simulation.network import Reply
@@ -50,7 +50,7 @@ here: Any = None
 """The world that runs now: handlers belong to participants, which outlive seeds."""
 
 
-class FlakySession(LeanSession):
+class FlakySession(DirectSession):
     """A session whose commits fail, before or after they are done."""
 
     def commit(self) -> None:
@@ -158,7 +158,7 @@ class Gateway:
         self.effects.append(Effect(participant=GATEWAY, at=self._now(), **what, **movement.model_dump()))
 
 
-class Line(httpx.AsyncBaseTransport):
+class InquiryTransport(httpx.AsyncBaseTransport):
     """Carries a participant's questions to any replica."""
 
     def __init__(self, world: Any, name: str) -> None:
@@ -205,7 +205,7 @@ _TOLD = {
 }
 
 
-class Service:
+class SimulatedParticipant:
     """`life` is the process that runs now."""
 
     def __init__(
@@ -247,7 +247,7 @@ class Service:
         )
         participant._database = InlineDatabase(template._database._sync)  # type: ignore[arg-type]
         self._answers = {f"/{operation.value}": _route(operation, participant._receive) for operation in Operation}
-        transport = Line(self.world, self.name)
+        transport = InquiryTransport(self.world, self.name)
 
         async def ask(transaction_id: str) -> inquiry.Answered:
             answered = await inquiry.ask(transport, "http://replica", transaction_id, timeout_s=ASK_TIMEOUT_S)

@@ -26,7 +26,7 @@ POLL_S = 0.25
 STOP_S = 0.3
 
 
-class Wire(httpx.AsyncBaseTransport):
+class CallTransport(httpx.AsyncBaseTransport):
     """Carries a replica's calls to participants."""
 
     def __init__(self, world: Any, name: str) -> None:
@@ -39,7 +39,7 @@ class Wire(httpx.AsyncBaseTransport):
         operation = headers[b"tcc-operation"].decode()
         topic = (headers[b"tcc-transaction-id"].decode(), headers[b"tcc-branch"].decode())
         attempt = int(headers[b"tcc-attempt"])
-        call = world.judge.call_leaves(current().name, *topic, operation)
+        call = world.oracle.call_leaves(current().name, *topic, operation)
         if attempt > 1:
             world.plan.count(Branch.REPEATED)
         message = (request.url.path, list(headers.items()), b"".join(request.stream))  # type: ignore[arg-type]
@@ -56,9 +56,9 @@ class Wire(httpx.AsyncBaseTransport):
         try:
             reply: Reply = await exchange
         finally:
-            world.judge.call_ends(call)
+            world.oracle.call_ends(call)
         if operation == "try" and reply.status == 200:
-            world.judge.held(*topic, reply.headers)
+            world.oracle.held(*topic, reply.headers)
         if reply.status >= 400:
             world.tell("answer", host, self._name, f"{label}: {reply.status}")
         stream = httpx.ByteStream(reply.body)
@@ -107,7 +107,7 @@ class Replica:
         world, settings = self.world, self.settings
         journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.take)
         caller = Caller(
-            Wire(world, self.name),
+            CallTransport(world, self.name),
             response_max_bytes=settings.response_max_bytes,
             calls_max=settings.calls_max,
             clock=life.clock,
@@ -171,7 +171,7 @@ async def answer(world: Any, parts: Any, request: tuple[str, ...]) -> tuple[int,
     except DatabaseUnavailableError:
         response = Problem("unavailable").response()
     except Exception as error:
-        world.judge.violated("no_defects", None, f"{request[0]} raised {error!r}")
+        world.oracle.violated("no_defects", None, f"{request[0]} raised {error!r}")
         response = Problem("internal-error").response()
     return response.status_code, json.loads(response.body)
 

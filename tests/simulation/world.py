@@ -32,8 +32,8 @@ from tests.simulation.databases import empty_coordinator, empty_participant
 from tests.simulation.faults import Branch, Fault, Plan
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
-from tests.simulation.oracle import Judge
-from tests.simulation.participant import GATEWAY, Gateway, HandlerFailed, Service
+from tests.simulation.oracle import Oracle
+from tests.simulation.participant import GATEWAY, Gateway, HandlerFailed, SimulatedParticipant
 from tests.simulation.replica import Replica, answer
 from tests.simulation.scheduler import Process, Runaway, Scheduler, pass_time
 
@@ -89,7 +89,7 @@ class World:
         self.plan = Plan(seed, self.draw, without)
         self.transactions = transactions
         self.loop = Scheduler(self.draw)
-        self.judge = Judge(self)
+        self.oracle = Oracle(self)
         self.notes: list[Note] = []
         self.requests: list[Request] = []
         self.timeline: list[str] = []
@@ -106,22 +106,22 @@ class World:
         self.clients_process = Process(self.loop, "clients")
         self.database = empty_coordinator()
         self.replicas = [Replica(self, f"replica-{n}", settings()) for n in range(self.draw.choice([2, 2, 3]))]
-        self.service_names = ["orders", "stock", GATEWAY][: self.draw.choice([2, 3, 3])]
-        self.databases = {name: empty_participant(name) for name in self.service_names}
-        self.services = [self._service(name) for name in self.service_names]
+        self.participant_names = ["orders", "stock", GATEWAY][: self.draw.choice([2, 3, 3])]
+        self.databases = {name: empty_participant(name) for name in self.participant_names}
+        self.participants = [self._participant(name) for name in self.participant_names]
         self.clients = Clients(self)
         self._register()
 
-    def _service(self, name: str) -> Service:
+    def _participant(self, name: str) -> SimulatedParticipant:
         ttl_s = self.draw.choice([None, None, 0.4, 1.5])
         limit_s = self.draw.choice([None, None, None, 3.0])
         reacquires = limit_s is not None and self.draw.random() < 0.5
-        return Service(self, name, hold_ttl_max_s=ttl_s, hold_max_s=limit_s, reacquires=reacquires)
+        return SimulatedParticipant(self, name, hold_ttl_max_s=ttl_s, hold_max_s=limit_s, reacquires=reacquires)
 
     def _register(self) -> None:
         self.database.executemany(
             "INSERT INTO participants (name, base_url, call_timeout_s, concurrency_max) VALUES (?, ?, NULL, 64)",
-            [(name, f"http://{name}") for name in self.service_names],
+            [(name, f"http://{name}") for name in self.participant_names],
         )
 
     def tell(self, what: str, *rest: str) -> None:
@@ -139,7 +139,7 @@ class World:
         """From this commit on a transaction is this life's, known or not to whoever had it before; who that was."""
         before = self.owners.get(transaction_id)
         self.owners[transaction_id] = life
-        self.judge.took(life, transaction_id)
+        self.oracle.took(life, transaction_id)
         return before
 
     def committed(self) -> None:
@@ -153,14 +153,14 @@ class World:
             if self.plan.hits_once(Fault.REPLICA_SKEW):
                 replica.offset_s = self.draw.uniform(-SKEW_S, SKEW_S)
                 replica.rate = 1 + self.draw.uniform(-1, 1) * DRIFT
-        for each in self.services:
+        for each in self.participants:
             if self.plan.hits_once(Fault.PARTICIPANT_DRIFT):
                 each.offset_s = self.draw.uniform(-1e6, 1e6)
                 each.rate = 1 + self.draw.uniform(-1, 1) * 0.1
 
     async def run(self) -> None:
         self.set_clocks()
-        for each in (*self.replicas, *self.services):
+        for each in (*self.replicas, *self.participants):
             each.boot()
         nemesis = Nemesis(self)
         times = sorted(self.draw.uniform(0, BEGIN_WITHIN_S) for _ in range(self.transactions))
@@ -176,12 +176,12 @@ class World:
             await self._come_to_rest_without(self._drawn_to_be_absent())
         await self._until(lambda: self._busy() or (self.clients.left and "clients"))
         await self._resolve_some()
-        await self._judge()
+        await self._check_end()
 
     def _drawn_to_be_absent(self) -> list[Any]:
         """One participant, or all replicas but one."""
         if self.draw.random() < 0.5:
-            return [self.draw.choice(self.services)]
+            return [self.draw.choice(self.participants)]
         core = self.draw.choice(self.replicas)
         return [replica for replica in self.replicas if replica is not core]
 
@@ -199,7 +199,7 @@ class World:
                 if branch["hung_reason"] in (HungReason.CONFIRM_UNANSWERED, HungReason.CANCEL_UNANSWERED):
                     self.plan.count(Branch.HUNG_FOR_THE_ABSENT)
                     if _place_of(branch) not in self.absent:
-                        self.judge.violated("hung_for_a_reason", item["id"], f"{branch['name']} could be reached")
+                        self.oracle.violated("hung_for_a_reason", item["id"], f"{branch['name']} could be reached")
         self.absent = set()
 
     async def _until(self, busy: Callable[[], Any]) -> None:
@@ -207,7 +207,7 @@ class World:
         until = self.loop.now + LIVENESS_MAX_S
         while left := busy():
             if self.loop.now > until:
-                self.judge.violated("comes_to_rest", None, f"within {LIVENESS_MAX_S} s: {left}")
+                self.oracle.violated("comes_to_rest", None, f"within {LIVENESS_MAX_S} s: {left}")
                 return
             await pass_time(LOOK_S)
 
@@ -228,7 +228,7 @@ class World:
                 request = ("resolve", item["id"], branch, "cancelled", "the hold had been given up")
                 status, _ = await answer(self, self.replicas[0].parts, request)
                 if status != 200:
-                    self.judge.violated("a_person_can_resolve", item["id"], f"{branch}: {status}")
+                    self.oracle.violated("a_person_can_resolve", item["id"], f"{branch}: {status}")
             self.plan.count(Branch.RESOLVED)
 
     def _given_up(self) -> set[str]:
@@ -259,7 +259,7 @@ class World:
             left += [f"{name}:{self.short(id_)}:{branch}:{state}" for id_, branch, state in waiting]
         return ", ".join(left)
 
-    async def _judge(self) -> None:
+    async def _check_end(self) -> None:
         parts = self.replicas[0].parts
         _, listed = await answer(self, parts, ("list",))
         _, hung = await answer(self, parts, ("hung",))
@@ -267,7 +267,7 @@ class World:
         for item in listed["items"]:
             _, page = await answer(self, parts, ("calls", item["id"]))
             calls[item["id"]] = page["items"]
-        self.judge.check_end(listed["items"], {item["id"] for item in hung["items"]}, calls)
+        self.oracle.check_end(listed["items"], {item["id"] for item in hung["items"]}, calls)
         self._count(listed["items"])
 
     def _count(self, items: list[Any]) -> None:
@@ -311,12 +311,12 @@ def run_seed(
     try:
         world.loop.run_to_end(world.run())
     except Runaway as error:
-        world.judge.violated("comes_to_rest", None, str(error))
+        world.oracle.violated("comes_to_rest", None, str(error))
     for failure in world.loop.failures:
-        world.judge.violated("no_defects", None, failure)
+        world.oracle.violated("no_defects", None, failure)
     result = Result(
         seed=seed,
-        violations=world.judge.violations,
+        violations=world.oracle.violations,
         fired=world.plan.fired,
         trace=world.trace,
         transactions=len(world.clients.known),
@@ -372,7 +372,7 @@ class _Errors(logging.Handler):
             return
         if record.name == "holdfast" and "simulated" in str(raised):
             return
-        self.world.judge.violated("no_defects", None, f"{record.getMessage()}: {raised!r}")
+        self.world.oracle.violated("no_defects", None, f"{record.getMessage()}: {raised!r}")
 
 
 _ids = _Ids()

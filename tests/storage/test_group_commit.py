@@ -10,9 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 
-from app.storage import calls as call_rows
-from app.storage import errors, queries
-from app.storage import transactions as transaction_rows
+from app.storage import calls, errors, queries, transactions
 from app.storage.engines import make_engine, normal_url
 from app.storage.errors import DatabaseUnavailableError, DuplicateKeyError, JournalClosedError
 from app.storage.group_commit import RETRIES_MAX, Journal
@@ -63,10 +61,8 @@ def commits_of(journal: Journal) -> Iterator[list[int]]:
     event.remove(journal.engine, "commit", count)
 
 
-def new(number: int) -> tuple[Any, transaction_rows.NewRecord]:
-    return transaction_rows.record, transaction_rows.NewRecord(
-        transaction=transaction(number), idempotency_key=f"key-{number}"
-    )
+def new(number: int) -> tuple[Any, transactions.NewRecord]:
+    return transactions.record, transactions.NewRecord(transaction=transaction(number), idempotency_key=f"key-{number}")
 
 
 def refuse_odd(_connection: Connection, items: Sequence[int]) -> Sequence[int]:
@@ -78,7 +74,7 @@ def refuse_odd(_connection: Connection, items: Sequence[int]) -> Sequence[int]:
 async def test_a_hundred_writers_share_one_commit(journal: Journal, engine: Engine) -> None:
     with commits_of(journal) as commits:
         outcomes = await outcomes_of_one_batch(journal, *map(new, range(100)))
-    assert [it.transaction_id for it in outcomes] == [transaction(n).id for n in range(100)]
+    assert [outcome.transaction_id for outcome in outcomes] == [transaction(n).id for n in range(100)]
     assert len(commits) == 2  # the one that held the others up, and all of them together
     assert found(engine, queries.count_unfinished) == 100
 
@@ -100,8 +96,8 @@ async def test_more_than_a_batch_is_written_in_several(journal: Journal, monkeyp
 async def test_what_returned_is_durable(journal: Journal, engine: Engine) -> None:
     for number in range(20):
         await journal.write(*new(number))
-        assert found(engine, transaction_rows.find, transaction(number).id) == transaction(number)
-        assert await journal.read(transaction_rows.find, transaction(number).id) == transaction(number)
+        assert found(engine, transactions.find, transaction(number).id) == transaction(number)
+        assert await journal.read(transactions.find, transaction(number).id) == transaction(number)
 
 
 async def test_a_write_that_fails_fails_its_own_caller_only(journal: Journal, engine: Engine) -> None:
@@ -115,28 +111,28 @@ async def test_a_write_that_fails_fails_its_own_caller_only(journal: Journal, en
 async def test_a_stale_save_fails_its_own_caller_only(journal: Journal, engine: Engine) -> None:
     recorded(engine, *map(transaction, range(5)))
     await journal.write(
-        transaction_rows.claim,
-        transaction_rows.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(2).id),
+        transactions.claim,
+        transactions.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(2).id),
     )
     saves = [
-        (transaction_rows.save, transaction_rows.Save(before=it, after=it, calls=(call(it, 1),)))
-        for it in map(transaction, range(5))
+        (transactions.save, transactions.Save(before=each, after=each, calls=(call(each, 1),)))
+        for each in map(transaction, range(5))
     ]
     outcomes = await outcomes_of_one_batch(journal, *saves)
     assert isinstance(outcomes.pop(2), errors.StaleError)
-    assert [it.version for it in outcomes] == [2, 2, 2, 2]
-    assert [len(found(engine, call_rows.list_calls, transaction(n).id, 9, 0)) for n in range(5)] == [1, 1, 0, 1, 1]
+    assert [outcome.version for outcome in outcomes] == [2, 2, 2, 2]
+    assert [len(found(engine, calls.list_calls, transaction(n).id, 9, 0)) for n in range(5)] == [1, 1, 0, 1, 1]
 
 
 async def test_what_is_stale_costs_the_others_no_commit_of_their_own(journal: Journal, engine: Engine) -> None:
     """Else a replica that loses many transactions at once is too slow to keep the others, and loses them too."""
     recorded(engine, *map(transaction, range(60)))
     for number in range(0, 60, 3):
-        claim = transaction_rows.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(number).id)
-        await journal.write(transaction_rows.claim, claim)
+        claim = transactions.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(number).id)
+        await journal.write(transactions.claim, claim)
     saves = [
-        (transaction_rows.save, transaction_rows.Save(before=it, after=it, calls=(call(it, 1),)))
-        for it in map(transaction, range(60))
+        (transactions.save, transactions.Save(before=each, after=each, calls=(call(each, 1),)))
+        for each in map(transaction, range(60))
     ]
     with commits_of(journal) as commits:
         outcomes = await outcomes_of_one_batch(journal, new(100), *saves, new(101))
@@ -145,17 +141,17 @@ async def test_what_is_stale_costs_the_others_no_commit_of_their_own(journal: Jo
     for number, outcome in enumerate(outcomes[1:-1]):
         is_stale = number % 3 == 0
         assert isinstance(outcome, errors.StaleError) if is_stale else outcome.version == 2
-        assert len(found(engine, call_rows.list_calls, transaction(number).id, 9, 0)) == (0 if is_stale else 1)
+        assert len(found(engine, calls.list_calls, transaction(number).id, 9, 0)) == (0 if is_stale else 1)
 
 
 async def test_of_two_saves_of_one_transaction_the_stale_one_is_stale(journal: Journal, engine: Engine) -> None:
     """A run that was overtaken, and the one that overtook it, may be in one process."""
     recorded(engine, transaction(1), transaction(2))
-    claim = transaction_rows.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(1).id)
-    (claimed,) = await journal.write(transaction_rows.claim, claim)
+    claim = transactions.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(1).id)
+    (claimed,) = await journal.write(transactions.claim, claim)
     saves = [
-        (transaction_rows.save, transaction_rows.Save(before=it, after=it))
-        for it in (transaction(1), claimed, transaction(2))
+        (transactions.save, transactions.Save(before=each, after=each))
+        for each in (transaction(1), claimed, transaction(2))
     ]
     stale, fresh, other = await outcomes_of_one_batch(journal, *saves)
     assert isinstance(stale, errors.StaleError)
@@ -165,18 +161,16 @@ async def test_of_two_saves_of_one_transaction_the_stale_one_is_stale(journal: J
 async def test_of_two_saves_of_the_same_version_one_is_stale(journal: Journal, engine: Engine) -> None:
     recorded(engine, transaction(1), transaction(2))
     saves = [
-        (transaction_rows.save, transaction_rows.Save(before=it, after=it))
-        for it in (transaction(1), transaction(1), transaction(2))
+        (transactions.save, transactions.Save(before=each, after=each))
+        for each in (transaction(1), transaction(1), transaction(2))
     ]
     outcomes = await outcomes_of_one_batch(journal, *saves)
-    assert [isinstance(it, errors.StaleError) for it in outcomes] == [False, True, False]
+    assert [isinstance(outcome, errors.StaleError) for outcome in outcomes] == [False, True, False]
 
 
 async def test_an_answer_too_few_is_an_error_and_writes_nothing(journal: Journal, engine: Engine) -> None:
-    def forgetful(
-        connection: Connection, items: Sequence[transaction_rows.NewRecord]
-    ) -> Sequence[transaction_rows.Recorded]:
-        return transaction_rows.record(connection, items)[1:]
+    def forgetful(connection: Connection, items: Sequence[transactions.NewRecord]) -> Sequence[transactions.Recorded]:
+        return transactions.record(connection, items)[1:]
 
     with pytest.raises(AssertionError, match="answer each item"):
         await journal.write(forgetful, new(1)[1])
@@ -198,7 +192,7 @@ async def test_a_commit_that_fails_is_told_to_all_and_never_a_success(journal: J
     event.remove(journal.engine, "commit", fail)
     assert isinstance(outcomes[0], DatabaseUnavailableError)
     assert not isinstance(outcomes[1], BaseException)
-    assert [type(it) for it in outcomes[1]] == [DatabaseUnavailableError] * 3
+    assert [type(outcome) for outcome in outcomes[1]] == [DatabaseUnavailableError] * 3
     assert found(engine, queries.count_unfinished) == 0
     assert (await journal.write(*new(1))).created
 
@@ -216,7 +210,7 @@ async def test_what_only_the_commit_finds_out_is_told_to_all(journal: Journal, e
 
     for number in range(3):
         outcomes = await outcomes_of_one_batch(journal, new(number), (orphan, 1), new(number + 10))
-        assert [type(it) for it in outcomes] == [DuplicateKeyError] * 3
+        assert [type(outcome) for outcome in outcomes] == [DuplicateKeyError] * 3
     assert found(engine, queries.count_unfinished) == 0
     assert (await journal.write(*new(1))).created
 
@@ -232,7 +226,7 @@ async def test_close_finishes_what_waits_and_takes_no_more(engine: Engine, datab
     await asyncio.sleep(0)
     held.let_go()
     await closing
-    assert [it.created for it in (await asyncio.gather(*tasks))[1:]] == [True] * 5
+    assert [outcome.created for outcome in (await asyncio.gather(*tasks))[1:]] == [True] * 5
     assert found(engine, queries.count_unfinished) == 5
     with pytest.raises(JournalClosedError):
         await journal.write(*new(9))
@@ -287,12 +281,12 @@ async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(
         await journal.write(*new(0))
         await asyncio.to_thread(database_server.crash)
         outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)), return_exceptions=True)
-        assert {type(it) for it in outcomes} == {DatabaseUnavailableError}
+        assert {type(outcome) for outcome in outcomes} == {DatabaseUnavailableError}
         with pytest.raises(DatabaseUnavailableError):
             await journal.read(queries.count_unfinished)
         database_server.start()  # not in a thread: the server ends with the thread that started it
         outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(1, 30)))
-        assert all(it.created for it in outcomes)
+        assert all(outcome.created for outcome in outcomes)
         assert await journal.read(queries.count_unfinished) == 30
     finally:
         await journal.close()
@@ -312,7 +306,7 @@ async def test_a_crash_of_the_database_between_write_and_commit_is_told_to_all(
 
     try:
         outcomes = await outcomes_of_one_batch(journal, new(1), new(2), (crash, None))
-        assert all(isinstance(it, DatabaseUnavailableError) for it in outcomes)
+        assert all(isinstance(outcome, DatabaseUnavailableError) for outcome in outcomes)
         database_server.start()  # not in a thread: the server ends with the thread that started it
         assert await journal.read(queries.count_unfinished) == 0
         assert (await journal.write(*new(1))).created
@@ -334,7 +328,7 @@ async def test_a_panic_fails_its_batch_and_the_writer_lives_on(journal: Journal,
     assert [type(outcome) for outcome in outcomes] == [RuntimeError, RuntimeError]
     function, item = new(2)
     assert (await journal.write(function, item)).created
-    assert found(engine, transaction_rows.find, transaction(2).id) is not None
+    assert found(engine, transactions.find, transaction(2).id) is not None
 
 
 @on_servers
@@ -343,17 +337,17 @@ async def test_a_row_that_somebody_else_holds_does_not_hold_up_the_others(
 ) -> None:
     monkeypatch.setattr("app.storage.engines.LOCK_WAIT_MAX_S", 1)
     engine = with_tables(database_url)
-    frozen = transaction_rows.NewRecord(transaction=transaction(1), idempotency_key="k", request_hash="h")
-    same_key = transaction_rows.NewRecord(transaction=transaction(2), idempotency_key="k", request_hash="h")
+    frozen = transactions.NewRecord(transaction=transaction(1), idempotency_key="k", request_hash="h")
+    same_key = transactions.NewRecord(transaction=transaction(2), idempotency_key="k", request_hash="h")
     journal = Journal(database_url)
     try:
         with engine.connect() as stranger:  # stopped after its INSERT, before its COMMIT
-            transaction_rows.record(stranger, [frozen])
-            blocked, other = await outcomes_of_one_batch(journal, (transaction_rows.record, same_key), new(3))
+            transactions.record(stranger, [frozen])
+            blocked, other = await outcomes_of_one_batch(journal, (transactions.record, same_key), new(3))
             stranger.rollback()
         assert isinstance(blocked, DatabaseUnavailableError)
         assert other.created
-        assert (await journal.write(transaction_rows.record, same_key)).created
+        assert (await journal.write(transactions.record, same_key)).created
     finally:
         await journal.close()
         engine.dispose()
@@ -386,7 +380,7 @@ async def test_a_deadlock_is_nobodys_error(database_url: str) -> None:
 
     journals = [Journal(database_url) for _ in range(2)]
     try:
-        tries = await asyncio.gather(*(it.write(count(1 + n), None) for n, it in enumerate(journals)))
+        tries = await asyncio.gather(*(each.write(count(1 + n), None) for n, each in enumerate(journals)))
         assert max(tries) > 1  # both, when both noticed it at the same moment
         with engine.connect() as connection:
             assert connection.execute(text("SELECT value FROM counters")).scalars().all() == [2, 2]
@@ -417,10 +411,10 @@ async def test_claims_are_disjoint_where_nothing_is_locked(database_url: str) ->
         for journal in journals:
             event.listen(journal.engine, "before_cursor_execute", without_locks, retval=True)
             event.listen(journal.engine, "after_cursor_execute", wait_for_the_other)
-        wanted = transaction_rows.Claim(due_by=999.0, lease_until=2000.0, limit=5)
-        claimed = await asyncio.gather(*(it.write(transaction_rows.claim, wanted) for it in journals))
+        wanted = transactions.Claim(due_by=999.0, lease_until=2000.0, limit=5)
+        claimed = await asyncio.gather(*(each.write(transactions.claim, wanted) for each in journals))
         assert sorted(map(len, claimed)) == [3, 5]
-        assert {it.id for each in claimed for it in each} == {transaction(n).id for n in range(8)}
+        assert {taken.id for each in claimed for taken in each} == {transaction(n).id for n in range(8)}
     finally:
         for journal in journals:
             await journal.close()
@@ -447,7 +441,7 @@ def failing_commits(journal: Journal, times: int, error: Exception) -> list[int]
 async def test_a_commit_that_was_undone_for_certain_is_done_again(journal: Journal, engine: Engine) -> None:
     failed = failing_commits(journal, 3, Undone())
     outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(5)))
-    assert all(it.created for it in outcomes)
+    assert all(outcome.created for outcome in outcomes)
     assert len(failed) == 3
     assert found(engine, queries.count_unfinished) == 5
 

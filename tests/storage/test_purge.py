@@ -9,9 +9,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text, update
 
 from app.protocol.values import Branch, CallRecord, HungReason, Resolution, Settled, Transaction
-from app.storage import calls as call_rows
-from app.storage import errors, expressions, purge, tables
-from app.storage import transactions as transaction_rows
+from app.storage import calls, errors, expressions, purge, tables, transactions
 from app.storage.engines import make_engine
 from app.storage.purge import Purge, Purged
 from app.storage.tables import metadata
@@ -51,9 +49,9 @@ def counts(engine: Engine) -> list[int]:
         return [connection.execute(select(func.count()).select_from(table)).scalar_one() for table in TABLES]
 
 
-def with_calls(engine: Engine, it: Transaction, *attempts: int) -> None:
-    recorded(engine, it)
-    written(engine, call_rows.add_calls, tuple(call(it, attempt) for attempt in attempts))
+def with_calls(engine: Engine, of: Transaction, *attempts: int) -> None:
+    recorded(engine, of)
+    written(engine, calls.add_calls, tuple(call(of, attempt) for attempt in attempts))
 
 
 def test_a_record_goes_with_all_that_belongs_to_it_and_its_neighbours_stay(engine: Engine) -> None:
@@ -61,19 +59,19 @@ def test_a_record_goes_with_all_that_belongs_to_it_and_its_neighbours_stay(engin
     with_calls(engine, ended(2, 1000.1, CAR, FLIGHT), 1, 2)
     assert purged(engine) == Purged(count=1, last_id=transaction(2).id)
     assert (left(engine), counts(engine)) == ([2], [1, 2, 0, 2])
-    assert found(engine, transaction_rows.find, ended(1).id) is None
-    assert len(found(engine, call_rows.list_calls, ended(2).id, 10, 0)) == 2
+    assert found(engine, transactions.find, ended(1).id) is None
+    assert len(found(engine, calls.list_calls, ended(2).id, 10, 0)) == 2
 
 
 def test_an_idempotency_key_goes_with_its_record(engine: Engine) -> None:
     written(
         engine,
-        transaction_rows.record,
-        transaction_rows.NewRecord(transaction=ended(1), idempotency_key="k", request_hash="a"),
+        transactions.record,
+        transactions.NewRecord(transaction=ended(1), idempotency_key="k", request_hash="a"),
     )
     assert purged(engine).count == 1
     (again,) = written(
-        engine, transaction_rows.record, transaction_rows.NewRecord(transaction=transaction(2), idempotency_key="k")
+        engine, transactions.record, transactions.NewRecord(transaction=transaction(2), idempotency_key="k")
     )
     assert again.created
 
@@ -158,7 +156,7 @@ def test_the_export_gets_every_record_with_its_calls(engine: Engine, monkeypatch
     exported: list[tuple[Transaction, list[CallRecord]]] = []
 
     def export(records: Iterable[purge.Record]) -> None:
-        exported.extend((it, list(calls)) for it, calls in records)
+        exported.extend((each, list(history)) for each, history in records)
 
     assert purged(engine, export=export).count == 3
     expected = {1: (1, 2, 3, 4, 5), 2: (), 3: (2, 1)}
@@ -169,7 +167,7 @@ def test_an_export_that_takes_no_calls_gets_the_next_record_all_the_same(engine:
     for number in (1, 2, 3):
         with_calls(engine, ended(number), 1, 2)
     exported: list[Transaction] = []
-    purged(engine, export=lambda records: exported.extend(it for it, _ in records))
+    purged(engine, export=lambda records: exported.extend(each for each, _ in records))
     assert exported == [ended(1), ended(2), ended(3)]
 
 
@@ -202,12 +200,12 @@ def test_two_replicas_purge_together_and_export_nothing_twice(postgres_engine: E
     second: list[str] = []
 
     def slowly(records: Iterable[purge.Record]) -> None:
-        first.extend(it.id for it, _ in records)
+        first.extend(each.id for each, _ in records)
         exporting.set()
         assert go.wait(30)
 
     def quickly(records: Iterable[purge.Record]) -> None:
-        second.extend(it.id for it, _ in records)
+        second.extend(each.id for each, _ in records)
 
     one = threading.Thread(target=purged, args=(engine,), kwargs={"limit": 4, "export": slowly})
     one.start()

@@ -6,9 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.protocol.values import Branch, HungReason
-from app.storage import calls as call_rows
-from app.storage import expressions, queries
-from app.storage import transactions as transaction_rows
+from app.storage import calls, expressions, queries, transactions
 from holdfast.wire import Answer, Decision, Operation
 from tests.harness.transactions import CAR, call, found, recorded, transaction, written
 
@@ -17,7 +15,7 @@ REFUSED, UNANSWERED = HungReason.CONFIRM_REFUSED, HungReason.CONFIRM_UNANSWERED
 
 
 def numbers(page: queries.Page) -> list[int]:
-    return [int(it.id[-12:]) for it in page.transactions]
+    return [int(each.id[-12:]) for each in page.transactions]
 
 
 def all_numbers(engine: Engine, wanted: queries.Filter, limit: int) -> list[list[int]]:
@@ -31,10 +29,10 @@ def all_numbers(engine: Engine, wanted: queries.Filter, limit: int) -> list[list
 def hang(engine: Engine, number: int, since: float, *reasons: HungReason | None, name: str | None = None) -> None:
     """The nth transaction, of which the car, and then the flight, hang for these reasons."""
     branches = [replace(b, hung_reason=reason) for b, reason in zip((CAR, FLIGHT), reasons, strict=False)]
-    it = transaction(number, *branches, name=name, decision=Decision.CONFIRM, hung_since=since)
-    before = replace(it, branches=tuple(replace(b, hung_reason=None) for b in branches))
+    made = transaction(number, *branches, name=name, decision=Decision.CONFIRM, hung_since=since)
+    before = replace(made, branches=tuple(replace(b, hung_reason=None) for b in branches))
     recorded(engine, before)
-    written(engine, transaction_rows.save, transaction_rows.Save(before=before, after=it))
+    written(engine, transactions.save, transactions.Save(before=before, after=made))
 
 
 @pytest.mark.parametrize(
@@ -145,33 +143,36 @@ def test_hung_transactions_are_filtered_and_totalled_alike(
     hang(engine, 2, 30.0, UNANSWERED, None)
     hang(engine, 3, 20.0, REFUSED, UNANSWERED)
     assert numbers(found(engine, queries.list_hung, wanted, 10, None)) == listed
-    counted = {(it.participant, it.reason): it.count for it in found(engine, queries.total_hung, wanted)}
+    counted = {(total.participant, total.reason): total.count for total in found(engine, queries.total_hung, wanted)}
     assert counted == totals
     assert found(engine, queries.count_hung) == 3
 
 
 def test_calls_are_listed_oldest_first_page_by_page(engine: Engine) -> None:
-    it, other = transaction(1), transaction(2)
-    recorded(engine, it, other)
-    odd = call(it, 4, answer=Answer.UNANSWERED, http_status=None, error="no answer", response=None)
-    made = [call(it, n) for n in (3, 1, 2)] + [odd, call(it, 5, operation=Operation.CANCEL, response="\u20ac '\"")]
+    called, other = transaction(1), transaction(2)
+    recorded(engine, called, other)
+    odd = call(called, 4, answer=Answer.UNANSWERED, http_status=None, error="no answer", response=None)
+    made = [call(called, n) for n in (3, 1, 2)] + [
+        odd,
+        call(called, 5, operation=Operation.CANCEL, response="\u20ac '\""),
+    ]
     for one in made:
-        (it,) = written(engine, transaction_rows.save, transaction_rows.Save(before=it, after=it, calls=(one,)))
-    written(engine, transaction_rows.save, transaction_rows.Save(before=other, after=other, calls=(call(other, 1),)))
+        (called,) = written(engine, transactions.save, transactions.Save(before=called, after=called, calls=(one,)))
+    written(engine, transactions.save, transactions.Save(before=other, after=other, calls=(call(other, 1),)))
     seen = []
     after_id = 0
-    while page := found(engine, call_rows.list_calls, it.id, 2, after_id):
+    while page := found(engine, calls.list_calls, called.id, 2, after_id):
         seen += [one for _, one in page]
         after_id = page[-1][0]
     assert seen == made
 
 
 def test_what_is_there_is_found_and_counted(engine: Engine) -> None:
-    assert found(engine, transaction_rows.next_wake_at) is None
+    assert found(engine, transactions.next_wake_at) is None
     ended = transaction(3, decision=Decision.CANCEL, finished_at=9.0, wake_at=None)
     recorded(engine, transaction(1), transaction(2), ended)
-    assert found(engine, transaction_rows.find, ended.id) == ended
+    assert found(engine, transactions.find, ended.id) == ended
     assert found(engine, queries.find_decision, ended.id) == (Decision.CANCEL, 33.0)
     assert found(engine, queries.find_decision, transaction(1).id) == (Decision.UNDECIDED, 31.0)
-    assert found(engine, transaction_rows.find, "unknown") is found(engine, queries.find_decision, "unknown") is None
-    assert (found(engine, queries.count_unfinished), found(engine, transaction_rows.next_wake_at)) == (2, 61.0)
+    assert found(engine, transactions.find, "unknown") is found(engine, queries.find_decision, "unknown") is None
+    assert (found(engine, queries.count_unfinished), found(engine, transactions.next_wake_at)) == (2, 61.0)

@@ -13,11 +13,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, text
 
 from app.protocol.values import Branch, HungReason, Transaction
-from app.storage import calls as call_rows
-from app.storage import hung_branches, purge, queries
-from app.storage import participants as participant_rows
-from app.storage import tables as tables_module
-from app.storage import transactions as transaction_rows
+from app.storage import calls, hung_branches, participants, purge, queries, tables, transactions
 from app.storage.participants import RegisteredParticipant
 from app.storage.transactions import Claim
 from holdfast.wire import Decision
@@ -31,13 +27,13 @@ HANGS: Final = replace(BRANCHES[0], hung_reason=HungReason.CONFIRM_UNANSWERED)
 
 def some(number: int) -> Transaction:
     """One in a hundred hangs, one in fifty is under way, one in twenty was cancelled; the others are confirmed."""
-    it = transaction(number, *BRANCHES, name="refund" if number % 10 == 1 else "order", reference=f"r-{number}")
+    made = transaction(number, *BRANCHES, name="refund" if number % 10 == 1 else "order", reference=f"r-{number}")
     if number % 100 == 7:
-        return replace(it, branches=(HANGS, BRANCHES[1]), decision=Decision.CONFIRM, hung_since=float(number))
+        return replace(made, branches=(HANGS, BRANCHES[1]), decision=Decision.CONFIRM, hung_since=float(number))
     if number % 50 == 3:
-        return replace(it, decision=Decision.CONFIRM)
+        return replace(made, decision=Decision.CONFIRM)
     decision = Decision.CANCEL if number % 20 == 5 else Decision.CONFIRM
-    return replace(it, decision=decision, finished_at=number + 1.0, wake_at=None)
+    return replace(made, decision=decision, finished_at=number + 1.0, wake_at=None)
 
 
 @pytest.fixture
@@ -46,17 +42,19 @@ def full(engine: Engine) -> Engine:
     many = [some(number) for number in range(ROWS)]
     for first in range(0, ROWS, 1000):
         items = [
-            transaction_rows.NewRecord(transaction=it, idempotency_key=f"key-{it.id}", request_hash="x" * 64)
-            for it in many[first : first + 1000]
+            transactions.NewRecord(transaction=each, idempotency_key=f"key-{each.id}", request_hash="x" * 64)
+            for each in many[first : first + 1000]
         ]
-        written(engine, transaction_rows.record, *items)
+        written(engine, transactions.record, *items)
         written(
-            engine, call_rows.add_calls, *(tuple(call(it, n) for n in range(3)) for it in many[first : first + 1000])
+            engine,
+            calls.add_calls,
+            *(tuple(call(each, n) for n in range(3)) for each in many[first : first + 1000]),
         )
-    hung = [row for it in many for row in hung_branches._rows(it)]
+    hung = [row for each in many for row in hung_branches._rows(each)]
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        connection.execute(insert(tables_module.hung_branches), hung)
-        participant_rows.put_participants(
+        connection.execute(insert(tables.hung_branches), hung)
+        participants.put_participants(
             connection,
             [RegisteredParticipant(name="car", base_url="http://car", call_timeout_s=None, concurrency_max=1)],
         )
@@ -83,30 +81,28 @@ def newest(uses: str, before_id: str | None = ONE.id, **wanted: Any) -> Statemen
 
 def claim(uses: str, **fields: Any) -> Statement:
     return writing(
-        transaction_rows.claim, Claim(due_by=ROWS + 100.0, lease_until=ROWS + 200.0, limit=50, **fields), uses=uses
+        transactions.claim, Claim(due_by=ROWS + 100.0, lease_until=ROWS + 200.0, limit=50, **fields), uses=uses
     )
 
 
 ID, MEMBERS = "pk_transactions", "pk_transaction_participants"
 SAVED = replace(some(53), version=1)
 STATEMENTS: Final[dict[str, Statement]] = {
-    "find": reading(transaction_rows.find, ONE.id, uses=ID),
+    "find": reading(transactions.find, ONE.id, uses=ID),
     "decision": reading(queries.find_decision, ONE.id, uses=ID),
-    "key": reading(transaction_rows.is_key_taken, "key-1", uses="uq_transactions_idempotency_key"),
-    "calls": reading(call_rows.list_calls, ONE.id, 100, 0, uses="ix_calls_transaction_id_id"),
+    "key": reading(transactions.is_key_taken, "key-1", uses="uq_transactions_idempotency_key"),
+    "calls": reading(calls.list_calls, ONE.id, 100, 0, uses="ix_calls_transaction_id_id"),
     "record": writing(
-        transaction_rows.record,
-        transaction_rows.NewRecord(transaction=transaction(ROWS + 1), idempotency_key="new"),
+        transactions.record,
+        transactions.NewRecord(transaction=transaction(ROWS + 1), idempotency_key="new"),
         uses="uq_transactions_idempotency_key",
     ),
-    "save": writing(transaction_rows.save, transaction_rows.Save(before=SAVED, after=SAVED), uses=ID),
+    "save": writing(transactions.save, transactions.Save(before=SAVED, after=SAVED), uses=ID),
     "claim": claim("ix_transactions_wake_at pk_transactions", hung=False),
     "claim what hangs": claim("ix_transactions_hung_wake_at pk_transactions", hung=True),
     "claim one": claim(ID, transaction_id=some(53).id),
-    "release": writing(
-        transaction_rows.release_leases, 1e9, uses="ix_transactions_wake_at ix_transactions_hung_wake_at"
-    ),
-    "next": reading(transaction_rows.next_wake_at, uses="ix_transactions_wake_at ix_transactions_hung_wake_at"),
+    "release": writing(transactions.release_leases, 1e9, uses="ix_transactions_wake_at ix_transactions_hung_wake_at"),
+    "next": reading(transactions.next_wake_at, uses="ix_transactions_wake_at ix_transactions_hung_wake_at"),
     "count": reading(queries.count_unfinished, uses="ix_transactions_wake_at"),
     "list": newest(ID),
     "list, first page": newest(ID, None),
@@ -134,7 +130,7 @@ STATEMENTS: Final[dict[str, Statement]] = {
         purge.Purge(finished_by=1e9, after_id=some(900).id, before_id=ONE.id, limit=20, export=list),
         uses=f"pk_transactions ix_calls_transaction_id_id {MEMBERS}",
     ),
-    "unregister": writing(participant_rows.delete_participants, "car", uses="ix_transactions_wake_at"),
+    "unregister": writing(participants.delete_participants, "car", uses="ix_transactions_wake_at"),
 }
 READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|transaction_participants|calls)\b(?! USING)")
 """What is registered, and what hangs, may be read whole; and of SQLite an index from one end on."""
@@ -170,7 +166,7 @@ def faults(engine: Engine, connection: Connection) -> dict[str, list[str]]:
     for name, (function, args, uses) in STATEMENTS.items():
         with connection.begin_nested() as savepoint, made(engine) as statements:
             function(connection, *args)
-            lines = [line for it in statements for line in plan(connection, *it)]
+            lines = [line for statement in statements for line in plan(connection, *statement)]
             savepoint.rollback()
         whole = [line for line in lines if READS_ALL.search(line)]
         missing = [index for index in uses if not any(re.search(rf"\b{index}\b", line) for line in lines)]
@@ -216,8 +212,12 @@ def test_on_mariadb_no_statement_reads_a_large_table_whole(full: Engine) -> None
         for name, (function, args, _) in STATEMENTS.items():
             with connection.begin_nested() as savepoint, made(full) as statements:
                 function(connection, *args)
-                plans = [row for it in statements for row in connection.exec_driver_sql(f"EXPLAIN {it[0]}", it[1])]
+                plans = [
+                    row
+                    for statement in statements
+                    for row in connection.exec_driver_sql(f"EXPLAIN {statement[0]}", statement[1])
+                ]
                 savepoint.rollback()
             read_whole = [row for row in plans if row.type == "ALL" and int(row.rows) > ROWS / 10]
             whole[name] = [row.table for row in read_whole if not row.table.startswith("<")]  # what a subquery found
-    assert {name: tables for name, tables in whole.items() if tables} == {}
+    assert {name: read for name, read in whole.items() if read} == {}

@@ -7,9 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from sqlalchemy import Engine
 
 from app.protocol.values import Branch, Transaction
-from app.storage import tables
-from app.storage import transactions as transaction_rows
-from tests.harness.transactions import found, recorded, transactions, written
+from app.storage import tables, transactions
+from tests.harness.transactions import any_transactions, found, recorded, written
 
 any_number_in_one_database = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=80, deadline=None
@@ -22,18 +21,18 @@ def exact(transaction: Transaction) -> str:
 
 
 @any_number_in_one_database
-@given(new=transactions, step=transactions)
+@given(new=any_transactions, step=any_transactions)
 def test_every_field_comes_back_as_it_was_recorded_and_saved(
     engine: Engine, new: Transaction, step: Transaction
 ) -> None:
     recorded(engine, new)
     try:
-        assert exact(found(engine, transaction_rows.find, new.id)) == exact(new)
+        assert exact(found(engine, transactions.find, new.id)) == exact(new)
         after = saved_as(new, step)
-        (answer,) = written(engine, transaction_rows.save, transaction_rows.Save(before=new, after=after))
+        (answer,) = written(engine, transactions.save, transactions.Save(before=new, after=after))
         assert (
             exact(answer)
-            == exact(found(engine, transaction_rows.find, new.id))
+            == exact(found(engine, transactions.find, new.id))
             == exact(replace(after, version=new.version + 1))
         )
     finally:
@@ -45,7 +44,7 @@ def test_every_field_comes_back_as_it_was_recorded_and_saved(
 def saved_as(new: Transaction, step: Transaction) -> Transaction:
     """A later state of `new`, with all that may change taken from `step`."""
     fixed = {"name", "participant", "endpoints", "payload", "calling"}
-    changing = [it.name for it in fields(Branch) if it.name not in fixed]
+    changing = [field.name for field in fields(Branch) if field.name not in fixed]
     states = [step.branches[n % len(step.branches)] for n in range(len(new.branches))]
     branches = [
         replace(branch, **{name: getattr(state, name) for name in changing})
@@ -55,8 +54,8 @@ def saved_as(new: Transaction, step: Transaction) -> Transaction:
     return replace(new, branches=tuple(branches), **{name: getattr(step, name) for name in columns})
 
 
-@given(new=transactions)
+@given(new=any_transactions)
 def test_a_document_is_json_that_anything_can_read(new: Transaction) -> None:
-    columns = transaction_rows.changing_columns(new)
-    assert "\0" not in columns["state"] + transaction_rows.definition_of(new)
+    columns = transactions.changing_columns(new)
+    assert "\0" not in columns["state"] + transactions.definition_of(new)
     assert len(json.loads(columns["state"], parse_int=str)["branches"]) == len(new.branches)

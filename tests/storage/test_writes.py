@@ -10,10 +10,7 @@ from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from app.protocol.values import Branch, HungReason, Transaction
-from app.storage import calls as call_rows
-from app.storage import errors, queries, tables
-from app.storage import participants as participant_rows
-from app.storage import transactions as transaction_rows
+from app.storage import calls, errors, participants, queries, tables, transactions
 from app.storage.participants import RegisteredParticipant
 from holdfast.wire import Decision
 from tests.harness.databases import on_servers
@@ -28,8 +25,8 @@ def count(engine: Engine, table: Any) -> int:
         return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
-def keyed(number: int, key: str, request_hash: str = "a") -> transaction_rows.NewRecord:
-    return transaction_rows.NewRecord(transaction=transaction(number), idempotency_key=key, request_hash=request_hash)
+def keyed(number: int, key: str, request_hash: str = "a") -> transactions.NewRecord:
+    return transactions.NewRecord(transaction=transaction(number), idempotency_key=key, request_hash=request_hash)
 
 
 # --- record ------------------------------------------------------------------------------------------------------
@@ -38,16 +35,21 @@ def keyed(number: int, key: str, request_hash: str = "a") -> transaction_rows.Ne
 def test_a_batch_is_recorded_with_its_participants_once_each(engine: Engine) -> None:
     twice = transaction(1, CAR, replace(CAR, name="other"), URLS)
     answers = written(
-        engine, transaction_rows.record, *(transaction_rows.NewRecord(transaction=it) for it in (twice, transaction(2)))
+        engine,
+        transactions.record,
+        *(transactions.NewRecord(transaction=each) for each in (twice, transaction(2))),
     )
-    assert [(it.transaction_id, it.created) for it in answers] == [(twice.id, True), (transaction(2).id, True)]
+    assert [(answer.transaction_id, answer.created) for answer in answers] == [
+        (twice.id, True),
+        (transaction(2).id, True),
+    ]
     assert (count(engine, tables.transactions), count(engine, tables.transaction_participants)) == (2, 2)
-    assert found(engine, transaction_rows.find, twice.id) == twice
+    assert found(engine, transactions.find, twice.id) == twice
 
 
 def test_a_key_twice_in_one_batch_is_recorded_once(engine: Engine) -> None:
-    answers = written(engine, transaction_rows.record, keyed(1, "k", "a"), keyed(2, "k", "b"), keyed(3, "other"))
-    assert [(it.transaction_id, it.request_hash, it.created) for it in answers] == [
+    answers = written(engine, transactions.record, keyed(1, "k", "a"), keyed(2, "k", "b"), keyed(3, "other"))
+    assert [(answer.transaction_id, answer.request_hash, answer.created) for answer in answers] == [
         (transaction(1).id, "a", True),
         (transaction(1).id, "a", False),
         (transaction(3).id, "a", True),
@@ -56,26 +58,28 @@ def test_a_key_twice_in_one_batch_is_recorded_once(engine: Engine) -> None:
 
 
 def test_a_key_that_is_there_answers_what_has_it_and_changes_nothing(engine: Engine) -> None:
-    written(engine, transaction_rows.record, keyed(1, "k"))
-    (answer,) = written(engine, transaction_rows.record, keyed(2, "k", "b"))
+    written(engine, transactions.record, keyed(1, "k"))
+    (answer,) = written(engine, transactions.record, keyed(2, "k", "b"))
     assert (answer.transaction_id, answer.request_hash, answer.created) == (transaction(1).id, "a", False)
     assert count(engine, tables.transactions) == 1
-    assert found(engine, transaction_rows.find, transaction(2).id) is None
+    assert found(engine, transactions.find, transaction(2).id) is None
 
 
 def test_keys_that_differ_a_little_are_different_keys(engine: Engine) -> None:
     keys = ["key", "Key", "key ", "keY", " key"]
-    answers = written(engine, transaction_rows.record, *(keyed(n, key, "a") for n, key in enumerate(keys)))
-    again = written(engine, transaction_rows.record, *(keyed(n + 10, key, "a") for n, key in enumerate(keys)))
-    assert all(it.created for it in answers)
-    assert [(it.transaction_id, it.created) for it in again] == [(transaction(n).id, False) for n in range(len(keys))]
+    answers = written(engine, transactions.record, *(keyed(n, key, "a") for n, key in enumerate(keys)))
+    again = written(engine, transactions.record, *(keyed(n + 10, key, "a") for n, key in enumerate(keys)))
+    assert all(answer.created for answer in answers)
+    assert [(answer.transaction_id, answer.created) for answer in again] == [
+        (transaction(n).id, False) for n in range(len(keys))
+    ]
 
 
 def test_a_key_raced_for_by_two_connections_is_recorded_once(engine: Engine) -> None:
     with engine.execution_options(holdfast_writes=True).connect() as first, first.begin() as begun:
-        (mine,) = transaction_rows.record(first, [keyed(1, "k")])
+        (mine,) = transactions.record(first, [keyed(1, "k")])
         with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(written, engine, transaction_rows.record, keyed(2, "k"))
+            other = pool.submit(written, engine, transactions.record, keyed(2, "k"))
             begun.commit()  # however far the other has got: it sees the key, or runs into the unique index
             outcome = outcome_of(other)
     assert mine.created
@@ -88,9 +92,7 @@ def test_a_key_raced_for_by_two_connections_is_recorded_once(engine: Engine) -> 
 
 def insert_blindly(connection: Any, items: Any) -> list[None]:
     """As if another connection had committed the key after this one looked."""
-    return [
-        connection.execute(insert(tables.transactions), [transaction_rows._new_row(item) for item in items]).close()
-    ]
+    return [connection.execute(insert(tables.transactions), [transactions._new_row(item) for item in items]).close()]
 
 
 def outcome_of(future: Future[Any]) -> Any:
@@ -101,32 +103,32 @@ def outcome_of(future: Future[Any]) -> Any:
 # --- save --------------------------------------------------------------------------------------------------------
 
 
-def decided(before: Transaction) -> transaction_rows.Save:
+def decided(before: Transaction) -> transactions.Save:
     after = replace(before, decision=Decision.CONFIRM, decided_at=5.0, wake_at=90.0)
-    return transaction_rows.Save(before=before, after=after, calls=(call(before, 1), call(before, 2)))
+    return transactions.Save(before=before, after=after, calls=(call(before, 1), call(before, 2)))
 
 
 def test_a_save_writes_the_step_and_its_calls_and_bumps_the_version(engine: Engine) -> None:
     recorded(engine, transaction(1), transaction(2))
-    answers = written(engine, transaction_rows.save, decided(transaction(1)), decided(transaction(2)))
-    assert [it.version for it in answers] == [2, 2]
+    answers = written(engine, transactions.save, decided(transaction(1)), decided(transaction(2)))
+    assert [answer.version for answer in answers] == [2, 2]
     assert (
-        found(engine, transaction_rows.find, transaction(1).id)
+        found(engine, transactions.find, transaction(1).id)
         == answers[0]
         == replace(decided(transaction(1)).after, version=2)
     )
-    calls = found(engine, call_rows.list_calls, transaction(2).id, 10, 0)
-    assert [it for _, it in calls] == list(decided(transaction(2)).calls)
+    listed = found(engine, calls.list_calls, transaction(2).id, 10, 0)
+    assert [call for _, call in listed] == list(decided(transaction(2)).calls)
 
 
 @pytest.mark.parametrize("other", [1, 3])
 def test_a_stale_save_changes_nothing(engine: Engine, other: int) -> None:
     recorded(engine, transaction(1), transaction(2))
-    written(engine, transaction_rows.save, decided(transaction(1)))
+    written(engine, transactions.save, decided(transaction(1)))
     before = found(engine, queries.list_newest, queries.Filter(), 10, None)
     stale = replace(transaction(1), version=other, branches=(HUNG,))
     with pytest.raises(errors.StaleError):
-        written(engine, transaction_rows.save, decided(transaction(2)), decided(stale))
+        written(engine, transactions.save, decided(transaction(2)), decided(stale))
     assert found(engine, queries.list_newest, queries.Filter(), 10, None) == before
     assert count(engine, tables.calls) == 2
     assert count(engine, tables.hung_branches) == 0
@@ -134,7 +136,7 @@ def test_a_stale_save_changes_nothing(engine: Engine, other: int) -> None:
 
 def test_a_save_of_what_was_never_recorded_is_stale(engine: Engine) -> None:
     with pytest.raises(errors.StaleError):
-        written(engine, transaction_rows.save, decided(transaction(9)))
+        written(engine, transactions.save, decided(transaction(9)))
 
 
 def hung_rows(engine: Engine) -> set[tuple[str, str | None, str]]:
@@ -144,8 +146,8 @@ def hung_rows(engine: Engine) -> set[tuple[str, str | None, str]]:
 
 
 def test_hung_branches_are_kept_in_step(engine: Engine) -> None:
-    it = transaction(1, CAR, URLS)
-    recorded(engine, it, transaction(2))
+    saved = transaction(1, CAR, URLS)
+    recorded(engine, saved, transaction(2))
     steps: list[tuple[tuple[Branch, ...], set[tuple[str, str | None, str]]]] = [
         ((HUNG, URLS), {("car", "car", "confirm_unanswered")}),
         ((HUNG, URLS), {("car", "car", "confirm_unanswered")}),
@@ -156,46 +158,46 @@ def test_hung_branches_are_kept_in_step(engine: Engine) -> None:
         ((CAR, URLS), set()),
     ]
     for branches, rows in steps:
-        other = found(engine, transaction_rows.find, transaction(2).id)
+        other = found(engine, transactions.find, transaction(2).id)
         saves = [
-            transaction_rows.Save(before=it, after=replace(it, branches=branches)),
-            transaction_rows.Save(before=other, after=other),
+            transactions.Save(before=saved, after=replace(saved, branches=branches)),
+            transactions.Save(before=other, after=other),
         ]
-        it, _ = written(engine, transaction_rows.save, *saves)
+        saved, _ = written(engine, transactions.save, *saves)
         assert hung_rows(engine) == rows
 
 
 # --- claim -------------------------------------------------------------------------------------------------------
 
 
-def claim(due_by: float | None, limit: int = 100, id_: str | None = None) -> transaction_rows.Claim:
-    return transaction_rows.Claim(due_by=due_by, lease_until=1000.0, limit=limit, transaction_id=id_)
+def claim(due_by: float | None, limit: int = 100, id_: str | None = None) -> transactions.Claim:
+    return transactions.Claim(due_by=due_by, lease_until=1000.0, limit=limit, transaction_id=id_)
 
 
 def test_a_claim_takes_what_is_due_the_longest_first_and_leases_it(engine: Engine) -> None:
     finished = transaction(4, wake_at=None, decision=Decision.CANCEL, finished_at=5.0)
     recorded(engine, transaction(3), transaction(1), transaction(2), finished, transaction(5))
-    (first,) = written(engine, transaction_rows.claim, claim(63.0, limit=2))
+    (first,) = written(engine, transactions.claim, claim(63.0, limit=2))
     assert first == [replace(transaction(n), version=2, wake_at=1000.0) for n in (1, 2)]
-    assert found(engine, transaction_rows.find, transaction(1).id) == first[0]
-    (second,) = written(engine, transaction_rows.claim, claim(63.0))
-    assert [it.id for it in second] == [transaction(3).id]
-    assert written(engine, transaction_rows.claim, claim(63.0)) == [[]]  # leased, finished, or not yet due
-    assert found(engine, transaction_rows.next_wake_at) == 65.0
+    assert found(engine, transactions.find, transaction(1).id) == first[0]
+    (second,) = written(engine, transactions.claim, claim(63.0))
+    assert [each.id for each in second] == [transaction(3).id]
+    assert written(engine, transactions.claim, claim(63.0)) == [[]]  # leased, finished, or not yet due
+    assert found(engine, transactions.next_wake_at) == 65.0
 
 
 def test_a_claim_stops_whoever_had_it(engine: Engine) -> None:
     recorded(engine, transaction(1))
-    written(engine, transaction_rows.claim, claim(100.0))
+    written(engine, transactions.claim, claim(100.0))
     with pytest.raises(errors.StaleError):
-        written(engine, transaction_rows.save, decided(transaction(1)))
+        written(engine, transactions.save, decided(transaction(1)))
 
 
 def test_one_transaction_is_claimed_by_its_id_whoever_has_it(engine: Engine) -> None:
     recorded(engine, transaction(1), transaction(2, wake_at=None, decision=Decision.CANCEL, finished_at=5.0))
     wanted = [claim(None, id_=transaction(n).id) for n in (1, 2, 3)]
-    taken, finished, unknown = written(engine, transaction_rows.claim, *wanted)
-    assert ([it.version for it in taken], finished, unknown) == ([2], [], [])
+    taken, finished, unknown = written(engine, transactions.claim, *wanted)
+    assert ([each.version for each in taken], finished, unknown) == ([2], [], [])
 
 
 def test_claims_that_race_are_disjoint(engine: Engine) -> None:
@@ -205,8 +207,8 @@ def test_claims_that_race_are_disjoint(engine: Engine) -> None:
     def claim_all() -> list[str]:
         claimed: list[str] = []
         barrier.wait(timeout=30)
-        while taken := written(engine, transaction_rows.claim, claim(1000.0 - 1, limit=3))[0]:
-            claimed += [it.id for it in taken]
+        while taken := written(engine, transactions.claim, claim(1000.0 - 1, limit=3))[0]:
+            claimed += [each.id for each in taken]
         return claimed
 
     with ThreadPoolExecutor(2) as pool:
@@ -218,19 +220,19 @@ def test_claims_that_race_are_disjoint(engine: Engine) -> None:
 def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(6)))
     with engine.begin() as first, engine.begin() as second:
-        (one,) = transaction_rows.claim(first, [claim(999.0, limit=3)])
-        (two,) = transaction_rows.claim(second, [claim(999.0, limit=100)])
-        (none,) = transaction_rows.claim(second, [claim(999.0, id_=transaction(0).id)])
-    assert [it.id for it in one + two] == [transaction(n).id for n in range(6)]
+        (one,) = transactions.claim(first, [claim(999.0, limit=3)])
+        (two,) = transactions.claim(second, [claim(999.0, limit=100)])
+        (none,) = transactions.claim(second, [claim(999.0, id_=transaction(0).id)])
+    assert [each.id for each in one + two] == [transaction(n).id for n in range(6)]
     assert none == []
 
 
 def test_released_leases_are_due_at_once(engine: Engine) -> None:
     finished = transaction(3, wake_at=None, decision=Decision.CANCEL, finished_at=5.0)
     recorded(engine, transaction(1), transaction(2, wake_at=4.0), finished)
-    assert written(engine, transaction_rows.release_leases, 10.0) == [1]
-    assert [found(engine, transaction_rows.find, transaction(n).id).wake_at for n in (1, 2, 3)] == [10.0, 4.0, None]
-    assert len(written(engine, transaction_rows.claim, claim(10.0))[0]) == 2
+    assert written(engine, transactions.release_leases, 10.0) == [1]
+    assert [found(engine, transactions.find, transaction(n).id).wake_at for n in (1, 2, 3)] == [10.0, 4.0, None]
+    assert len(written(engine, transactions.claim, claim(10.0))[0]) == 2
 
 
 # --- the registry ------------------------------------------------------------------------------------------------
@@ -245,15 +247,15 @@ def participant(name: str, port: int = 1, **fields: Any) -> RegisteredParticipan
 
 def test_participants_are_put_replaced_and_listed_by_name(engine: Engine) -> None:
     entries = [participant("b"), participant("a", call_timeout_s=0.5), participant("b", 2, concurrency_max=1)]
-    assert written(engine, participant_rows.put_participants, *entries) == [True, True, False]
-    assert found(engine, participant_rows.list_participants) == [entries[1], entries[2]]
+    assert written(engine, participants.put_participants, *entries) == [True, True, False]
+    assert found(engine, participants.list_participants) == [entries[1], entries[2]]
 
 
 def test_a_participant_in_use_is_not_deleted(engine: Engine) -> None:
-    written(engine, participant_rows.put_participants, participant("car"), participant("idle"))
+    written(engine, participants.put_participants, participant("car"), participant("idle"))
     recorded(engine, transaction(1))
-    assert written(engine, participant_rows.delete_participants, "car", "idle", "unknown") == [False, True, None]
+    assert written(engine, participants.delete_participants, "car", "idle", "unknown") == [False, True, None]
     ended = replace(transaction(1), decision=Decision.CANCEL, finished_at=9.0, wake_at=None)
-    written(engine, transaction_rows.save, transaction_rows.Save(before=transaction(1), after=ended))
-    assert written(engine, participant_rows.delete_participants, "car", "car") == [True, None]
-    assert found(engine, participant_rows.list_participants) == []
+    written(engine, transactions.save, transactions.Save(before=transaction(1), after=ended))
+    assert written(engine, participants.delete_participants, "car", "car") == [True, None]
+    assert found(engine, participants.list_participants) == []
