@@ -1,6 +1,6 @@
-"""Processes that are measured: started, waited for, looked at through /proc, and stopped whatever happens.
+"""Processes that are measured: started, waited for, looked at through the kernel, and stopped whatever happens.
 
-Linux only, because of /proc. Knows nothing about what the processes do.
+Linux only, because of /proc and of the CPU clocks of other processes. Knows nothing about what the processes do.
 """
 
 import ctypes
@@ -25,16 +25,26 @@ STOP_TIMEOUT_S: Final = 20.0
 LISTENS: Final = re.compile(r"running on (http://[^\s/]+)")
 """What uvicorn and the coordinator log once they accept connections."""
 
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_CPU_CLOCK_SCHEDULED: Final = 2
+"""CPUCLOCK_SCHED: of a process's CPU clocks, the one that counts user and kernel mode, all threads, in nanoseconds."""
 _LIBC: Final = ctypes.CDLL(None)
 
 
 class ServerProcess:
-    """A server in a process of its own: up on return from entry, stopped on exit, gone when this process is."""
+    """A server in a process of its own: up on return from entry, stopped on exit, gone when this process is.
 
-    def __init__(self, *command: str, environment: Mapping[str, str] = {}, listens: re.Pattern[str] = LISTENS) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
-        self._environment = inherited | {"PYTHONPATH": str(ROOT)} | dict(environment)
+    `root` is the folder it runs in, and whose code it runs.
+    """
+
+    def __init__(
+        self,
+        *command: str,
+        environment: Mapping[str, str] = {},
+        listens: re.Pattern[str] = LISTENS,
+        root: Path = ROOT,
+    ) -> None:
+        self._environment = _environment(root, environment)
+        self._root = root
         self._command = command
         self._listens = listens
         self._settled = threading.Event()
@@ -45,7 +55,7 @@ class ServerProcess:
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
-            cwd=ROOT,
+            cwd=self._root,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -95,11 +105,11 @@ class ServerProcess:
         self._settled.set()
 
 
-def run_module(module: str, *arguments: str, environment: Mapping[str, str] = {}) -> None:
+def run_module(module: str, *arguments: str, environment: Mapping[str, str] = {}, root: Path = ROOT) -> None:
     """Run `python -m module` to its end; what it printed is the message of its failure."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env=dict(os.environ) | dict(environment), capture_output=True, text=True, check=False
+        command, cwd=root, env=_environment(root, environment), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -107,7 +117,7 @@ def run_module(module: str, *arguments: str, environment: Mapping[str, str] = {}
 
 def cpu_s(process_ids: Sequence[int]) -> float:
     """The CPU seconds that these processes have used, all their threads, in user and in kernel mode."""
-    return sum(_ticks(process_id) for process_id in process_ids) / _TICKS_PER_S
+    return sum(_cpu_clock_s(process_id) for process_id in process_ids)
 
 
 def rss_peak_mb(process_id: int) -> float:
@@ -147,12 +157,18 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _ticks(process_id: int) -> int:
+def _environment(root: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment without settings of Holdfast's; `app` and `holdfast` are those of the folder."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
+    return inherited | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "participants")])} | dict(more)
+
+
+def _cpu_clock_s(process_id: int) -> float:
+    """To the nanosecond, where /proc has hundredths of a second; 0 when the process has ended."""
     try:
-        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return 0
-    return int(fields[11]) + int(fields[12])
+        return time.clock_gettime(~process_id << 3 | _CPU_CLOCK_SCHEDULED)  # what clock_getcpuclockid(3) makes
+    except OSError:
+        return 0.0
 
 
 def _die_with_parent() -> None:
