@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
+from tests.benchmark.checkout import THIS, Checkout
 from tests.benchmark.databases import Database
 from tests.benchmark.noop import Noop
 from tests.benchmark.processes import ServerProcess
@@ -32,11 +33,20 @@ class Contender(ABC):
 
 
 class Holdfast(Contender):
-    """`python -m app serve`, in one process or several on one database."""
+    """`python -m app serve`, in one process or several on one database, by the code of this checkout or another."""
 
-    def __init__(self, database: Database, *, processes: int = 1) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        processes: int = 1,
+        checkout: Checkout = THIS,
+        driver: str = "tests.benchmark.holdfast_client",
+    ) -> None:
         self.database = database
         self._processes = processes
+        self._root = checkout.root
+        self._driver = driver
 
     @contextmanager
     def start(self, participant: Noop, more: Mapping[str, str] = {}) -> Iterator[Running]:
@@ -44,10 +54,12 @@ class Holdfast(Contender):
         environment = _settings(self.database.url, participant, more)
         with ExitStack() as stack:
             served = [
-                stack.enter_context(ServerProcess(sys.executable, "-m", "app", "serve", environment=environment))
+                stack.enter_context(
+                    ServerProcess(sys.executable, "-m", "app", "serve", environment=environment, root=self._root)
+                )
                 for _ in range(self._processes)
             ]
-            yield Running([each.url for each in served], served)
+            yield Running([each.url for each in served], served, self._driver)
 
 
 class Ceiling(Contender):

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from app.storage.engines import make_engine
+from tests.benchmark.checkout import THIS, Checkout
 from tests.benchmark.processes import children_of, cpu_s, run_module, wait_until
 from tests.harness.postgres import PostgresServer
 
@@ -43,9 +45,9 @@ class Database:
         """For looking and for making rows; a new one each time, of which nothing stays open."""
         return create_engine(self.url)
 
-    def migrate(self) -> None:
+    def migrate(self, checkout: Checkout = THIS) -> None:
         """As users do: `python -m app migrate`."""
-        run_module("app", "migrate", environment={"HOLDFAST_DATABASE_URL": self.url})
+        run_module("app", "migrate", environment={"HOLDFAST_DATABASE_URL": self.url}, root=checkout.root)
 
     def server_cpu_s(self) -> float:
         """CPU seconds of the database server so far; 0 where it is a part of the coordinator."""
@@ -72,10 +74,17 @@ class Database:
             engine.dispose()
 
     def _fault(self, engine: Engine) -> str | None:
-        with engine.connect() as connection:
-            rows = connection.execute(text(_PHASES), {"floor_id": self.floor_id})
-            found = {row.phase: row.found for row in rows}
-            calls = connection.execute(text(_CALLS), {"floor_id": self.floor_id}).scalar_one()
+        try:
+            with engine.connect() as connection:
+                rows = connection.execute(text(_PHASES), {"floor_id": self.floor_id})
+                found = {row.phase: row.found for row in rows}
+                calls = connection.execute(text(_CALLS), {"floor_id": self.floor_id}).scalar_one()
+        except DBAPIError as error:
+            raise CheckFailed(
+                f"the check of what was kept can't read the database ({error.orig}). It needs another schema: "
+                "columns `id` and `phase` in `transactions`, and `transaction_id` in `calls`. Adapt the check, or "
+                "measure that code with the benchmark of a commit that knows its schema"
+            ) from error
         expected = {phase: count for phase, count in self.expected.items() if count}
         if found != expected:
             return f"{expected} were acknowledged, but {found} are in the database"
@@ -98,6 +107,16 @@ class Databases:
 
     def postgres(self) -> Database:
         return Database(self.server.create_database(), self.server)
+
+    def drop(self, database: Database) -> None:
+        """Give its disk space back; nobody may be at work on it."""
+        if database.server:
+            if database.server.running:  # else it takes its databases with it
+                database.server.drop_database(database.url)
+        else:
+            file = Path(make_url(database.url).database or "")
+            for path in file.parent.glob(f"{file.name}*"):  # its log and its lock lie beside it
+                path.unlink()
 
     def postgres_version(self) -> str:
         engine = make_engine(self.server.url())

@@ -19,7 +19,12 @@ def body(reference: str, *participants: str, timeout_s: float = 30) -> bytes:
 
 async def transact(connections: Connections, url: str, participant_url: str, reference: str) -> None:
     """One two-branch transaction, confirmed, or Unexpected."""
-    status, answer = await connections.post(f"{url}/v1/transactions", body(reference, "a", "b"))
+    await begin_and_confirm(connections, url, body(reference, "a", "b"))
+
+
+async def begin_and_confirm(connections: Connections, url: str, begin: bytes) -> None:
+    """Post this body; Unexpected unless the answer says confirmed."""
+    status, answer = await connections.post(f"{url}/v1/transactions", begin)
     if status != 201 or b'"outcome":"confirmed"' not in answer:
         raise Unexpected(f"{status} {answer[:300]!r}")
 

@@ -41,6 +41,9 @@ class Connection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_result((self._parser.get_status_code(), body))
 
+    def close(self) -> None:
+        self._transport.close()
+
     def ask(self, request: bytes) -> "asyncio.Future[tuple[int, bytes]]":
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -59,6 +62,10 @@ class Connections:
 
     async def get(self, url: str) -> tuple[int, bytes]:
         return await self._exchange("GET", url, b"")
+
+    def close(self) -> None:
+        for connection in [each for idle in self._idle.values() for each in idle]:
+            connection.close()
 
     async def _exchange(self, method: str, url: str, body: bytes) -> tuple[int, bytes]:
         parts = urlsplit(url)

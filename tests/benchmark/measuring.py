@@ -92,7 +92,7 @@ def _measure(contender: Contender, participant: Noop, shape: Shape, silent: Noop
         try:
             check_answers(tally)
             check_calls(tally, participant.count() - calls_before)
-            _check_kept(contender, tally, has_dead=silent is not None)
+            check_kept(contender, tally, has_dead=silent is not None)
         except CheckFailed as failed:
             logs = "\n".join(each.log for each in running.processes)
             raise CheckFailed(f"{failed}\n{logs}") from failed
@@ -124,7 +124,8 @@ def check_calls(tally: Tally, calls: int) -> None:
         raise CheckFailed(f"the participant must have seen {expected} calls, but has seen {calls}")
 
 
-def _check_kept(contender: Contender, tally: Tally, *, has_dead: bool) -> None:
+def check_kept(contender: Contender, tally: Tally, *, has_dead: bool = False) -> None:
+    """Raise CheckFailed unless the database has exactly these transactions and those of the rounds before."""
     database = contender.database
     if database is None:
         return

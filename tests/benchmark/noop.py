@@ -24,6 +24,11 @@ import uvloop
 
 from tests.benchmark.processes import ServerProcess, free_port, wait_until
 
+_LINE: Final = '{"sku":"A-100001","quantity":2,"price":12.75,"name":"Bottle 1 l"}'
+_LINES, _TIMES = ",".join([_LINE] * 31), 32
+"""nginx reads no word of its configuration that is longer than 4 kB: it puts the large answer together."""
+LARGE_JSON: Final = f'{{"lines":[{",".join([_LINES] * _TIMES)}]}}'
+"""64 KiB, which is as much as a coordinator takes by default: the result of every call to `/large/…`."""
 _CONFIG: Final = """
 daemon off;
 master_process off;
@@ -44,6 +49,10 @@ http {{
         listen 127.0.0.1:{port} backlog=4096;
         location /count {{ stub_status; }}
         location /refusing/confirm {{ return 409 '{{"detail":"no"}}'; }}
+        location /large/ {{
+            set $lines '{lines}';
+            return 200 '{{"lines":[{references}]}}';
+        }}
         location / {{ return 200 '{{"held":true}}'; }}
     }}
 }}
@@ -55,7 +64,10 @@ _START_TIMEOUT_S: Final = 10.0
 
 @dataclass
 class Noop:
-    """A running participant. `/a/…` and `/b/…` are its two services; `/refusing/confirm` answers 409."""
+    """A running participant. `/a/…` and `/b/…` are its two services; `/refusing/confirm` answers 409.
+
+    `/large/a/…` and `/large/b/…` are two whose results are 64 KiB.
+    """
 
     kind: str
     url: str
@@ -70,7 +82,12 @@ class Noop:
 
     def participants(self) -> dict[str, str]:
         """What HOLDFAST_PARTICIPANTS says about it."""
-        return {"a": f"{self.url}/a", "b": f"{self.url}/b"}
+        return {
+            "a": f"{self.url}/a",
+            "b": f"{self.url}/b",
+            "large-a": f"{self.url}/large/a",
+            "large-b": f"{self.url}/large/b",
+        }
 
 
 @contextmanager
@@ -84,7 +101,8 @@ def noop(*, bare: bool = False) -> Iterator[Noop]:
         return
     with tempfile.TemporaryDirectory(prefix="holdfast-nginx-") as home:
         config = Path(home) / "nginx.conf"
-        config.write_text(_CONFIG.format(home=home, port=port))
+        references = ",".join(["$lines"] * _TIMES)
+        config.write_text(_CONFIG.format(home=home, port=port, lines=_LINES, references=references))
         # nginx says nothing when it is ready; sh says where it will listen, and then becomes it
         announced = f'echo running on http://127.0.0.1:{port} ; exec "$0" -c "$1" -e stderr'
         with ServerProcess("sh", "-c", announced, nginx, str(config)) as server:
@@ -116,6 +134,8 @@ def _answers(participant: Noop) -> bool:
 
 
 # --- the bare server ---------------------------------------------------------------------------------------------
+
+_LARGE_RESULT: Final = LARGE_JSON.encode()
 
 
 @dataclass
@@ -158,6 +178,8 @@ class _Connection(asyncio.Protocol):
     def _answer_call(self) -> None:
         if self._path in _REFUSED:
             self._answer(b"409 Conflict", b'{"detail":"no"}')
+        elif self._path.startswith(b"/large/"):
+            self._answer(b"200 OK", _LARGE_RESULT)
         else:
             self._answer(b"200 OK", b'{"held":true}')
 

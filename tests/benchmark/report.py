@@ -56,7 +56,7 @@ def table(cases: list[Case]) -> str:
         [case.label, f"{case.clients:,}", *(_cell(case, figure, digits) for _, figure, digits in _COLUMNS)]
         for case in measured
     ]
-    return "\n".join([*_markdown(rows), *_others([case for case in cases if case not in measured])])
+    return "\n".join([*markdown(rows), *_others([case for case in cases if case not in measured])])
 
 
 def goals_table(verdicts: list[Verdict]) -> str:
@@ -67,7 +67,16 @@ def goals_table(verdicts: list[Verdict]) -> str:
             measured = f"{verdict.measured:.3g}{verdict.goal.unit}"
             rows.append([verdict.goal.text, verdict.wanted, measured, "met" if verdict.met else "missed"])
     left = [verdict.goal.text for verdict in verdicts if verdict.measured is None]
-    return "\n".join([*_markdown(rows), *(["Not measured in this run: " + "; ".join(left) + "."] if left else [])])
+    return "\n".join([*markdown(rows), *(["Not measured in this run: " + "; ".join(left) + "."] if left else [])])
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """The lines of a table; its first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def write_json(path: Path, about: Machine, cases: list[Case], verdicts: list[Verdict]) -> None:
@@ -104,14 +113,6 @@ def _others(cases: list[Case]) -> Iterator[str]:
     for case in cases:
         figures = [name for name in case.rounds[0] if name not in _SHOWN_ELSEWHERE] if case.rounds else []
         yield f"{case.label}: " + ", ".join(f"{name} {_cell(case, name, '.4g')}" for name in figures)
-
-
-def _markdown(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def _processor() -> str:
