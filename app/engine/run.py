@@ -225,8 +225,10 @@ class Run:
         while self._calls and not self._halted:
             await asyncio.wait(self._calls)
         if self.history and not self._halted:
+            made = tuple(self.history)
             try:
-                await self._context.journal.write(calls.add_calls, tuple(self.history))
+                await self._context.journal.write(calls.add_calls, made)
+                del self.history[: len(made)]
             except DatabaseError as error:
                 log.warning("event=history_lost transaction_id=%s error=%s", self.saved.id, error.kind)
 
@@ -240,10 +242,11 @@ class Run:
     async def _set_aside(self) -> None:
         """A broken invariant stops this one transaction: it is listed as hung, and looked at again later."""
         after = broken(self.saved, self._context.clock(), self._context.policy)
-        save = transactions.Save(before=self.saved, after=after, calls=tuple(self.history))
+        made = tuple(self.history)
+        save = transactions.Save(before=self.saved, after=after, calls=made)
         try:
             await self._context.journal.write(transactions.save, save)
-            self.history.clear()
+            del self.history[: len(made)]
         except Exception as error:  # what broke may be what would have to be written
             log.warning("event=set_aside_failed transaction_id=%s error=%s", self.saved.id, type(error).__name__)
 
