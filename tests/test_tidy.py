@@ -92,6 +92,17 @@ def sharing_through_the_harness(path: str, _text: str, tree: ast.Module) -> Iter
 
 
 @rule
+def one_clock(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
+    """What goes by the machine's time moves when somebody sets it."""
+    if not path.startswith("app/") or path == "app/clock.py":
+        return
+    for node in ast.walk(tree):
+        looks = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+        if any(name.partition(".")[0] == "time" for name in imported(node)) or (isinstance(node, ast.Attribute) and ast.unparse(node) in looks):
+            yield f"line {node.lineno}: the clock of app/clock.py is passed to whoever needs one"
+
+
+@rule
 def nothing_left_to_do(_path: str, text: str, _tree: ast.Module) -> Iterator[str]:
     if found := re.search(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b", text):
         yield f"{found[0]}: do it, or write an issue"
@@ -184,6 +195,8 @@ PLANTED: Final = [
     ("sharing_through_the_harness", "tests/harness/a.py", "import tests.chaos.load"),
     ("sharing_through_the_harness", "tests/api/a.py", "from tests import conftest"),
     ("sharing_through_the_harness", "tests/conftest.py", "from tests.chaos import proxy"),
+    ("one_clock", "app/a.py", '"""A."""\nfrom time import monotonic\n'),
+    ("one_clock", "app/engine/a.py", '"""A."""\ndef now():\n    return datetime.now(UTC)\n'),
     ("nothing_left_to_do", "README.md", "TO" "DO: write this"),
     ("nothing_left_to_do", "tests/a.py", "# XX" "X why"),
     ("no_sleeps_in_tests", "tests/a.py", "await asyncio.sleep(0.1)"),
