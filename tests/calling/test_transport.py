@@ -78,11 +78,59 @@ async def test_a_body_that_says_its_length_may_not(server: FaultServer, transpor
         await posted(transport, server.url("/try"))
 
 
-async def test_a_connection_is_closed_when_the_server_says_so(server: FaultServer, transport: Transport) -> None:
-    server.script("/try", [Reply(200, {}, headers={"Connection": "close"})])
-    assert (await posted(transport, server.url("/try")))[0] == 200
+NEVER_S: Final = 3600.0
+KEPT: Final[dict[str, bytes]] = {
+    "HTTP/1.1": OK,
+    "in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "a refusal": b"HTTP/1.1 409 Conflict\r\nContent-Length: 2\r\n\r\n{}",
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "keep-alive": b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n{}",
+    "closed in another word": b"HTTP/1.1 200 OK\r\nConnection: closed\r\nContent-Length: 2\r\n\r\n{}",
+    "HTTP/1.0 with keep-alive": b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n{}",
+}
+CLOSED: Final[dict[str, bytes]] = {
+    "close": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    "in other letters": b"HTTP/1.1 200 OK\r\nCONNECTION: Close\r\nContent-Length: 2\r\n\r\n{}",
+    "among others": b"HTTP/1.1 200 OK\r\nConnection: x-trace, close\r\nContent-Length: 2\r\n\r\n{}",
+    "in the second of two": b"HTTP/1.1 200 OK\r\nConnection: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    "after the length": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+    "in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "a refusal": b"HTTP/1.1 409 Conflict\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    "unavailable": b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    "no content": b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+    "after a hint": b"HTTP/1.1 103 Hint\r\n\r\nHTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    "HTTP/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("answer", KEPT.values(), ids=KEPT)
+async def test_a_connection_is_kept(server: FaultServer, transport: Transport, answer: bytes) -> None:
+    server.script("/try", [Says(answer), Says(OK)])
+    await posted(transport, server.url("/try"))
+    assert await posted(transport, server.url("/try")) == (200, b"{}")
+    assert [request.connection for request in server.requests] == [1, 1]
+
+
+@pytest.mark.parametrize("answer", CLOSED.values(), ids=CLOSED)
+async def test_a_connection_is_closed_when_the_server_says_so(server: FaultServer, answer: bytes) -> None:
+    """At once, and not when it has been idle for too long."""
+    transport = Transport(response_max_bytes=1000, idle_max_s=NEVER_S)
+    server.script("/try", [Says(answer)])
+    await posted(transport, server.url("/try"))
     await server.wait_until_left()
-    assert (await posted(transport, server.url("/try")))[0] == 200
+    assert server.connections_open == 0
+    await transport.aclose()
+
+
+@pytest.mark.parametrize("answer", CLOSED.values(), ids=CLOSED)
+async def test_no_request_goes_out_where_the_server_said_close(
+    server: FaultServer, transport: Transport, answer: bytes
+) -> None:
+    """The server may close the connection as the request arrives, and then nobody knows what came of it."""
+    server.script("/try", [Says(answer), Says(OK)])
+    await posted(transport, server.url("/try"))
+    assert await posted(transport, server.url("/try")) == (200, b"{}")
+    assert [request.connection for request in server.requests] == [1, 2]
 
 
 async def test_a_change_of_protocol_is_no_answer(server: FaultServer, transport: Transport) -> None:
