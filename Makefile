@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test model sim ablations chaos fuzz mutants bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test model sim ablations chaos fuzz mutants mutants-all bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,11 @@ fuzz: $(VENV)/.dev ## bad input, drawn anew and so many times as much as in `mak
 
 mutants: $(VENV)/.mutants ## put mistakes into both state machines, one at a time, and see the tests find them: minutes
 	@$(BIN)/python -m tests.mutation
+
+ONLY ?=
+EVERY ?= 1
+mutants-all: $(VENV)/.mutants ## the same for storage, engine, calling and the SDK too: hours; ONLY= part of a path, EVERY= a sample
+	@$(BIN)/python -m tests.mutation --all --record --only "$(ONLY)" --every $(EVERY) $(ARGS)
 
 bench: $(VENV)/.bench ## measure, check, compare: docs/benchmarks (ARGS='--help' for more)
 	@$(BIN)/python -m tests.benchmark $(ARGS)

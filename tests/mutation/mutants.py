@@ -4,7 +4,8 @@ The mistakes are mutmut's, and five kinds more that a state machine invites: ano
 value of the same table, a condition that always or never holds, and half of an `and` or `or`. mutmut itself can't run
 them here: it mutates what is inside functions alone, and the fence is a table.
 
-Left out are annotations, decorators and the words of assertions. Responsible for the text of mutants, not for
+Left out is what no test should care about: annotations, type variables, decorators, loggers and what is logged, the
+texts of assertions and of exceptions, and the names of tasks and threads. Responsible for the text of mutants, not for
 running them.
 """
 
@@ -35,9 +36,7 @@ def mutants(path: Path, members: Mapping[str, Sequence[str]]) -> list[Mutant]:
     for statement, code in zip(module.body, written, strict=True):
         before, after = source[:end], source[end + len(code) :]
         end += len(code)
-        visitor = _Visitor(statement, operators)
-        statement.visit(visitor)
-        for mutated, within in visitor.found:
+        for mutated, within in _mutated(statement, operators):
             text = before + module.code_for_node(mutated) + after
             if text != source and text not in found:
                 found[text] = _mutant(source, text, within)
@@ -56,32 +55,90 @@ def members(*paths: Path) -> dict[str, list[str]]:
     }
 
 
-class _Visitor(cst.CSTVisitor):
-    """Collects the mutants of a statement: (the statement, name of the function or class)."""
+def _mutated(statement: cst.CSTNode, operators: Operators) -> Iterator[tuple[cst.CSTNode, str]]:
+    """The mutants of a statement: (the statement, name of the function or class)."""
+    visitor = _Visitor(operators)
+    statement.visit(visitor)
+    for node, mutated, unit, within in visitor.found:
+        if unit is None:
+            yield statement.deep_replace(node, mutated), within  # type: ignore[misc]
+        else:  # a replacement in a whole class takes long
+            unit_mutated = unit.deep_replace(node, mutated)
+            assert isinstance(statement, cst.ClassDef)
+            body = [unit_mutated if each is unit else each for each in statement.body.body]
+            yield statement.with_changes(body=statement.body.with_changes(body=body)), within
 
-    def __init__(self, statement: cst.CSTNode, operators: Operators) -> None:
+
+class _Visitor(cst.CSTVisitor):
+    """Collects the mutants of a statement: (node, its mutant, the method around it, the names around it)."""
+
+    def __init__(self, operators: Operators) -> None:
         super().__init__()
-        self.found: list[tuple[cst.CSTNode, str]] = []
-        self._statement = statement
+        self.found: list[tuple[cst.CSTNode, cst.CSTNode, cst.FunctionDef | None, str]] = []
         self._operators = operators
-        self._within: list[str] = []
-        self._words: set[cst.CSTNode] = set()
+        self._within: list[cst.FunctionDef | cst.ClassDef] = []
+        self._texts: set[cst.CSTNode] = set()
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, cst.Annotation | cst.Decorator) or node in self._words:
+        if isinstance(node, cst.Annotation | cst.Decorator) or node in self._texts or _is_told(node):
             return False
         if isinstance(node, cst.Assert) and node.msg is not None:
-            self._words.add(node.msg)
+            self._texts.add(node.msg)
+        texts = _texts_of(node)
+        self._texts.update(texts)
         if isinstance(node, cst.FunctionDef | cst.ClassDef):
-            self._within.append(node.name.value)
+            self._within.append(node)
         for kind, operator in self._operators:
             for mutated in operator(node) if isinstance(node, kind) else ():
-                self.found.append((self._statement.deep_replace(node, mutated), ".".join(self._within)))
+                if not texts or _keeps(mutated, texts):
+                    self.found.append((node, mutated, self._method, ".".join(each.name.value for each in self._within)))
         return True
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         if isinstance(original_node, cst.FunctionDef | cst.ClassDef):
             self._within.pop()
+
+    @property
+    def _method(self) -> cst.FunctionDef | None:
+        match self._within:
+            case [cst.ClassDef(), cst.FunctionDef() as method, *_]:
+                return method
+        return None
+
+
+TEXTS: Final = (cst.SimpleString, cst.FormattedString, cst.ConcatenatedString)
+NOT_MUTATED: Final = {"TypeVar", "ParamSpec", "getLogger"}
+
+
+def _is_told(node: cst.CSTNode) -> bool:
+    """A call that only people read (`log.…`), or only mypy."""
+    match node:
+        case cst.Call(func=cst.Attribute(value=cst.Name("log"))):
+            return True
+        case cst.Call(func=cst.Name(name)) | cst.Call(func=cst.Attribute(attr=cst.Name(name))):
+            return name in NOT_MUTATED
+    return False
+
+
+def _texts_of(node: cst.CSTNode) -> list[cst.Arg]:
+    """The arguments of a call that only people read: the text of an exception, the name of a task or thread."""
+    if not isinstance(node, cst.Call):
+        return []
+    match node.func:
+        case cst.Name(name) | cst.Attribute(attr=cst.Name(name)):
+            pass
+        case _:
+            return []
+    return [
+        arg
+        for arg in node.args
+        if isinstance(arg.value, TEXTS)
+        and (name.endswith("Error") or (arg.keyword is not None and arg.keyword.value == "name"))
+    ]
+
+
+def _keeps(mutated: cst.CSTNode, args: list[cst.Arg]) -> bool:
+    return not isinstance(mutated, cst.Call) or all(any(each is arg for each in mutated.args) for arg in args)
 
 
 def _mutant(source: str, mutated: str, within: str) -> Mutant:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.repository import ROOT
-from tests.mutation import verdict
-from tests.mutation.verdict import Explained, Mutant, judged
+from tests.mutation import scores, verdict
+from tests.mutation.verdict import Explained, Mutant, Verdict, judged
+from tests.support.repository import ROOT
 
 A = Mutant("f", "x < 1", "x <= 1", 3, "")
 B = Mutant("g", "x < 1", "x <= 1", 9, "")
@@ -18,25 +18,67 @@ WHY_A = Explained(A.key, "x is never 1")
 SURVIVORS = tomllib.loads(verdict.FILE.read_text(encoding="utf-8"))["survivor"]
 
 
+def verdict_on(survivors: list[Mutant], known: list[Explained], tried: int = 100, invalid: int = 0) -> Verdict:
+    return judged(200, tried, invalid, 0, survivors, known)
+
+
 def test_a_survivor_must_be_explained() -> None:
-    assert judged(100, 0, 0, [], []).good
-    assert judged(100, 0, 0, [A], [WHY_A]).good
-    assert not judged(100, 0, 0, [A], []).good
-    assert judged(100, 0, 0, [A, B], [WHY_A]).unexplained == (B,), "the same words elsewhere are another mutant"
-    assert judged(100, 0, 0, [A, A], [WHY_A]).unexplained == (A,), "an entry explains one"
+    assert verdict_on([], []).is_good(95)
+    assert verdict_on([A], [WHY_A]).is_good(95)
+    assert not verdict_on([A], []).is_good(95)
+    assert verdict_on([A, B], [WHY_A]).unexplained == (B,), "the same words elsewhere are another mutant"
+    assert verdict_on([A, A], [WHY_A]).unexplained == (A,), "an entry explains one"
 
 
 def test_what_is_explained_must_survive() -> None:
-    verdict = judged(100, 0, 0, [], [WHY_A])
-    assert verdict.gone == (A.key,)
-    assert not verdict.good
+    found = verdict_on([], [WHY_A])
+    assert found.gone == (A.key,)
+    assert not found.is_good(95)
 
 
 def test_explanations_do_not_make_up_for_a_low_score() -> None:
-    assert judged(120, 100, 0, [A], [WHY_A]).score == 95
-    assert judged(120, 100, 0, [A], [WHY_A]).good
-    assert not judged(119, 100, 0, [A], [WHY_A]).good, "one that can't be imported was not killed by a test"
-    assert not judged(0, 0, 0, [], []).good
+    assert verdict_on([A], [WHY_A], tried=120, invalid=100).score == 95
+    assert verdict_on([A], [WHY_A], tried=120, invalid=100).is_good(95)
+    assert not verdict_on([A], [WHY_A], tried=119, invalid=100).is_good(95), "an import error is no test that failed"
+    assert not verdict_on([], [], tried=0).is_good(95)
+
+
+def test_a_score_is_kept_in_the_place_of_the_last_one(tmp_path: Path) -> None:
+    file = tmp_path / "scores.toml"
+    scores.record("b.py", verdict_on([A], []), file)
+    scores.record("a.py", verdict_on([], []), file)
+    scores.record("b.py", verdict_on([A, B], [WHY_A], tried=50, invalid=10), file)
+    kept = scores.read(file)
+    assert list(kept) == ["a.py", "b.py"]
+    assert kept["a.py"]["unexplained"] == []
+    del kept["b.py"]["date"]
+    assert kept["b.py"] == {
+        "mutants": 200,
+        "tried": 50,
+        "invalid": 10,
+        "killed": 38,
+        "explained": 1,
+        "score": 95.0,
+        "unexplained": ["g | x < 1 | x <= 1"],
+    }
+
+
+def test_scores_speak_of_modules_that_are_mutated() -> None:
+    pytest.importorskip("mutmut", reason="installed by make mutants")
+    from tests.mutation.targets import TARGETS
+
+    paths = [target.path for target in TARGETS]
+    assert all((ROOT / path).is_file() for path in paths)
+    assert len(set(paths)) == len(paths)
+    assert set(scores.read()) <= set(paths)
+
+
+def test_what_imports_a_module_is_imported_anew_with_it() -> None:
+    from tests.mutation.runs import importers
+
+    assert {"app.engine.run", "app.engine.coordinator", "app.main"} <= importers("app.engine.run")
+    assert not {"app.engine.waiters", "app.storage.transactions", "holdfast"} & importers("app.engine.run")
+    assert "holdfast.wire" in importers("holdfast.fence.table"), "its package imports the table"
 
 
 @pytest.mark.parametrize("entry", SURVIVORS, ids=lambda entry: entry["becomes"])
@@ -56,9 +98,12 @@ def test_mistakes_are_made_of_every_kind(tmp_path: Path) -> None:
         "T: dict[E, tuple[int, int]] = {\n    1: (p, q),\n    2: (r, q),\n}\n\n\n"
         "@final(1)\ndef f(x: E | None) -> list[E]:\n"
         '    assert x is not E.A or y, "words"\n'
+        '    log.info("read", 1 < 2)\n'
+        '    spawn(E.A, name="told")\n'
+        '    raise TestError("text", x < 1)\n'
         "    if x:\n        return [g(i, E.C) for i in x if i]\n"
     )
-    made = {(mutant.within, mutant.was, mutant.becomes) for mutant in mutants(module, members(module))}
+    made = {(it.within, it.was, it.becomes) for it in mutants(module, members(module))}
     assert {
         ("E", 'A = "a"', 'A = "A"'),
         ("", "1: (p, q),", "1: (r, q),"),
@@ -76,7 +121,29 @@ def test_mistakes_are_made_of_every_kind(tmp_path: Path) -> None:
     changed = " ".join(becomes for _, _, becomes in made)
     assert "final" not in changed
     assert "E & None" not in changed
-    assert "XXwordsXX" not in changed
+    assert not [text for text in ("words", "read", "told", "text") if f"XX{text}XX" in changed]
+    assert {
+        ("f", 'raise TestError("text", x < 1)', 'raise TestError("text", x <= 1)'),
+        ("f", 'spawn(E.A, name="told")', 'spawn(E.B, name="told")'),
+    } <= made
+    assert not [
+        was for _, was, becomes in made if "log.info" in was or "spawn(E.A, )" in becomes or "None, x" in becomes
+    ]
+
+
+def test_a_mutant_of_a_method_is_the_class_with_one_mistake(tmp_path: Path) -> None:
+    pytest.importorskip("mutmut", reason="installed by make mutants")
+    from tests.mutation.mutants import mutants
+
+    module = tmp_path / "module.py"
+    source = "import a\n\n\nclass C:\n    x = 1\n\n    def f(self):  # why\n        return 3\n\n    def g(self): ...\n"
+    module.write_text(source)
+    made = {mutant.source: mutant.within for mutant in mutants(module, {})}
+    assert made == {
+        source.replace("x = 1", "x = 2"): "C",
+        source.replace("x = 1", "x = None"): "C",
+        source.replace("3", "4"): "C.f",
+    }
 
 
 RUN = """
@@ -89,10 +156,10 @@ from tests.mutation.verdict import Mutant
 sources = json.loads({sources!r})
 path = Path("counted.py")
 warm_up()
-prepare("counted", ())
+prepare("counted")
 stage = replace(limited("counted", path, Stage("--rootdir=. test_counted.py")), processor_max_s=2)
 mutants = [Mutant("", "", name, 1, source) for name, source in sources.items()]
-ended = {{it.becomes: how for it, how in run("counted", path, mutants, stage)}}
+ended = {{mutant.becomes: how for mutant, how in run("counted", path, mutants, stage, 2)}}
 print(json.dumps({{name: (how.survived, how.invalid, how.endless) for name, how in ended.items()}}))
 """
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 FILE: Final = Path(__file__).with_name("survivors.toml")
-SCORE_MIN: Final = 95.0
 
 Key = tuple[str, str, str]
 """The function, its lines as they are, and as the mutant has them."""
@@ -44,11 +43,12 @@ class Explained:
 class Verdict:
     """What became of the mutants of one module.
 
-    `invalid` can't be imported and don't count; `endless` are among the killed: the tests did not end in ten times
-    their time. `gone` are explained, and killed or not made any more.
+    Of all `mutants`, `tried` were run. `invalid` can't be imported and don't count; `endless` are among the killed: the
+    tests did not end in ten times their time. `gone` are explained, and killed or not made any more.
     """
 
     mutants: int
+    tried: int
     invalid: int
     endless: int
     explained: tuple[tuple[Mutant, str], ...]
@@ -60,14 +60,17 @@ class Verdict:
         return len(self.explained) + len(self.unexplained)
 
     @property
-    def score(self) -> float:
-        """Per cent killed of those that can be imported; 0 of nothing."""
-        counted = self.mutants - self.invalid
-        return 100 * (counted - self.survived) / counted if counted else 0.0
+    def killed(self) -> int:
+        return self.tried - self.invalid - self.survived
 
     @property
-    def good(self) -> bool:
-        return self.score >= SCORE_MIN and not self.unexplained and not self.gone
+    def score(self) -> float:
+        """Per cent killed of those that can be imported; 0 of nothing."""
+        counted = self.tried - self.invalid
+        return 100 * self.killed / counted if counted else 0.0
+
+    def is_good(self, score_min: float) -> bool:
+        return self.score >= score_min and not self.unexplained and not self.gone
 
 
 def explained(path: str) -> list[Explained]:
@@ -81,7 +84,7 @@ def explained(path: str) -> list[Explained]:
 
 
 def judged(
-    mutants: int, invalid: int, endless: int, survivors: Iterable[Mutant], known: Iterable[Explained]
+    mutants: int, tried: int, invalid: int, endless: int, survivors: Iterable[Mutant], known: Iterable[Explained]
 ) -> Verdict:
     """Each entry explains one survivor, so that a second one of the same words needs an entry of its own."""
     left = Counter(each.key for each in known)
@@ -93,4 +96,4 @@ def judged(
             listed.append((mutant, why[mutant.key]))
         else:
             unlisted.append(mutant)
-    return Verdict(mutants, invalid, endless, tuple(listed), tuple(unlisted), tuple(left.elements()))
+    return Verdict(mutants, tried, invalid, endless, tuple(listed), tuple(unlisted), tuple(left.elements()))

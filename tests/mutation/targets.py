@@ -1,0 +1,78 @@
+"""Which modules are mutated, and which tests each of their mutants has to get past.
+
+The stages of a module are in the order in which they cost: what is quick and finds most comes first, and only what
+survives one stage meets the next.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.mutation.runs import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A module, and its tests. The state machines are tested by `make mutants`, the others by `make mutants-all`."""
+
+    path: str
+    stages: tuple[Stage, ...]
+    is_state_machine: bool = False
+
+    @property
+    def score_min(self) -> float:
+        """The goal in per cent: the others have time limits and sizes of batches, whose exact value no test tells."""
+        return 95.0 if self.is_state_machine else 80.0
+
+    @property
+    def module(self) -> str:
+        return ".".join(Path(self.path).with_suffix("").parts).removeprefix("participants.")
+
+
+def _stages(*arguments: str) -> tuple[Stage, ...]:
+    return tuple(Stage(each) for each in arguments)
+
+
+_STEPS: Final = _stages(
+    "tests/protocol/test_steps.py",
+    "tests/protocol/test_tables.py tests/protocol/test_properties.py -k 'not whatever'",
+)
+_RUN: Final = _stages(
+    "tests/engine/test_commands.py tests/engine/test_begin.py tests/engine/test_wait.py",
+    "tests/engine/test_overtaken.py tests/engine/test_stop.py tests/engine/test_loop.py tests/engine/test_recovery.py",
+    "tests/engine/test_replicas.py tests/engine/test_frozen.py",
+)
+_RECOVERY: Final = _stages(
+    "tests/engine/test_recovery.py",
+    "tests/engine/test_overtaken.py tests/engine/test_stop.py tests/engine/test_loop.py",
+)
+_ROWS: Final = _stages(
+    "tests/storage/test_writes.py tests/storage/test_purge.py tests/storage/test_reads.py",
+    "tests/storage/test_round_trip.py tests/storage/test_journal.py",
+    "tests/storage/test_plans.py tests/engine/test_begin.py tests/engine/test_recovery.py",
+)
+_FENCE: Final = _stages(
+    "tests/participant/test_rows.py tests/participant/test_participant.py",
+    "tests/participant/test_two_step.py tests/participant/test_reaper.py",
+    "tests/participant/test_orders.py tests/participant/test_crashes.py",
+)
+_REAPER: Final = _stages("tests/participant/test_reaper.py", "tests/participant/test_two_step.py")
+_CALLING: Final = _stages("tests/calling/test_transport.py", "tests/calling/test_faults.py")
+
+TARGETS: Final = (
+    Target("participants/holdfast/fence/table.py", _stages("tests/participant/test_fence.py"), is_state_machine=True),
+    *(
+        Target(f"app/protocol/{name}.py", _STEPS, is_state_machine=True)
+        for name in ("backoff", "kinds", "messages", "steps")
+    ),
+    *(Target(f"app/engine/{name}.py", _RUN) for name in ("run", "coordinator")),
+    Target("app/engine/recovery.py", _RECOVERY),
+    *(Target(f"app/storage/{name}.py", _ROWS) for name in ("group_commit", "transactions", "purge")),
+    *(Target(f"app/calling/{name}.py", _CALLING) for name in ("caller", "transport")),
+    Target("participants/holdfast/fence/execution.py", _FENCE),
+    Target("participants/holdfast/participant/reaper.py", _REAPER),
+    Target("app/engine/waiters.py", _RUN),
+    *(Target(f"app/calling/{name}.py", _CALLING) for name in ("allowlist", "registration", "registry")),
+    Target("participants/holdfast/participant/inquiry.py", _REAPER),
+    Target("participants/holdfast/fence/rows.py", _FENCE),
+)
