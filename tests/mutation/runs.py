@@ -128,12 +128,12 @@ def _graph() -> grimp.ImportGraph:
 
 
 def limited(module: str, path: Path, stage: Stage) -> Stage:
-    """The stage with ten times the time that it takes on the code as it is: what takes longer will not end."""
+    """The stage with five times the time that it takes on the code as it is: what takes longer will not end."""
     source = path.read_text(encoding="utf-8")
     ((_, ended),) = each_in_a_child([source], lambda text: _test(module, path, text, stage), jobs=1)
     if not ended.survived:
         raise BaselineError(f"without a mutant: python -m pytest {stage.arguments}: exit code {ended.code}")
-    return replace(stage, processor_max_s=10 + round(10 * ended.processor_s), wall_max_s=30 + round(10 * ended.wall_s))
+    return replace(stage, processor_max_s=3 + round(5 * ended.processor_s), wall_max_s=30 + round(10 * ended.wall_s))
 
 
 def run(module: str, path: Path, mutants: Sequence[Mutant], stage: Stage, jobs: int) -> Iterator[tuple[Mutant, Ended]]:

@@ -44,7 +44,7 @@ class Verdict:
     """What became of the mutants of one module.
 
     Of all `mutants`, `tried` were run. `invalid` can't be imported and don't count; `endless` are among the killed: the
-    tests did not end in ten times their time. `gone` are explained, and killed or not made any more.
+    tests did not end in five times their time. `gone` are explained, and killed or not made any more.
     """
 
     mutants: int

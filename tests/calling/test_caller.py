@@ -1,0 +1,301 @@
+"""One call by itself, over a transport that answers as it is told: what is sent, and what is kept of the answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from app.calling.caller import RESPONSE_CHARS_KEPT, Caller, Target
+from app.protocol.messages import Answered, Call
+from app.protocol.values import Branch, CallRecord
+from holdfast.wire import Answer, Operation
+
+ID: Final = "01a1fc2e-20e8-7db5-893d-508caa6c9bfb"
+URL: Final = httpx.URL("http://inventory:8001/tcc?a=b%20c")
+TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+BODY_MAX: Final = 5 * RESPONSE_CHARS_KEPT
+
+
+class Body(httpx.AsyncByteStream):
+    """A body in two chunks that knows whether it was closed."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        half = len(self._content) // 2
+        yield self._content[:half]
+        yield self._content[half:]
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class Answers(httpx.AsyncBaseTransport):
+    """Answers each request alike; each answer takes a second of the clock."""
+
+    def __init__(self, status: int = 200, body: bytes = b"", **headers: str) -> None:
+        self._status = status
+        self._headers = headers
+        self.body = Body(body)
+        self.requests: list[httpx.Request] = []
+        self.now = 1000.0
+        self.closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        self.now += 1.25
+        return httpx.Response(self._status, headers=self._headers, stream=self.body)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def caller_over(transport: Answers, *, calls_max: int = 10) -> Caller:
+    return Caller(transport, response_max_bytes=BODY_MAX, calls_max=calls_max, clock=lambda: transport.now)
+
+
+def call(operation: Operation = Operation.CONFIRM, **fields: Any) -> Call:
+    branch = Branch(name="stock", participant="inventory", payload={"sku": 1}, result={"hold_id": "h-1"})
+    return Call(transaction_id=ID, branch=branch, operation=operation, attempt=3, **fields)
+
+
+def target(timeout_s: float = 30.0) -> Target:
+    return Target(url=URL, timeout_s=timeout_s, slots_of="inventory", concurrency_max=2)
+
+
+async def called(transport: Answers, made: Call | None = None) -> tuple[Answered, CallRecord]:
+    return await caller_over(transport).call(made or call(), target())
+
+
+async def test_a_request_has_these_headers_and_no_others() -> None:
+    transport = Answers()
+    await called(transport, call(traceparent=TRACE))
+    (request,) = transport.requests
+    assert (request.method, request.url) == ("POST", URL)
+    headers = dict(request.headers)
+    _, trace_id, span_id, flags = headers.pop("traceparent").split("-")
+    assert (trace_id, len(span_id), flags) == (TRACE.split("-")[1], 16, "00")
+    assert span_id != TRACE.split("-")[2], "each call is a span of its own"
+    assert headers == {
+        "host": "inventory:8001",
+        "content-length": str(len(await request.aread())),
+        "accept-encoding": "identity",
+        "user-agent": "holdfast",
+        "content-type": "application/json",
+        "accept": "application/json, application/problem+json",
+        "tcc-transaction-id": ID,
+        "tcc-branch": "stock",
+        "tcc-operation": "confirm",
+        "tcc-attempt": "3",
+        "idempotency-key": f'"{ID}:stock:confirm"',
+    }
+
+
+async def test_without_a_trace_of_the_initiators_the_transaction_is_the_trace() -> None:
+    transport = Answers()
+    await called(transport)
+    version, trace_id, span_id, flags = transport.requests[0].headers["traceparent"].split("-")
+    assert (version, trace_id, len(span_id), flags) == ("00", ID.replace("-", ""), 16, "01")
+
+
+@pytest.mark.parametrize("operation", Operation)
+async def test_what_try_answered_is_sent_to_the_others_alone(operation: Operation) -> None:
+    transport = Answers()
+    await called(transport, call(operation, hold_ttl_s=60.0 if operation is Operation.TRY else None))
+    sent = httpx.Response(200, content=await transport.requests[0].aread()).json()
+    is_try = operation is Operation.TRY
+    assert sent["result"] == (None if is_try else {"hold_id": "h-1"})
+    assert sent["hold_ttl_s"] == (60.0 if is_try else None)
+    assert (sent["payload"], sent["attempt"], sent["branch"]) == ({"sku": 1}, 3, "stock")
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"), [(200, Answer.SUCCEEDED), (409, Answer.REFUSED), (503, Answer.UNANSWERED)]
+)
+async def test_the_history_says_what_came_of_a_call(status: int, answer: Answer) -> None:
+    answered, record = await called(Answers(status, b'{"detail": "words"}'))
+    error = None if answer is Answer.SUCCEEDED else f"HTTP {status} words"
+    assert record == CallRecord(
+        transaction_id=ID,
+        branch="stock",
+        operation=Operation.CONFIRM,
+        attempt=3,
+        started_at=1000.0,
+        duration_ms=1250.0,
+        answer=answer,
+        http_status=status,
+        error=error,
+        response='{"detail": "words"}',
+    )
+    assert (answered.branch, answered.operation, answered.attempt) == ("stock", Operation.CONFIRM, 3)
+    assert (answered.answer, answered.error) == (answer, error)
+    assert (answered.result is None) == (answer is not Answer.SUCCEEDED)
+
+
+async def test_the_history_says_why_nothing_was_sent() -> None:
+    transport = Answers()
+    answered, record = await caller_over(transport).call(call(), "not\nregistered")
+    assert (answered.branch, answered.operation, answered.attempt) == ("stock", Operation.CONFIRM, 3)
+    assert record == CallRecord(
+        transaction_id=ID,
+        branch="stock",
+        operation=Operation.CONFIRM,
+        attempt=3,
+        started_at=1000.0,
+        duration_ms=0.0,
+        answer=Answer.UNANSWERED,
+        error="not registered",
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "error"),
+    [
+        (Operation.TRY, b'{"detail": "sold out"}', "sold out"),
+        (Operation.TRY, b"", "HTTP 409"),
+        (Operation.CONFIRM, b'{"detail": "sold out"}', "HTTP 409 sold out"),
+        (Operation.CANCEL, b"", "HTTP 409"),
+    ],
+)
+async def test_the_words_of_a_refusal_are_the_participants_own(operation: Operation, body: bytes, error: str) -> None:
+    answered, record = await called(Answers(409, body), call(operation))
+    assert answered.error == record.error == error
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        (b"", None),
+        (b"a\0b", "a�b"),
+        (b"\xff{", "�{"),
+        (b"x" * (RESPONSE_CHARS_KEPT + 1), "x" * RESPONSE_CHARS_KEPT),
+        ("€".encode() * (RESPONSE_CHARS_KEPT + 1), "€" * RESPONSE_CHARS_KEPT),
+        ("😀".encode() * (RESPONSE_CHARS_KEPT + 1), "😀" * RESPONSE_CHARS_KEPT),
+    ],
+    ids=["none", "NUL", "no UTF-8", "long", "of three bytes each", "of four bytes each"],
+)
+async def test_the_history_keeps_so_many_characters_of_an_answer(body: bytes, kept: str | None) -> None:
+    _, record = await called(Answers(200, body))
+    assert record.response == kept
+
+
+@pytest.mark.parametrize(("length", "answer"), [(BODY_MAX, Answer.SUCCEEDED), (BODY_MAX + 1, Answer.UNANSWERED)])
+async def test_a_body_is_read_to_its_limit_and_closed(length: int, answer: Answer) -> None:
+    transport = Answers(200, b" " * length)
+    answered, _ = await called(transport)
+    assert answered.answer is answer
+    assert answered.error in (None, f"the response is longer than {BODY_MAX} bytes")
+    assert transport.body.closed
+
+
+async def test_headers_are_read_whatever_their_case() -> None:
+    transport = Answers(503, b"", **{"RETRY-AFTER": "7", "TCC-Hold-TTL": "12.5"})
+    answered, _ = await called(transport)
+    assert (answered.retry_after_s, answered.hold_ttl_s) == (7.0, 12.5)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "error"),
+    [(1000.0, "the deadline has passed, nothing was sent"), (1000.001, None), (None, None)],
+)
+async def test_nothing_is_sent_at_the_deadline_or_after(deadline: float | None, error: str | None) -> None:
+    transport = Answers()
+    answered, _ = await called(transport, call(deadline=deadline))
+    assert answered.error == error
+    assert len(transport.requests) == (0 if error else 1)
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "deadline", "error"),
+    [
+        (0.0123456, None, "no answer within 0.0123 s"),
+        (0.01, 2000.0, "no answer within 0.01 s"),
+        (30.0, 1000.015625, "no answer within 0.0156 s"),
+    ],
+)
+async def test_a_call_has_the_lesser_of_its_time_limit_and_the_deadline(
+    timeout_s: float, deadline: float | None, error: str
+) -> None:
+    class Silent(Answers):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
+
+    answered, _ = await caller_over(Silent()).call(call(deadline=deadline), target(timeout_s))
+    assert (answered.answer, answered.error) == (Answer.UNANSWERED, error)
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (httpx.ConnectError("not reached"), "ConnectError: not reached"),
+        (httpx.ReadTimeout("slow"), "no answer within 30 s"),
+        (OverflowError("date\nvalue"), "OverflowError: date value"),
+    ],
+)
+async def test_whatever_a_transport_raises_is_unanswered(raised: Exception, error: str) -> None:
+    class Fails(Answers):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            raise raised
+
+    answered, record = await called(Fails())
+    assert (answered.answer, answered.error, record.error, record.http_status) == (
+        *(Answer.UNANSWERED, error, error),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("calls_max", "timeout_s", "error"),
+    [
+        (10, 0.01, "all 2 slots were taken, nothing was sent"),
+        (1, 0.01, "too many calls were under way, nothing was sent"),
+    ],
+)
+async def test_who_gets_no_slot_in_time_sends_nothing_and_takes_none(
+    calls_max: int, timeout_s: float, error: str
+) -> None:
+    held = min(2, calls_max)
+    under_way, release = asyncio.Event(), asyncio.Event()
+
+    class Waits(Answers):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.requests.append(request)
+            if len(self.requests) == held:
+                under_way.set()
+            await release.wait()
+            return httpx.Response(200, stream=Body(b""))
+
+    transport = Waits()
+    caller = caller_over(transport, calls_max=calls_max)
+    first = [asyncio.create_task(caller.call(call(), target())) for _ in range(held)]
+    await under_way.wait()
+    for _ in range(3):
+        answered, _ = await caller.call(call(), target(timeout_s))
+        assert (answered.answer, answered.error) == (Answer.UNANSWERED, error)
+    release.set()
+    await asyncio.gather(*first)
+    answers = await asyncio.gather(*(caller.call(call(), target()) for _ in range(4)))
+    assert {answered.answer for answered, _ in answers} == {Answer.SUCCEEDED}
+    assert len(transport.requests) == held + 4
+
+
+async def test_calls_of_different_limits_share_no_slots() -> None:
+    """A limit that was changed holds from the next call on, whatever is under way under the old one."""
+    transport = Answers()
+    caller = caller_over(transport)
+    slots = [caller._slots_of(each) for each in (target(), target(5.0), replace(target(), concurrency_max=3))]
+    assert slots[0] is slots[1]
+    assert slots[2] is not slots[0]
+    assert slots[2]._value == 3
+
+
+async def test_closing_closes_the_transport() -> None:
+    transport = Answers()
+    await caller_over(transport).close()
+    assert transport.closed
