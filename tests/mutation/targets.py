@@ -47,17 +47,19 @@ _RECOVERY: Final = _stages(
     "tests/engine/test_recovery.py",
     "tests/engine/test_overtaken.py tests/engine/test_stop.py tests/engine/test_loop.py",
 )
-_ROWS: Final = _stages(
-    "tests/storage/test_writes.py tests/storage/test_purge.py tests/storage/test_reads.py",
-    "tests/storage/test_round_trip.py tests/storage/test_journal.py",
-    "tests/storage/test_plans.py tests/engine/test_begin.py tests/engine/test_recovery.py",
+_JOURNAL: Final = _stages("tests/storage/test_journal.py", "tests/engine/test_begin.py")
+_STATEMENTS: Final = _stages(
+    "tests/storage/test_writes.py",
+    "tests/storage/test_purge.py tests/storage/test_reads.py tests/storage/test_journal.py",
+    "tests/storage/test_round_trip.py tests/storage/test_plans.py tests/engine/test_begin.py",
 )
 _FENCE: Final = _stages(
     "tests/participant/test_rows.py tests/participant/test_participant.py",
-    "tests/participant/test_two_step.py tests/participant/test_reaper.py",
-    "tests/participant/test_orders.py tests/participant/test_crashes.py",
+    "tests/participant/test_reaper.py tests/participant/test_orders.py",
+    "tests/participant/test_two_step.py",
+    "tests/participant/test_crashes.py",
 )
-_REAPER: Final = _stages("tests/participant/test_reaper.py", "tests/participant/test_two_step.py")
+_REAPER: Final = _stages("tests/participant/test_reaper.py", "tests/participant/test_two_step.py -k reaper")
 _CALLER: Final = _stages("tests/calling/test_caller.py", "tests/calling/test_faults.py")
 _TRANSPORT: Final = _stages("tests/calling/test_transport.py", "tests/calling/test_faults.py")
 
@@ -69,14 +71,16 @@ TARGETS: Final = (
     ),
     *(Target(f"app/engine/{name}.py", _RUN) for name in ("run", "coordinator")),
     Target("app/engine/recovery.py", _RECOVERY),
-    *(Target(f"app/storage/{name}.py", _ROWS) for name in ("group_commit", "transactions", "purge")),
+    Target("app/storage/group_commit.py", _JOURNAL),
+    Target("app/storage/transactions.py", _STATEMENTS),
+    Target("app/storage/purge.py", _stages("tests/storage/test_purge.py")),
     Target("app/calling/caller.py", _CALLER),
     Target("app/calling/transport.py", _TRANSPORT),
     Target("participants/holdfast/fence/execution.py", _FENCE),
     Target("participants/holdfast/participant/reaper.py", _REAPER),
     Target("app/engine/waiters.py", _RUN),
     *(
-        Target(f"app/storage/{name}.py", _ROWS)
+        Target(f"app/storage/{name}.py", _STATEMENTS)
         for name in (
             *("bulk", "calls", "errors", "expressions", "hung_branches", "mapping", "memberships"),
             *("participants", "queries", "tables"),
