@@ -7,11 +7,12 @@ from app.calling.caller import Caller
 from app.engine import recovery
 from app.protocol.messages import CancelRequested
 from app.protocol.values import BranchPhase
+from app.storage import calls as call_rows
 from app.storage.errors import DatabaseUnavailableError
-from holdfast.wire import Decision, Operation
-from tests.engine.test_commands import RESOLVE
+from holdfast.wire import Answer, Decision, Operation
 from tests.harness.network import HOLDS, SILENT, Network, Reply
 from tests.harness.replica import CALL_TIMEOUT_S, Replica, begin_of, stored
+from tests.engine.test_commands import RESOLVE, claimed_by_a_stranger
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -120,3 +121,21 @@ async def test_a_run_that_lost_its_lease_is_not_doubled_by_its_own_process(datab
         await replica.end_of(begun.id)
         assert len(network.calls(begun.id, "flight", TRY)) == 1
     network.check(begun.id)
+
+
+@in_virtual_time
+async def test_calls_that_end_after_the_lease_was_lost_are_in_the_history(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT]})
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
+        await until(lambda: len(network.asked) == 3)
+        claimed_by_a_stranger(engine, begun.id)
+        await until(lambda: replica.coordinator.running == 0)
+        assert not [task for task in replica.coordinator._tasks if not task.done()]
+    with engine.connect() as connection:
+        calls = [call for _, call in call_rows.list_calls(connection, begun.id, 100, 0)]
+    assert sorted((it.branch, it.operation, it.answer) for it in calls) == [
+        ("car", TRY, Answer.UNANSWERED),
+        ("flight", TRY, Answer.SUCCEEDED),
+        ("hotel", TRY, Answer.SUCCEEDED),
+    ]

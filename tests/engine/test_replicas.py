@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 
 from app.protocol.messages import CancelRequested, RetryRequested
 from holdfast.wire import Operation
-from tests.harness.network import Network, Reply
-from tests.harness.replica import Replica, begin_of
+from tests.harness.network import Network, Reply, Script
+from tests.harness.replica import Replica, begin_of, make_schema
 from tests.harness.virtual_time import in_virtual_time, now, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -33,3 +33,44 @@ async def test_commands_that_race_are_all_answered(
             await one.coordinator.command(begun.id, CancelRequested())
             await one.end_of(begun.id)
             network.check(begun.id)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {},
+        {("car", TRY): [Reply(status=409)]},
+        {("car", TRY): [Reply(status=503), Reply()], ("car", CONFIRM): [Reply(status=503), Reply()]},
+    ],
+    ids=["confirmed", "cancelled", "with retries"],
+)
+@in_virtual_time
+async def test_the_others_are_told_of_the_decision_and_of_the_end_alone(script: Script, sqlite_url: str) -> None:
+    engine = make_schema(sqlite_url)
+    network = Network(engine, now, script)
+    async with Replica(sqlite_url, network) as replica:
+        ended = await replica.finish(begin_of())
+        assert replica.told == [ended.id] * 2
+    engine.dispose()
+
+
+@in_virtual_time
+async def test_calls_and_ends_are_counted(sqlite_url: str) -> None:
+    engine = make_schema(sqlite_url)
+    network = Network(engine, now, {("car", TRY): [Reply(status=503), Reply(status=409)]})
+    async with Replica(sqlite_url, network) as replica:
+        await replica.finish(begin_of("car"))
+        value = replica.metrics.registry.get_sample_value
+        counted = {
+            (operation, answer): value(
+                "holdfast_call_duration_seconds_count",
+                {"participant": "car", "operation": operation, "answer": answer},
+            )
+            for operation, answer in [("try", "unanswered"), ("try", "refused"), ("cancel", "succeeded")]
+        }
+        assert counted == {("try", "unanswered"): 1, ("try", "refused"): 1, ("cancel", "succeeded"): 1}
+        assert value("holdfast_transactions_begun_total") == 1
+        (finished,) = replica.metrics.finished.collect()
+        ends = {sample.labels["outcome"]: sample.value for sample in finished.samples if sample.name.endswith("_total")}
+        assert ends == {"cancelled": 1}
+    engine.dispose()
