@@ -61,7 +61,9 @@ _FENCE: Final = _stages(
 )
 _REAPER: Final = _stages("tests/participant/test_reaper.py", "tests/participant/test_two_step.py -k reaper")
 _CALLER: Final = _stages("tests/calling/test_caller.py", "tests/calling/test_faults.py")
-_TRANSPORT: Final = _stages("tests/calling/test_transport.py", "tests/calling/test_faults.py")
+_TRANSPORT: Final = _stages(
+    "tests/calling/test_idle_connections.py tests/calling/test_transport.py", "tests/calling/test_faults.py"
+)
 
 TARGETS: Final = (
     Target("participants/holdfast/fence/table.py", _stages("tests/participant/test_fence.py"), is_state_machine=True),
