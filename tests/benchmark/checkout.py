@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 _ALWAYS_THERE: Final = ("app/__main__.py", "participants/holdfast/__init__.py")
 """What each commit has, whatever its layout: the coordinator's command, and the SDK that the coordinator imports."""

@@ -21,7 +21,7 @@ import uvloop
 
 from tests.benchmark.databases import CheckFailed
 from tests.benchmark.http_client import Connections
-from tests.support.repository import ROOT
+from tests.harness.repository import ROOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,8 @@ from tests.benchmark.health_probe import HealthProbe
 from tests.benchmark.noop import LARGE_JSON, Noop, noop
 from tests.benchmark.paced_clients import PacedClients, Plan
 from tests.benchmark.ratios import ratio
-from tests.support.postgres import PostgresServer
-from tests.support.repository import ROOT
+from tests.harness.postgres import PostgresServer
+from tests.harness.repository import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads the CPU clocks of other processes")
 

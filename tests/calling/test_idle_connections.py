@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from app.calling.transport import Transport
-from tests.engine.virtual_time import in_virtual_time, now, pass_time
+from tests.harness.virtual_time import in_virtual_time, now, pass_time
 
 IDLE_MAX_S = 4.0
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.calling.transport import HEAD_BYTES_MAX, Transport
-from tests.harness.fault_server import FaultServer, Peer, Raw, Reply
+from tests.harness.fault_server import FaultServer, Peer, Raw
 
 LIMIT_S: Final = 5.0
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"

@@ -11,10 +11,10 @@ from app.storage import calls as call_rows
 from app.storage import transactions as transaction_rows
 from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import Operation
-from tests.engine.network import Network, Reply
-from tests.engine.node import Node, begin_of
-from tests.engine.test_loop import break_for
-from tests.engine.virtual_time import in_virtual_time, now, pass_time, until
+from tests.engine.test_run import break_for
+from tests.harness.network import Network, Reply
+from tests.harness.replica import Replica, begin_of
+from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM = Operation.TRY, Operation.CONFIRM
 WAY_S: Final = 0.2
@@ -26,12 +26,12 @@ LATE: Final = Reply(delay_s=0.35)
 class SlowWrites:
     """Makes the writes of `function` take their time; `ended_meanwhile` counts the calls that ended during each."""
 
-    def __init__(self, node: Node, function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, replica: Replica, function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ended_meanwhile: list[int] = []
-        self._node = node
+        self._node = replica
         self._function = function
-        self._write = node.journal.write
-        monkeypatch.setattr(node.journal, "write", self.write)
+        self._write = replica.journal.write
+        monkeypatch.setattr(replica.journal, "write", self.write)
 
     async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         if function is not self._function:
@@ -62,10 +62,10 @@ async def test_a_call_that_ends_during_a_save(
 ) -> None:
     """What the hotel answers first brings a save about, and the others' calls end while it is under way."""
     network = Network(engine, now, {("hotel", TRY): [first, Reply()], ("flight", TRY): [EARLY], ("car", TRY): [LATE]})
-    async with Node(database_url, network) as node:
-        saves = SlowWrites(node, transaction_rows.save, monkeypatch)
-        begun = await node.coordinator.begin(begin_of())
-        ended = await node.end_of(begun.id)
+    async with Replica(database_url, network) as replica:
+        saves = SlowWrites(replica, transaction_rows.save, monkeypatch)
+        begun = await replica.coordinator.begin(begin_of())
+        ended = await replica.end_of(begun.id)
     assert max(saves.ended_meanwhile) > 0
     network.check(ended.id)
     check_history(engine, network, ended.id)
@@ -78,14 +78,14 @@ async def test_a_call_that_ends_while_its_broken_transaction_is_set_aside(
     broken: set[str] = set()
     break_for(monkeypatch, lambda transaction: transaction.id in broken)
     network = Network(engine, now, {("flight", TRY): [EARLY], ("car", TRY): [LATE]})
-    async with Node(database_url, network) as node:
-        saves = SlowWrites(node, transaction_rows.save, monkeypatch)
-        begun = await node.coordinator.begin(begin_of())
+    async with Replica(database_url, network) as replica:
+        saves = SlowWrites(replica, transaction_rows.save, monkeypatch)
+        begun = await replica.coordinator.begin(begin_of())
         broken.add(begun.id)
         await until(lambda: bool(saves.ended_meanwhile))
         assert saves.ended_meanwhile == [2]
         broken.clear()
-        ended = await node.end_of(begun.id)
+        ended = await replica.end_of(begun.id)
     network.check(ended.id)
     check_history(engine, network, ended.id)
 
@@ -93,7 +93,7 @@ async def test_a_call_that_ends_while_its_broken_transaction_is_set_aside(
 @in_virtual_time
 async def test_a_call_that_ends_when_another_replica_has_the_transaction(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [Reply(delay_s=1.0)]})
-    async with Node(database_url, network) as one, Node(database_url, network) as two:
+    async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         begun = await one.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
         await two.coordinator.command(begun.id, CancelRequested())
@@ -108,19 +108,19 @@ async def test_a_stop_while_the_last_calls_are_written(
 ) -> None:
     """The save failed, so the calls are written by themselves; what is handed over then has them no more."""
     network = Network(engine, now, {("hotel", TRY): [Reply(status=409)], ("car", TRY): [EARLY]})
-    async with Node(database_url, network, recovers=False) as node:
-        writes = SlowWrites(node, call_rows.add_calls, monkeypatch)
-        begun = await node.coordinator.begin(begin_of())
-        write = node.journal.write
+    async with Replica(database_url, network, recovers=False) as replica:
+        writes = SlowWrites(replica, call_rows.add_calls, monkeypatch)
+        begun = await replica.coordinator.begin(begin_of())
+        write = replica.journal.write
 
         async def fail_the_first_save(function: Any, item: Any) -> Any:
             if function is not transaction_rows.save:
                 return await write(function, item)
-            monkeypatch.setattr(node.journal, "write", write)
+            monkeypatch.setattr(replica.journal, "write", write)
             raise DatabaseUnavailableError("the database is gone")
 
-        monkeypatch.setattr(node.journal, "write", fail_the_first_save)
+        monkeypatch.setattr(replica.journal, "write", fail_the_first_save)
         await pass_time(EARLY.delay_s + WAY_S / 2)
-        await node.coordinator.stop(0.0)
+        await replica.coordinator.stop(0.0)
         assert writes.ended_meanwhile == [0]
     check_history(engine, network, begun.id)

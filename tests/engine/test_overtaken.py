@@ -10,9 +10,9 @@ from app.protocol.values import BranchPhase
 from app.storage import calls as call_rows
 from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import Answer, Decision, Operation
+from tests.engine.test_commands import RESOLVE, claimed_by_a_stranger
 from tests.harness.network import HOLDS, SILENT, Network, Reply
 from tests.harness.replica import CALL_TIMEOUT_S, Replica, begin_of, stored
-from tests.engine.test_commands import RESOLVE, claimed_by_a_stranger
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -134,7 +134,7 @@ async def test_calls_that_end_after_the_lease_was_lost_are_in_the_history(databa
         assert not [task for task in replica.coordinator._tasks if not task.done()]
     with engine.connect() as connection:
         calls = [call for _, call in call_rows.list_calls(connection, begun.id, 100, 0)]
-    assert sorted((it.branch, it.operation, it.answer) for it in calls) == [
+    assert sorted((call.branch, call.operation, call.answer) for call in calls) == [
         ("car", TRY, Answer.UNANSWERED),
         ("flight", TRY, Answer.SUCCEEDED),
         ("hotel", TRY, Answer.SUCCEEDED),

@@ -39,34 +39,36 @@ _STEPS: Final = _stages(
     "tests/protocol/test_tables.py tests/protocol/test_properties.py -k 'not whatever'",
 )
 _RUN: Final = _stages(
-    "tests/engine/test_commands.py tests/engine/test_begin.py tests/engine/test_wait.py",
-    "tests/engine/test_overtaken.py tests/engine/test_stop.py tests/engine/test_loop.py tests/engine/test_recovery.py",
+    "tests/engine/test_commands.py tests/engine/test_begin.py tests/engine/test_waiters.py",
+    "tests/engine/test_overtaken.py tests/engine/test_stop.py tests/engine/test_run.py tests/engine/test_recovery.py",
     "tests/engine/test_replicas.py tests/engine/test_frozen.py",
 )
 _RECOVERY: Final = _stages(
     "tests/engine/test_recovery.py",
-    "tests/engine/test_overtaken.py tests/engine/test_stop.py tests/engine/test_loop.py",
+    "tests/engine/test_overtaken.py tests/engine/test_stop.py tests/engine/test_run.py",
 )
-_JOURNAL: Final = _stages("tests/storage/test_journal.py", "tests/engine/test_begin.py")
+_JOURNAL: Final = _stages("tests/storage/test_group_commit.py", "tests/engine/test_begin.py")
 _STATEMENTS: Final = _stages(
     "tests/storage/test_writes.py",
-    "tests/storage/test_purge.py tests/storage/test_reads.py tests/storage/test_journal.py",
-    "tests/storage/test_round_trip.py tests/storage/test_plans.py tests/engine/test_begin.py",
+    "tests/storage/test_purge.py tests/storage/test_queries.py tests/storage/test_group_commit.py",
+    "tests/storage/test_round_trip.py tests/storage/test_query_plans.py tests/engine/test_begin.py",
 )
 _FENCE: Final = _stages(
-    "tests/participant/test_rows.py tests/participant/test_participant.py",
-    "tests/participant/test_reaper.py tests/participant/test_orders.py",
+    "tests/participant/test_fence_rows.py tests/participant/test_participant.py",
+    "tests/participant/test_reaper.py tests/participant/test_interleavings.py",
     "tests/participant/test_two_step.py",
     "tests/participant/test_crashes.py",
 )
 _REAPER: Final = _stages("tests/participant/test_reaper.py", "tests/participant/test_two_step.py -k reaper")
-_CALLER: Final = _stages("tests/calling/test_caller.py", "tests/calling/test_faults.py")
+_CALLER: Final = _stages("tests/calling/test_caller.py", "tests/calling/test_transport_faults.py")
 _TRANSPORT: Final = _stages(
-    "tests/calling/test_idle_connections.py tests/calling/test_transport.py", "tests/calling/test_faults.py"
+    "tests/calling/test_idle_connections.py tests/calling/test_transport.py", "tests/calling/test_transport_faults.py"
 )
 
 TARGETS: Final = (
-    Target("participants/holdfast/fence/table.py", _stages("tests/participant/test_fence.py"), is_state_machine=True),
+    Target(
+        "participants/holdfast/fence/table.py", _stages("tests/participant/test_fence_table.py"), is_state_machine=True
+    ),
     *(
         Target(f"app/protocol/{name}.py", _STEPS, is_state_machine=True)
         for name in ("backoff", "kinds", "messages", "steps")
@@ -88,10 +90,12 @@ TARGETS: Final = (
             *("participants", "queries", "tables"),
         )
     ),
-    Target("app/storage/engines.py", _stages("tests/storage/test_journal.py", "tests/storage/test_plans.py")),
+    Target(
+        "app/storage/engines.py", _stages("tests/storage/test_group_commit.py", "tests/storage/test_query_plans.py")
+    ),
     Target("app/calling/allowlist.py", _stages("tests/fuzz/test_parsers.py tests/api/test_settings.py")),
-    Target("app/calling/registry.py", _stages("tests/api/test_registry.py", "tests/engine/test_begin.py")),
-    Target("app/calling/registration.py", _stages("tests/api/test_registry.py")),
+    Target("app/calling/registry.py", _stages("tests/api/test_participants.py", "tests/engine/test_begin.py")),
+    Target("app/calling/registration.py", _stages("tests/api/test_participants.py")),
     Target("participants/holdfast/participant/inquiry.py", _REAPER),
     Target("participants/holdfast/fence/rows.py", _FENCE),
 )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.repository import ROOT
 from tests.mutation import scores, verdict
+from tests.mutation.targets import TARGETS
 from tests.mutation.verdict import Explained, Mutant, Verdict, judged
-from tests.support.repository import ROOT
 
 A = Mutant("f", "x < 1", "x <= 1", 3, "")
 B = Mutant("g", "x < 1", "x <= 1", 9, "")
@@ -20,6 +21,12 @@ SURVIVORS = tomllib.loads(verdict.FILE.read_text(encoding="utf-8"))["survivor"]
 
 def verdict_on(survivors: list[Mutant], known: list[Explained], tried: int = 100, invalid: int = 0) -> Verdict:
     return judged(200, tried, invalid, 0, survivors, known)
+
+
+def test_targets_and_their_tests_are_there() -> None:
+    named = [word for target in TARGETS for stage in target.stages for word in stage.arguments.split() if "/" in word]
+    assert named
+    assert [path for path in (*named, *(target.path for target in TARGETS)) if not (ROOT / path).is_file()] == []
 
 
 def test_a_survivor_must_be_explained() -> None:
@@ -103,7 +110,7 @@ def test_mistakes_are_made_of_every_kind(tmp_path: Path) -> None:
         '    raise TestError("text", x < 1)\n'
         "    if x:\n        return [g(i, E.C) for i in x if i]\n"
     )
-    made = {(it.within, it.was, it.becomes) for it in mutants(module, members(module))}
+    made = {(each.within, each.was, each.becomes) for each in mutants(module, members(module))}
     assert {
         ("E", 'A = "a"', 'A = "A"'),
         ("", "1: (p, q),", "1: (r, q),"),
