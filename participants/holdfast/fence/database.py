@@ -4,21 +4,27 @@ Work is a plain function of a Session. It runs in a worker thread (Engine) or in
 (AsyncEngine), so that nothing has to be written twice. Also says which failures will pass by themselves.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
-from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import Engine, Table, event
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy import Engine, Table, inspect
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
+from holdfast.fence.awaiting import remembering
+from holdfast.fence.guard import Undone, refuse_autocommit, watch
 from holdfast.fence.handlers import Invoke, invoke_def, invoker_for
 from holdfast.fence.rows import DIALECTS
 
 T = TypeVar("T")
+
+HANDLER_THREADS_MAX: Final = 40
+"""How many handlers of one participant on a synchronous engine run at once, in threads that are not the service's."""
 
 AnyDatabase = Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]
 
@@ -50,21 +56,31 @@ class Database:
                     "database must be an Engine, an AsyncEngine, a sessionmaker or an async_sessionmaker, "
                     f"not {type(database).__name__}"
                 )
-        dialect = self._bind().dialect.name
-        if dialect not in DIALECTS:
-            raise ValueError(f"holdfast supports {', '.join(sorted(DIALECTS))}, not {dialect}")
+        if self._async is not None:
+            self._async_class = remembering(self._async.class_)
+        engine = self._bind()
+        if engine.dialect.name not in DIALECTS:
+            raise ValueError(f"holdfast supports {', '.join(sorted(DIALECTS))}, not {engine.dialect.name}")
+        refuse_autocommit(engine)
+        watch(engine)
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
 
     @property
     def asynchronous(self) -> bool:
         return self._async is not None
 
-    async def run(self, work: Callable[[Session, Invoke], T]) -> T:
-        """Run `work` with a new session, which is closed afterwards; `work` commits what it wants to keep."""
+    async def run(self, work: Callable[[Session, Invoke], T], *, calls_handlers: bool = False) -> T:
+        """Run `work` with a new session, which is closed afterwards; `work` commits what it wants to keep.
+
+        `calls_handlers`: in a thread that handlers have for themselves, where there are threads. However many of
+        them hang, the service's other endpoints and the reaper's own queries find a thread.
+        """
         if self._async is not None:
             session: AsyncSession
-            async with self._async() as session:
+            async with self._async_class(**self._async.kw) as session:
                 return await session.run_sync(work, invoker_for(session))
-        return await run_in_threadpool(self._run_here, work)
+        limiter = self._limiter() if calls_handlers else None
+        return await to_thread.run_sync(self._run_here, work, limiter=limiter)
 
     async def create(self, table: Table) -> None:
         """Create `table` if it is missing; another replica may be doing the same."""
@@ -77,6 +93,18 @@ class Database:
             await self.run(work)
         except DBAPIError:  # somebody else was quicker: now it is there, or it is a real failure
             await self.run(work)
+
+    async def has(self, table: Table) -> bool:
+        """Whether `table` exists."""
+
+        def work(session: Session, _: Invoke) -> bool:
+            return inspect(session.connection()).has_table(table.name, schema=table.schema)
+
+        return await self.run(work)
+
+    def _limiter(self) -> CapacityLimiter:
+        """One for each event loop, since it wakes waiters on its own."""
+        return self._limiters.setdefault(asyncio.get_running_loop(), CapacityLimiter(HANDLER_THREADS_MAX))
 
     def _run_here(self, work: Callable[[Session, Invoke], T]) -> T:
         assert self._sync is not None
@@ -94,31 +122,9 @@ class Database:
         raise TypeError("the session factory must be bound to an engine: sessionmaker(engine)")
 
 
-@contextmanager
-def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
-    """While a handler runs: its changes go with the SDK's own row or not at all.
-
-    `commit` raises at once; so does the end of the block when a transaction that was `open_already` is gone,
-    because the handler rolled back. Savepoints are the handler's own affair.
-    """
-
-    def forbid(committing: Session) -> None:
-        if not committing.in_nested_transaction():
-            raise RuntimeError("a handler must not commit: holdfast commits its changes together with the hold")
-
-    began = session.get_transaction()
-    event.listen(session, "before_commit", forbid)
-    try:
-        yield
-    finally:
-        event.remove(session, "before_commit", forbid)
-    if open_already and session.get_transaction() is not began:
-        raise RuntimeError("a handler must not roll back: raise Refused or another exception instead")
-
-
 def collided(error: BaseException) -> bool:
     """Whether the database undid this transaction in favour of another: repeating it at once is what it asks for."""
-    return _sqlstate(error) in _COLLISIONS or _mysql_code(error) in _MYSQL_COLLISIONS
+    return isinstance(error, Undone) or _sqlstate(error) in _COLLISIONS or _mysql_code(error) in _MYSQL_COLLISIONS
 
 
 def will_pass(error: BaseException) -> bool:

@@ -5,11 +5,12 @@ the order of writes, commits and handlers. Must not decide transitions (table.py
 but the database and the handler.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, assert_never
@@ -18,7 +19,8 @@ from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
 from holdfast.fence import rows
-from holdfast.fence.database import hide_values, transaction_kept
+from holdfast.fence.database import hide_values
+from holdfast.fence.guard import Undone, require_transaction, transaction_kept
 from holdfast.fence.handlers import Handlers, Invoke
 from holdfast.fence.rows import Key, Row, Superseded
 from holdfast.fence.table import (
@@ -138,6 +140,7 @@ def carry_out(rules: Rules, happening: Happening, session: Session, invoke: Invo
 
 
 def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) -> Outcome:
+    require_transaction(session.connection())
     row, is_new = _seize(rules, happening, session)
     if is_new:
         assert row is not None
@@ -168,9 +171,10 @@ def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) 
             session.rollback()
             return Outcome(row=row, must_ask=True)
         case Rest():
+            session.rollback()
             if row is not None and row.state not in RUNNING:
-                rows.look_again(session, rules.table, row, at=None, checks=0)
-            session.commit()
+                rows.look_again(session, rules.table, replace(row, locked=False), at=None, checks=0)
+                session.commit()
             return Outcome(row=row)
     assert_never(step)
 
@@ -250,10 +254,11 @@ def _run(
         session.commit()
     except Superseded:
         session.rollback()
-        assert rules.two_step, "a locked row moved"
+        if not rules.two_step:  # nobody else can have moved a locked row
+            raise Undone from None
         _after_losing(rules, happening, session, invoke, step)
         raise
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         session.rollback()
         if rules.two_step:
             try:
@@ -305,7 +310,6 @@ def _call_handlers(
 ) -> str | None:
     """Run the step's handlers in order; Try's result as JSON text, None when Try was not among them."""
     result: str | None = None
-    timeout_s = rules.handler_timeout_s if rules.two_step else None
     reacquires = step.via is State.REACQUIRING
     acquisition = row.acquisition + (reacquires and not rules.two_step)
     for operation, payload in _parse(rules, step, row):
@@ -324,7 +328,7 @@ def _call_handlers(
         )
         try:
             with transaction_kept(session, open_already=not rules.two_step):
-                returned = rules.handlers.call(operation, hold, session, invoke, timeout_s=timeout_s)
+                returned = rules.handlers.call(operation, hold, session, invoke, timeout_s=rules.handler_timeout_s)
         except Refused as refused:
             if reacquires and is_try:
                 raise Declined(Refusal.HOLD_EXPIRED, refused.detail) from refused
@@ -349,7 +353,9 @@ def _idempotency_key(row: Row, acquisition: int) -> str:
     return key if acquisition == 1 else f"{key}:{acquisition}"
 
 
-def _give_up_lease(rules: Rules, session: Session, *, row: Row, step: Run, error: Exception, is_first: bool) -> None:
+def _give_up_lease(
+    rules: Rules, session: Session, *, row: Row, step: Run, error: BaseException, is_first: bool
+) -> None:
     """A two-step handler failed: say that it no longer runs, so that nobody waits for its lease to end.
 
     Only a Try that refused in its very first run has surely left nothing outside: that row goes.

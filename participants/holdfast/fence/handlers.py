@@ -8,8 +8,9 @@ import asyncio
 import functools
 import inspect
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar, get_args, get_origin
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
+from holdfast.fence.awaiting import all_awaited
 from holdfast.hold import Hold
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
@@ -26,6 +28,13 @@ Invoke = Callable[["Handler", Hold[Any], Session, float | None], Any]
 
 class InvalidPayload(Exception):
     """The payload is not what the handler's annotation asks for. The message quotes no values."""
+
+
+class HandlerBroke(Exception):
+    """A handler ended in something that is no Exception, such as the cancellation of a task of its own."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the handler raised {type(error).__name__}")
 
 
 class _Inherited:
@@ -64,6 +73,7 @@ class Handlers:
             raise TypeError(f"{name} is async def, but the participant's database is a synchronous Engine: use def")
         if not handler.is_async and self._asynchronous and self._two_step:
             raise TypeError(f"{name} would block the event loop while it calls out: make it async def")
+        _check_session(handler)
         self._by_operation[operation] = handler
 
     def parse(self, operation: Operation, payload: str) -> Any:
@@ -91,7 +101,17 @@ class Handlers:
         handler = self._by_operation.get(operation)
         if handler is None:
             return None
-        returned = invoke(handler, hold, session, timeout_s)
+        try:
+            returned = invoke(handler, hold, session, timeout_s)
+        except Exception:
+            raise
+        except BaseException as error:
+            if ends_the_task(error):
+                raise
+            raise HandlerBroke(error) from error
+        if inspect.isawaitable(returned):
+            _discard(returned)
+            raise TypeError(f"{handler.name} returned an awaitable that nobody awaits: make it async def")
         return to_jsonable_python(returned)
 
     def _adapter(self, operation: Operation) -> TypeAdapter[Any] | None:
@@ -106,8 +126,19 @@ class Handlers:
         return Any if wanted is _Inherited else wanted
 
 
+def ends_the_task(error: BaseException) -> bool:
+    """Whether `error` is meant for whoever runs this task, and not the failure of foreign code in it."""
+    if isinstance(error, asyncio.CancelledError):
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # a worker thread: nobody cancels it
+            return False
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)
+
+
 def invoke_def(handler: Handler, hold: Hold[Any], session: Session, timeout_s: float | None) -> Any:
-    """Call a `def` handler where we are. It can't be stopped, so `timeout_s` is passed over."""
+    """Call a `def` handler where we are. It can't be stopped, so `timeout_s` is ignored."""
     return handler.function(hold, session)
 
 
@@ -116,8 +147,10 @@ def invoker_for(asynchronous: AsyncSession) -> Invoke:
 
     def invoke(handler: Handler, hold: Hold[Any], session: Session, timeout_s: float | None) -> Any:
         if handler.is_async:
-            return await_only(_within(handler.function(hold, asynchronous), timeout_s))
-        return handler.function(hold, session)
+            with all_awaited(asynchronous, handler.name):
+                return await_only(_within(handler.function(hold, asynchronous), timeout_s))
+        with _stopped_after(timeout_s):
+            return handler.function(hold, session)
 
     return invoke
 
@@ -125,6 +158,19 @@ def invoker_for(asynchronous: AsyncSession) -> Invoke:
 async def _within(awaitable: Awaitable[Any], timeout_s: float | None) -> Any:
     async with asyncio.timeout(timeout_s):
         return await awaitable
+
+
+@contextmanager
+def _stopped_after(timeout_s: float | None) -> Iterator[None]:
+    """Stops a `def` handler on an event loop at the next statement that it waits for."""
+    timeout = asyncio.timeout(timeout_s)
+    await_only(timeout.__aenter__())
+    try:
+        yield
+    except BaseException as error:
+        await_only(timeout.__aexit__(type(error), error, error.__traceback__))
+        raise
+    await_only(timeout.__aexit__(None, None, None))
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -152,6 +198,32 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
         raise TypeError(f"{name}: annotate its first parameter as Hold or Hold[...], not {annotation!r}")
     (wanted,) = get_args(annotation)
     return Any if isinstance(wanted, TypeVar) else wanted
+
+
+def _check_session(handler: Handler) -> None:
+    """Raise TypeError when the session that the handler will get is not the one that it is annotated with."""
+    parameters = list(inspect.signature(handler.function).parameters.values())
+    annotation = parameters[1].annotation if len(parameters) > 1 else inspect.Parameter.empty
+    if isinstance(annotation, str):
+        try:
+            annotation = _evaluated(annotation, inspect.unwrap(handler.function), handler.name)
+        except Exception:  # what is imported for type checkers only can't be looked at
+            return
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if not isinstance(annotation, type):
+        return
+    if handler.is_async and issubclass(annotation, Session):
+        raise TypeError(
+            f"{handler.name} is async def and gets an AsyncSession: annotate it as one, and await its methods"
+        )
+    if not handler.is_async and issubclass(annotation, AsyncSession):
+        raise TypeError(f"{handler.name} is def and gets a Session, not an AsyncSession: make it async def")
+
+
+def _discard(awaitable: Any) -> None:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
 
 
 def _evaluated(annotation: str, function: Callable[..., Any], name: str) -> Any:

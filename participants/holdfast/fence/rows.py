@@ -6,7 +6,7 @@ within what SQLite, PostgreSQL, MySQL and MariaDB share, but for the one stateme
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
@@ -81,6 +81,7 @@ class Row:
     finished_at: float | None = None
     check_at: float | None = None  # when the reaper looks at this row
     checks: int = 0  # how often it looked in vain: its back-off
+    locked: bool = field(default=False, compare=False, repr=False)  # by this database transaction; no column
 
     @property
     def key(self) -> Key:
@@ -138,12 +139,18 @@ def inserting_if_absent(dialect: str, table: Table) -> Insert:
 def lock(session: Session, table: Table, key: Key) -> Row | None:
     """The row, locked until the end of the database transaction; None when there is none.
 
-    Locks by an update that changes nothing: it is the first statement, so SQLite takes its write lock at once
-    instead of failing to upgrade a read lock, and the others queue on the row.
+    Locks by an update: it is the first statement, so SQLite takes its write lock at once instead of failing to
+    upgrade a read lock, and the others queue on the row. Until it is written the locked row has its version negated:
+    so MySQL counts the update whatever its driver's flags, and when something undoes this transaction, `write`
+    meets the version from before and raises Superseded.
     """
-    if _changed(session, _touching(table), _by(key)) == 0:
-        return None
-    return read(session, table, key)
+    row: Row | None
+    if session.get_bind().dialect.update_returning:
+        found = session.execute(_locking(table, returning=True), _by(key)).mappings().one_or_none()
+        row = None if found is None else _row(found)
+    else:
+        row = read(session, table, key) if _changed(session, _locking(table), _by(key)) else None
+    return None if row is None else replace(row, version=-row.version, locked=True)
 
 
 def read(session: Session, table: Table, key: Key) -> Row | None:
@@ -154,9 +161,9 @@ def read(session: Session, table: Table, key: Key) -> Row | None:
 
 def write(session: Session, table: Table, row: Row, **changes: Any) -> Row:
     """Write `changes` to a row that is still as it was seen; its version rises. Raises Superseded."""
-    after = replace(row, version=row.version + 1, **changes)
+    after = replace(row, version=abs(row.version) + 1, locked=False, **changes)
     written = changes | {"version": after.version, "state": after.state.value}
-    seen = _by(row.key) | {"seen_version": row.version, "seen_state": row.state.value}
+    seen = _as_seen(row) | {"seen_state": row.state.value}
     if _changed(session, _writing(table, tuple(sorted(written))), seen | _named_new(written)) != 1:
         raise Superseded
     return after
@@ -164,7 +171,7 @@ def write(session: Session, table: Table, row: Row, **changes: Any) -> Row:
 
 def remove(session: Session, table: Table, row: Row) -> None:
     """Remove a row that is still as it was seen. Raises Superseded."""
-    if _changed(session, _removing(table), _by(row.key) | {"seen_version": row.version}) != 1:
+    if _changed(session, _removing(table), _as_seen(row)) != 1:
         raise Superseded
 
 
@@ -179,13 +186,13 @@ def claim(session: Session, table: Table, row: Row, *, now: float, until: float)
 
     Does not raise the version: a handler that is running keeps its place.
     """
-    values = _by(row.key) | {"seen_version": row.version, "now": now, "new_check_at": until}
+    values = _as_seen(row) | {"now": now, "new_check_at": until}
     return _changed(session, _claiming(table), values) == 1
 
 
 def look_again(session: Session, table: Table, row: Row, *, at: float | None, checks: int) -> bool:
     """Look at a row at another time, or never (None), unless it has moved. Does not raise the version."""
-    values = _by(row.key) | {"seen_version": row.version, "new_check_at": at, "new_checks": checks}
+    values = _as_seen(row) | {"new_check_at": at, "new_checks": checks}
     return _changed(session, _planning(table), values) == 1
 
 
@@ -205,8 +212,9 @@ def purge(session: Session, table: Table, keys: Sequence[Key], *, finished_befor
 
 
 @lru_cache(STATEMENTS_MAX)
-def _touching(table: Table) -> Update:
-    return update(table).where(_is(table)).values(version=table.c.version)
+def _locking(table: Table, *, returning: bool = False) -> Executable:
+    locking = update(table).where(_is(table)).values(version=-table.c.version)
+    return locking.returning(table) if returning else locking
 
 
 @lru_cache(STATEMENTS_MAX)
@@ -283,6 +291,10 @@ def _named_new(values: dict[str, Any]) -> dict[str, Any]:
 
 def _by(key: Key) -> dict[str, Any]:
     return {"key_participant": key.participant, "key_transaction_id": key.transaction_id, "key_branch": key.branch}
+
+
+def _as_seen(row: Row) -> dict[str, Any]:
+    return _by(row.key) | {"seen_version": -row.version if row.locked else row.version}
 
 
 def _row(found: Any) -> Row:

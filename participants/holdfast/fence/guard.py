@@ -1,0 +1,217 @@
+"""Keeps a handler inside the local transaction that it was given: its changes go with the SDK's row or not at all.
+
+Commits are stopped before they happen; what the database undid on its own is noticed before the SDK commits.
+Responsible for connections and transactions. Must not know rows, states or handlers.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction
+
+_OPTION: Final = "holdfast_guard"
+_SAVEPOINT: Final = "holdfast"
+_AUTOCOMMIT: Final = (
+    "the engine is in AUTOCOMMIT: holdfast needs real transactions, in which a handler's changes and the hold "
+    "are committed together; give the participant an engine without it"
+)
+_COMMITS: Final = "a handler must not commit: holdfast commits its changes together with the hold"
+_ROLLS_BACK: Final = "a handler must not roll back: raise Refused or another exception instead"
+_MYSQL: Final = ("mysql", "mariadb")
+
+_BLANK: Final = r"(?:\s|/\*.*?\*/|--[^\n]*(?:\n|$))*"
+_ENDS: Final = re.compile(
+    rf"{_BLANK}(?:commit|end|abort|rollback(?!\s+(?:work\s+|transaction\s+)?to\b)|begin|start\s+transaction"
+    rf"|prepare\s+transaction|set\s+(?:session\s+|@@)?autocommit|xa)\b|.*;\s*commit\s*;?\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
+_COMMITS_IMPLICITLY: Final = re.compile(
+    rf"{_BLANK}(?:(?:create|drop)(?!\s+temporary\b)|alter|rename|truncate|grant|revoke|lock|unlock)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What MySQL and MariaDB commit the transaction for."""
+_SETS_SAVEPOINT: Final = re.compile(rf"{_BLANK}savepoint\b", re.IGNORECASE | re.DOTALL)
+
+
+class Undone(Exception):
+    """The database undid the transaction while a handler ran, and the handler went on as if nothing had happened."""
+
+    def __init__(self) -> None:
+        super().__init__("the database rolled the transaction back, and the handler went on: let its errors pass")
+
+
+class _Guard:
+    """Watches one run of a handler. `open_already`: in a transaction that it must not roll back either."""
+
+    __slots__ = ("active", "broken", "open_already", "undone", "was_open")
+
+    def __init__(self, *, open_already: bool) -> None:
+        self.open_already = open_already
+        self.active = True
+        self.broken: str | None = None
+        self.undone = False
+        self.was_open = False  # SQLite: whether there was a transaction before the statement under way
+
+
+def refuse_autocommit(engine: Engine) -> None:
+    """Raise ValueError when `engine` says that each of its statements is to be committed by itself."""
+    options = (engine.get_execution_options().get("isolation_level"), _level_on_connect(engine))
+    if any(str(level).replace(" ", "").upper() == "AUTOCOMMIT" for level in options):
+        raise ValueError(_AUTOCOMMIT)
+
+
+def watch(engine: Engine) -> None:
+    """Let handlers' sessions on `engine` be guarded; statements of others cost one look at their options."""
+    listeners: dict[str, Any] = {
+        "commit": _on_commit,
+        "rollback": _on_rollback,
+        "savepoint": _on_savepoint,
+        "before_cursor_execute": _on_statement,
+        "handle_error": _on_error,
+    }
+    for name, listener in listeners.items():
+        if not event.contains(engine, name, listener):
+            event.listen(engine, name, listener)
+
+
+def require_transaction(connection: Connection) -> None:
+    """Raise RuntimeError when the connection commits each statement by itself, whoever told it to."""
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    dialect = connection.dialect
+    if dialect.name == "sqlite":
+        commits = _sqlite_commits_each(connection)
+    else:
+        try:
+            commits = bool(dialect.detect_autocommit_setting(driver))
+        except (NotImplementedError, AttributeError):  # a driver that can't tell
+            commits = False
+    if commits:
+        raise RuntimeError(_AUTOCOMMIT)
+
+
+@contextmanager
+def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
+    """While a handler runs: its changes go with the SDK's own row or not at all.
+
+    A commit raises at once, however it is spelt; the end of the block raises when the handler swallowed that, when
+    a transaction that was `open_already` was rolled back, or (Undone) when the database undid it. Savepoints are
+    the handler's own affair.
+    """
+    guard = _Guard(open_already=open_already)
+
+    def begun(_: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        connection.execution_options(**{_OPTION: guard})
+        if not transaction.nested:
+            require_transaction(connection)
+            if not open_already and connection.dialect.name in _MYSQL:
+                connection.exec_driver_sql(f"SAVEPOINT {_SAVEPOINT}")
+
+    began = session.get_transaction()
+    if open_already:
+        session.connection().execution_options(**{_OPTION: guard})
+    event.listen(session, "after_begin", begun)
+    try:
+        yield
+        _check(guard, session, began)
+    finally:
+        event.remove(session, "after_begin", begun)
+        guard.active = False
+
+
+def _check(guard: _Guard, session: Session, began: SessionTransaction | None) -> None:
+    """Raise when the transaction is not what it was when the handler began."""
+    if guard.undone:
+        raise Undone
+    if guard.broken is not None:
+        raise RuntimeError(guard.broken)
+    if guard.open_already:
+        if session.get_transaction() is not began:
+            raise RuntimeError(_ROLLS_BACK)
+        return  # the row's version tells whether it was undone
+    if session.in_transaction() and session.get_bind().dialect.name in _MYSQL:
+        while (nested := session.get_nested_transaction()) is not None:
+            nested.commit()
+        try:
+            session.connection().exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+        except DBAPIError as error:  # there is no such savepoint: the transaction that had it is gone
+            raise Undone from error
+
+
+def _guarding(connection: Connection | None) -> _Guard | None:
+    guard: _Guard | None = None if connection is None else connection.get_execution_options().get(_OPTION)
+    return guard if guard is not None and guard.active else None
+
+
+def _on_commit(connection: Connection) -> None:
+    if (guard := _guarding(connection)) is not None:
+        guard.broken = _COMMITS
+        connection.dialect.do_rollback(connection.connection)  # at once: SQLAlchemy holds it to be committed
+        raise RuntimeError(_COMMITS)
+
+
+def _on_rollback(connection: Connection) -> None:
+    guard = _guarding(connection)
+    if guard is not None and guard.open_already and guard.broken is None:
+        guard.broken = _ROLLS_BACK
+
+
+def _on_savepoint(connection: Connection, name: str | None) -> None:
+    if _guarding(connection) is not None:
+        _begin_on_sqlite(connection)
+
+
+def _on_statement(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+    guard = _guarding(connection)
+    if guard is None:
+        return
+    dialect = connection.dialect.name
+    if _ENDS.match(statement) or (dialect in _MYSQL and _COMMITS_IMPLICITLY.match(statement)):
+        guard.broken = _COMMITS
+        raise RuntimeError(_COMMITS)
+    if dialect == "sqlite":
+        if _SETS_SAVEPOINT.match(statement):
+            _begin_on_sqlite(connection)
+        guard.was_open = _sqlite_is_open(connection)
+
+
+def _on_error(context: ExceptionContext) -> None:
+    """SQLite undoes whole transactions on its own (a full disk, ON CONFLICT ROLLBACK): then it has none any more."""
+    connection = context.connection
+    guard = _guarding(connection)
+    if guard is not None and connection is not None and connection.dialect.name == "sqlite":
+        guard.undone = guard.undone or (guard.was_open and not _sqlite_is_open(connection))
+
+
+def _begin_on_sqlite(connection: Connection) -> None:
+    """The driver begins before INSERT, UPDATE and DELETE only; releasing an outermost savepoint would commit."""
+    if connection.dialect.name == "sqlite" and not _sqlite_is_open(connection):
+        cursor = connection.connection.cursor()
+        cursor.execute("BEGIN")
+        cursor.close()
+
+
+def _sqlite_is_open(connection: Connection) -> bool:
+    return bool(getattr(connection.connection.driver_connection, "in_transaction", True))
+
+
+def _sqlite_commits_each(connection: Connection) -> bool:
+    """In autocommit, and without a BEGIN that an engine's own listener has sent."""
+    driver = connection.connection.driver_connection
+    return (getattr(driver, "isolation_level", "") is None or _pep249_autocommit(driver)) and not _sqlite_is_open(
+        connection
+    )
+
+
+def _pep249_autocommit(driver: Any) -> bool:
+    """sqlite3's `autocommit=True` of Python 3.12; aiosqlite keeps its connection to itself."""
+    return getattr(getattr(driver, "_conn", driver), "autocommit", None) is True
+
+
+def _level_on_connect(engine: Engine) -> Any:
+    return getattr(engine.dialect, "_on_connect_isolation_level", None)
