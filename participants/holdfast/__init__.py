@@ -12,7 +12,7 @@ from holdfast.client import (
     TransactionCancelled,
     TransactionUndecided,
 )
-from holdfast.hold import Hold, Refused
+from holdfast.hold import Hold, NotNow, Refused
 from holdfast.participant.participant import Participant
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "CoordinatorUnreachable",
     "Hold",
     "HoldfastError",
+    "NotNow",
     "Participant",
     "ProblemError",
     "Reason",

@@ -1,5 +1,6 @@
-"""What a handler sees and says: `Hold` and `Refused`. Values only; nothing here does anything."""
+"""What a handler sees and says: `Hold`, `Refused` and `NotNow`. Values only; nothing here does anything."""
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -36,3 +37,17 @@ class Refused(Exception):
     def __init__(self, detail: str = "refused") -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+class NotNow(Exception):
+    """Raised by a handler: something that it needs, such as a gateway, is down; ask again in `retry_after_s` seconds.
+
+    Nothing is decided by it, and no traceback is logged. `detail` is for people; it travels to the coordinator.
+    """
+
+    def __init__(self, detail: str = "not now", *, retry_after_s: float = 1.0) -> None:
+        if not 0 <= retry_after_s < math.inf:
+            raise ValueError("retry_after_s must be 0 or more seconds")
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s

@@ -66,6 +66,7 @@ class FakeCoordinator:
     async def __aenter__(self) -> Self:
         self.participant._rules = replace(self._rules, clock=self._now, probe=_probe)
         self.participant._transport = httpx.MockTransport(self._answer)
+        self.participant._is_alone_known = True  # time passes when the test says so: no background task
         await self.participant._prepare()
         return self
 

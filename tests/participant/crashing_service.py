@@ -94,7 +94,7 @@ class Gateway:
 class _Inline(Database):
     """Runs work of a synchronous engine on the loop, where it can be left where it is."""
 
-    async def run(self, work: Callable[..., Any]) -> Any:
+    async def run(self, work: Callable[..., Any], *, calls_handlers: bool = False) -> Any:
         return await greenlet_spawn(self._run_here, work)
 
 

@@ -18,7 +18,6 @@ from holdfast.fence.execution import Happening, Outcome
 from holdfast.fence.table import Event
 from holdfast.participant import inquiry
 from holdfast.participant.inquiry import Verdict
-from holdfast.participant.reaper import BATCH_MAX
 from holdfast.testing import Branch, FakeCoordinator
 from tests.harness.participant_app import Service, breaks, running, service_on
 
@@ -217,14 +216,6 @@ async def reap_and_cancel(coordinator: FakeCoordinator, branch: Branch, *, befor
             return await reaper.perform(happening)
 
         await replace(reaper, perform=perform).run_once()
-
-
-async def test_one_round_takes_a_limited_number(service: Service, coordinator: FakeCoordinator) -> None:
-    for _ in range(BATCH_MAX + 5):
-        assert (await coordinator.branch({"quantity": 1}).try_()).ok
-    coordinator.decision = "unknown"
-    coordinator.pass_time(61)
-    assert [await coordinator.reap(), await coordinator.reap(), await coordinator.reap()] == [BATCH_MAX, 5, 0]
 
 
 async def test_no_connection_is_held_while_the_coordinator_is_asked(url: str, kind: str) -> None:

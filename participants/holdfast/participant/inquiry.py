@@ -5,6 +5,8 @@ transaction" counts as unknown; whatever can't be understood is "unreachable". M
 """
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -19,6 +21,10 @@ UNKNOWN_TRANSACTION: Final = "/problems/unknown-transaction"
 RECHECK_MIN_S: Final = 0.1
 RECHECK_MAX_S: Final = 3_600.0
 RECHECK_DEFAULT_S: Final = 5.0
+PAUSE_S: Final = 5.0
+"""For how long a coordinator that did not answer at all is not asked again, whatever the transaction."""
+
+log = logging.getLogger("holdfast")
 
 
 class Verdict(StrEnum):
@@ -32,11 +38,65 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """`recheck_in_s` is set when undecided; `why` when unreachable, for the log."""
+    """`recheck_in_s` is set when undecided and when not asked; `why` when unreachable, for the log.
+
+    `is_silent`: there was no answer at all. `was_asked`: False while the coordinator is left alone.
+    """
 
     verdict: Verdict
     recheck_in_s: float = 0.0
     why: str = ""
+    is_silent: bool = False
+    was_asked: bool = True
+
+
+Ask = Callable[[str], Awaitable[Answered]]
+"""Asks the coordinator what was decided about a transaction."""
+
+
+class Questions:
+    """Asks about each transaction once a round, and leaves a coordinator that doesn't answer alone for a while.
+
+    After a question without any answer nothing is asked for `PAUSE_S`; then one question at a time finds out
+    whether it is back. An answer that can't be understood pauses nothing: it may be about one transaction only.
+    """
+
+    def __init__(self, ask: Ask, clock: Callable[[], float]) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._asked: dict[str, asyncio.Task[Answered]] = {}
+        self._silent_since: float | None = None
+        self._is_probing = False
+
+    def start_round(self) -> None:
+        """Forget what was answered: a transaction that was undecided may be decided now."""
+        self._asked.clear()
+
+    async def ask(self, transaction_id: str) -> Answered:
+        """What was decided; branches of one transaction share the answer."""
+        question = self._asked.get(transaction_id)
+        if question is None:
+            question = self._asked[transaction_id] = asyncio.create_task(self._ask_unless_paused(transaction_id))
+        return await question
+
+    async def _ask_unless_paused(self, transaction_id: str) -> Answered:
+        if self._silent_since is not None:
+            left_s = self._silent_since + PAUSE_S - self._clock()
+            if self._is_probing or left_s > 0:
+                in_s = max(RECHECK_MIN_S, min(left_s, PAUSE_S))
+                return Answered(verdict=Verdict.UNREACHABLE, recheck_in_s=in_s, why="not asked", was_asked=False)
+            self._is_probing = True
+        try:
+            answered = await self._ask(transaction_id)
+        finally:
+            self._is_probing = False
+        if not answered.is_silent:
+            self._silent_since = None
+        else:
+            if self._silent_since is None:
+                log.warning("coordinator does not answer; it is asked again in %s s why=%s", PAUSE_S, answered.why)
+            self._silent_since = self._clock()
+        return answered
 
 
 async def ask(
@@ -58,7 +118,7 @@ async def ask(
             finally:
                 await response.aclose()
     except Exception as error:  # whatever its class: no answer
-        return Answered(verdict=Verdict.UNREACHABLE, why=type(error).__name__)
+        return Answered(verdict=Verdict.UNREACHABLE, why=type(error).__name__, is_silent=True)
     return _read(response.status_code, parse_json(body))
 
 

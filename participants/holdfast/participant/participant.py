@@ -1,10 +1,10 @@
 """`Participant`: what a service makes, decorates and mounts. Puts the other modules together and nothing else."""
 
-import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -18,14 +18,20 @@ from holdfast.fence.handlers import Handlers
 from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, Key, Row, branches_table
 from holdfast.fence.table import Event
 from holdfast.participant import inquiry
-from holdfast.participant.reaper import Ask, Reaper
+from holdfast.participant.background import Background
+from holdfast.participant.inquiry import Ask
+from holdfast.participant.reaper import Reaper
 from holdfast.participant.routes import Message, router_for
+from holdfast.participant.running import Running
 from holdfast.wire import Operation
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+log = logging.getLogger("holdfast")
+
 REPEATS_MAX: Final = 5
 """How often a call is repeated at once because its database transaction collided with another."""
+HANDLER_TIMEOUT_DEFAULT_S: Final = 30.0
 LEASE_MARGIN_S: Final = 5.0
 """How much longer than its handler's time limit a two-step run keeps its place, to write the end."""
 
@@ -48,7 +54,7 @@ class Participant:
         reacquire: bool = False,
         hold_ttl_max_s: float | None = None,
         hold_max_s: float | None = None,
-        handler_timeout_s: float = 30.0,
+        handler_timeout_s: float | None = None,
         retention_s: float = 30 * 86_400.0,
         reap_interval_s: float = 5.0,
         ask_timeout_s: float = 5.0,
@@ -70,6 +76,12 @@ class Participant:
         self.name: Final = name
         self.coordinator_url: Final = coordinator_url
         self._database = Database(database)
+        if handler_timeout_s is not None and not two_step and not self._database.asynchronous:
+            raise ValueError(
+                "handler_timeout_s can't stop a def handler on a synchronous engine: set the database's own "
+                "timeouts, or use two_step=True for handlers that call out"
+            )
+        handler_timeout_s = HANDLER_TIMEOUT_DEFAULT_S if handler_timeout_s is None else handler_timeout_s
         self._creates_table = metadata is None
         self._metadata = MetaData() if metadata is None else metadata
         self.table: Final[Table] = branches_table(self._metadata)
@@ -89,7 +101,10 @@ class Participant:
         self._reap_interval_s = reap_interval_s
         self._ask_timeout_s = ask_timeout_s
         self._transport = transport
-        self.router: Final[APIRouter] = router_for(name, self._receive)
+        self._running = Running()
+        self._background = Background(f"reaper of {name}", self._reap_for_ever)
+        self._is_alone_known = False
+        self.router: Final[APIRouter] = router_for(name, self._receive, lifespan=self.lifespan)
 
     def on_try(self, handler: F) -> F:
         """Decorate the function that reserves. Raises TypeError when it doesn't fit the database."""
@@ -110,18 +125,13 @@ class Participant:
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Create the table if that is ours to do, and look after holds while the service runs.
 
-        Usable as `FastAPI(lifespan=...)` and inside a service's own lifespan.
+        `include_router(participant.router)` brings it. Usable as `FastAPI(lifespan=...)` and inside a service's
+        own lifespan, too: however often it is entered, one background task runs. Raises RuntimeError when the
+        table is missing, or there is no on_try handler.
         """
         await self._prepare()
-        async with self._asking() as ask:
-            rounds = self._reaper(ask).run_for_ever(self._reap_interval_s)
-            task = asyncio.create_task(rounds, name=f"reaper of {self.name}")
-            try:
-                yield
-            finally:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        async with self._background.running():
+            yield
 
     async def create_table(self) -> None:
         """Create `holdfast_branches` if it is missing, and nothing else of its metadata."""
@@ -137,8 +147,15 @@ class Participant:
             raise RuntimeError(f"participant {self.name!r} has no on_try handler")
         if self._creates_table:
             await self.create_table()
+        elif not await self._database.has(self.table):
+            raise RuntimeError(
+                f"participant {self.name!r}: its database has no table {self.table.fullname!r}. It is one of the "
+                "tables of the metadata that the participant was given: create it with a migration or "
+                "metadata.create_all() before the service starts, or call participant.create_table()"
+            )
 
     async def _receive(self, operation: Operation, message: Message) -> tuple[Row, float | None]:
+        self._tell_if_alone()
         payload = message.payload_text
         if operation is Operation.TRY and payload is None:
             payload = "null"
@@ -156,13 +173,30 @@ class Participant:
 
     async def _perform(self, happening: Happening) -> Outcome:
         """Let something happen, again at once when the database undid it in favour of another."""
-        for _ in range(REPEATS_MAX - 1):
-            try:
-                return await self._database.run(partial(carry_out, self._rules, happening))
-            except Exception as error:
-                if not collided(error):
-                    raise
-        return await self._database.run(partial(carry_out, self._rules, happening))
+        work = partial(carry_out, self._rules, happening)
+        # a two-step row is not locked while its handler runs: it says itself who is busy, and until when
+        async with nullcontext() if self._rules.two_step else self._running.alone(happening.key):
+            for _ in range(REPEATS_MAX - 1):
+                try:
+                    return await self._database.run(work, calls_handlers=True)
+                except Exception as error:
+                    if not collided(error):
+                        raise
+            return await self._database.run(work, calls_handlers=True)
+
+    async def _reap_for_ever(self) -> None:
+        async with self._asking() as ask:
+            await self._reaper(ask).run_for_ever(self._reap_interval_s)
+
+    def _tell_if_alone(self) -> None:
+        """Say once that nothing looks after holds in this process."""
+        if not self._is_alone_known and not self._background.is_running:
+            self._is_alone_known = True
+            log.warning(
+                "participant %s answers calls, but its lifespan does not run here, so holds don't expire: the lifespan "
+                "of a mounted sub-application is never run; enter participant.lifespan() in the outermost one's",
+                self.name,
+            )
 
     def _announced_s(self, outcome: Outcome) -> float | None:
         """What is left of the hold, when this participant set a limit of its own.

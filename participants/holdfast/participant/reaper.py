@@ -7,8 +7,9 @@ conditional write, and what is done to it afterwards is conditional too.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -16,21 +17,22 @@ from sqlalchemy.orm import Session
 from holdfast.fence import rows
 from holdfast.fence.database import Database, hide_values
 from holdfast.fence.execution import Busy, Happening, Outcome, Rules, backoff_s
-from holdfast.fence.handlers import Invoke
+from holdfast.fence.handlers import Invoke, ends_the_task
 from holdfast.fence.rows import Row
 from holdfast.fence.table import Event
-from holdfast.participant.inquiry import Answered, Verdict
+from holdfast.hold import NotNow
+from holdfast.participant.inquiry import Answered, Ask, Questions, Verdict
 
 log = logging.getLogger("holdfast")
 
 BATCH_MAX: Final = 100
+BATCHES_MAX: Final = 100
+"""How many batches one round takes while they are full; what is left then waits for the next round."""
+PATIENCE_S: Final = 5.0
+"""How long the background task waits for one batch before it looks for the next: a release that hangs goes on alone."""
 CONCURRENCY_MAX: Final = 8
 CLAIM_S: Final = 60.0
 """For how long a row that a replica has claimed is left alone by the others."""
-
-
-Ask = Callable[[str], Awaitable[Answered]]
-"""Asks the coordinator what was decided about a transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +45,70 @@ class Reaper:
     perform: Callable[[Happening], Awaitable[Outcome]]
     ask: Ask
     retention_s: float
+    questions: Questions = field(init=False)
+    _slow: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
-    async def run_once(self) -> int:
-        """One round; how many rows need no more looking after."""
-        due = await self._due()
-        slots = asyncio.Semaphore(CONCURRENCY_MAX)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "questions", Questions(self.ask, self.rules.clock))
 
-        async def look_after(row: Row) -> bool:
-            async with slots:
-                return await self._look_after(row)
+    async def run_once(self, *, patience_s: float | None = None) -> int:
+        """One round: batches while they are full; how many rows need no more looking after.
 
-        settled = await asyncio.gather(*(look_after(row) for row in due))
-        await self._purge()
-        return sum(settled)
+        `patience_s`: how long to wait for one batch before looking for the next.
+        """
+        self.questions.start_round()
+        settled = 0
+        for _ in range(BATCHES_MAX):
+            due = await self._due()
+            done, is_late = await self._look_after_all(due, patience_s)
+            settled += done
+            if len(due) < BATCH_MAX and not is_late:
+                break
+        for _ in range(BATCHES_MAX):
+            if await self._purge() < BATCH_MAX:
+                break
+        return settled
 
     async def run_for_ever(self, interval_s: float) -> None:
         """Rounds, `interval_s` seconds apart with jitter, until cancelled. No failure ends it."""
-        while True:
-            await asyncio.sleep(interval_s * (0.75 + 0.5 * self.rules.jitter()))
-            try:
-                await self.run_once()
-            except Exception as error:
-                hide_values(error)
-                log.exception("a reaper round failed participant=%s", self.participant)
+        try:
+            while True:
+                await asyncio.sleep(interval_s * (0.75 + 0.5 * self.rules.jitter()))
+                try:
+                    await self.run_once(patience_s=PATIENCE_S)
+                except BaseException as error:
+                    if ends_the_task(error):
+                        raise
+                    hide_values(error)
+                    log.exception("a reaper round failed participant=%s", self.participant)
+        finally:
+            await _end(self._slow)
+
+    async def _look_after_all(self, due: list[Row], patience_s: float | None) -> tuple[int, bool]:
+        """How many rows are settled, and whether patience ended first: what has not begun by then is left."""
+        queue, settled = deque(due), 0
+
+        async def work() -> None:
+            nonlocal settled
+            while queue:
+                is_settled = await self._look_after(queue.popleft())
+                settled += is_settled
+
+        workers = {asyncio.create_task(work()) for _ in range(min(CONCURRENCY_MAX, len(due)))}
+        if not workers:
+            return 0, False
+        try:
+            ended, slow = await asyncio.wait(workers, timeout=patience_s)
+        except asyncio.CancelledError:
+            await _end(workers)
+            raise
+        queue.clear()
+        for worker in slow:
+            self._slow.add(worker)
+            worker.add_done_callback(self._slow.discard)
+        for worker in ended:
+            worker.result()
+        return settled, bool(slow)
 
     async def _due(self) -> list[Row]:
         def work(session: Session, _: Invoke) -> list[Row]:
@@ -84,14 +127,20 @@ class Reaper:
             return True
         except Busy as busy:
             await self._look_again(row, in_s=busy.after_s, checks=row.checks)
-        except Exception as error:
+        except NotNow as not_now:
+            log.warning("releasing put off transaction_id=%s branch=%s", row.transaction_id, row.branch)
+            in_s = max(not_now.retry_after_s, backoff_s(self.rules, row.checks))
+            await self._look_again(row, in_s=in_s, checks=row.checks + 1)
+        except BaseException as error:
+            if ends_the_task(error):
+                raise
             hide_values(error)
             log.exception("releasing failed transaction_id=%s branch=%s", row.transaction_id, row.branch)
             await self._look_again(row, in_s=backoff_s(self.rules, row.checks), checks=row.checks + 1)
         return False
 
     async def _find_out(self, row: Row) -> bool:
-        answered = await self.ask(row.transaction_id)
+        answered = await self.questions.ask(row.transaction_id)
         event: Event
         match answered.verdict:
             case Verdict.CONFIRM:
@@ -103,7 +152,8 @@ class Reaper:
                     await self._ask_again_later(row, answered)
                     return False
                 event = Event.ABANDONED
-        log.info(
+        log.log(
+            logging.WARNING if event is Event.ABANDONED else logging.INFO,
             "hold past its time transaction_id=%s branch=%s verdict=%s event=%s",
             row.transaction_id,
             row.branch,
@@ -114,7 +164,9 @@ class Reaper:
         return True
 
     async def _ask_again_later(self, row: Row, answered: Answered) -> None:
-        if answered.verdict is Verdict.UNREACHABLE:
+        if answered.verdict is Verdict.UNREACHABLE and not answered.was_asked:
+            in_s, checks = answered.recheck_in_s, row.checks
+        elif answered.verdict is Verdict.UNREACHABLE:
             log.warning(
                 "coordinator did not answer transaction_id=%s branch=%s why=%s",
                 row.transaction_id,
@@ -159,15 +211,24 @@ class Reaper:
                 type(error).__name__,
             )
 
-    async def _purge(self) -> None:
+    async def _purge(self) -> int:
+        """Remove one batch of old rows; how many were looked at."""
         before = self.rules.clock() - self.retention_s
 
         def work(session: Session, _: Invoke) -> int:
             table = self.rules.table
             keys = rows.finished(session, table, self.participant, finished_before=before, limit=BATCH_MAX)
             session.commit()  # nothing read is still locked when the write begins
-            removed = rows.purge(session, table, keys, finished_before=before)
+            rows.purge(session, table, keys, finished_before=before)
             session.commit()
-            return removed
+            return len(keys)
 
-        await self.database.run(work)
+        return await self.database.run(work)
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until they have ended."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)

@@ -15,7 +15,7 @@ from holdfast.fence.execution import Busy, Declined
 from holdfast.fence.handlers import InvalidPayload
 from holdfast.fence.rows import BRANCH_CHARS_MAX, TRANSACTION_ID_CHARS_MAX, Row
 from holdfast.fence.table import Refusal
-from holdfast.hold import Refused
+from holdfast.hold import NotNow, Refused
 from holdfast.wire import (
     BRANCH_HEADER,
     HOLD_TTL_HEADER,
@@ -31,6 +31,7 @@ log = logging.getLogger("holdfast")
 
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 RETRY_AFTER_S: Final = 1.0
+"""After database trouble, and while a handler is at work: its lease may last longer than the transaction."""
 
 _DETAILS: Final = {
     Refusal.NOTHING_HELD: "Nothing is held for this transaction and branch.",
@@ -96,9 +97,9 @@ Receive = Callable[[Operation, Message], Awaitable[tuple[Row, float | None]]]
 """Lets a message happen; the row after it, and the seconds to announce in `Tcc-Hold-Ttl`."""
 
 
-def router_for(name: str, receive: Receive) -> APIRouter:
-    """A router with `POST /try`, `/confirm` and `/cancel`. Source: docs/protocol.md, section 4."""
-    router = APIRouter(tags=[f"tcc: {name}"])
+def router_for(name: str, receive: Receive, *, lifespan: Callable[[Any], Any]) -> APIRouter:
+    """A router with `POST /try`, `/confirm` and `/cancel`, and a lifespan. Source: docs/protocol.md, section 4."""
+    router = APIRouter(tags=[f"tcc: {name}"], lifespan=lifespan)
     for operation in Operation:
         router.add_api_route(
             f"/{operation.value}",
@@ -146,7 +147,14 @@ def _problem(operation: Operation, message: Message, error: Exception) -> Proble
         case InvalidPayload() if operation is Operation.TRY:
             return Problem(422, "invalid-payload", str(error))
         case Busy(after_s=after_s):
-            return Problem(503, "busy", "A handler of this branch is at work.", retry_after_s=after_s)
+            return Problem(
+                503, "busy", "A handler of this branch is at work.", retry_after_s=min(after_s, RETRY_AFTER_S)
+            )
+        case NotNow(detail=detail, retry_after_s=after_s):
+            log.warning(
+                "%s put off transaction_id=%s branch=%s", operation.value, message.transaction_id, message.branch
+            )
+            return Problem(503, "unavailable", detail, retry_after_s=after_s)
     hide_values(error)
     where = (operation.value, message.transaction_id, message.branch)
     if will_pass(error):
