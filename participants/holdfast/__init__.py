@@ -14,6 +14,9 @@ from holdfast.client import (
 )
 from holdfast.hold import Hold, NotNow, Refused
 from holdfast.participant.participant import Participant
+from holdfast.redaction import install
+
+install()  # before anything logs
 
 __all__ = [
     "Branch",

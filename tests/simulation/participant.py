@@ -246,7 +246,10 @@ class SimulatedParticipant:
             lease_s=0.6,
         )
         participant._database = InlineDatabase(template._database._sync)  # type: ignore[arg-type]
-        self._answers = {f"/{operation.value}": _route(operation, participant._receive) for operation in Operation}
+        self._answers = {
+            f"/{operation.value}": _route(operation, participant._receive, participant._failure_of)
+            for operation in Operation
+        }
         transport = InquiryTransport(self.world, self.name)
 
         async def ask(transaction_id: str) -> inquiry.Answered:

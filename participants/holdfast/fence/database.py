@@ -32,6 +32,10 @@ _COLLISIONS: Final = frozenset({"40001", "40P01"})
 """SQLSTATE of serialization failure and deadlock (PostgreSQL; MySQL's drivers say a number instead)."""
 _MYSQL_COLLISIONS: Final = frozenset({1213, 1020})
 """A deadlock, or a conflict with another node of a cluster; a row that changed since this transaction read it."""
+_SQLITE_ERROR: Final = 1
+"""SQLite's code for a mistake in SQL, such as a table that isn't there; its driver calls that operational, too."""
+_MYSQL_MISTAKES: Final = frozenset({1054, 1146, 1305, 1364})
+"""Unknown column, table or procedure, a column without a value: some drivers call them operational."""
 _PASSING_CLASSES: Final = ("08", "40", "53", "55", "57")
 """SQLSTATE classes: connection, rollback, resources, object in use (lock not available), operator intervention."""
 
@@ -68,6 +72,11 @@ class Database:
     @property
     def asynchronous(self) -> bool:
         return self._async is not None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that sessions use, or the synchronous side of an AsyncEngine."""
+        return self._bind()
 
     async def run(self, work: Callable[[Session, Invoke], T], *, calls_handlers: bool = False) -> T:
         """Run `work` with a new session, which is closed afterwards; `work` commits what it wants to keep.
@@ -129,6 +138,8 @@ def collided(error: BaseException) -> bool:
 
 def will_pass(error: BaseException) -> bool:
     """Whether `error` is the database's trouble (down, full, locked, slow), not the handler's mistake."""
+    if _is_mistake(error):
+        return False
     if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError | OSError):
         return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
@@ -146,6 +157,12 @@ def hide_values(error: BaseException) -> None:
         if isinstance(seen, StatementError):
             seen.hide_parameters = True
         seen = seen.__cause__ or seen.__context__
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Whether the statement can't succeed however often it is repeated."""
+    orig = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(orig, "sqlite_errorcode", None) == _SQLITE_ERROR or _mysql_code(error) in _MYSQL_MISTAKES
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from holdfast.fence.awaiting import all_awaited
-from holdfast.hold import Hold
+from holdfast.hold import Hold, Refused
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
 Invoke = Callable[["Handler", Hold[Any], Session, float | None], Any]
@@ -97,12 +97,21 @@ class Handlers:
         *,
         timeout_s: float | None,
     ) -> Any:
-        """Run the handler of `operation`, if there is one; what it returned, as JSON values."""
+        """Run the handler of `operation`, if there is one; what Try returned, as JSON values.
+
+        What confirm and cancel return is ignored, whatever it is. A group of refusals alone, as a TaskGroup raises
+        them, is a refusal.
+        """
         handler = self._by_operation.get(operation)
         if handler is None:
             return None
         try:
             returned = invoke(handler, hold, session, timeout_s)
+        except ExceptionGroup as group:
+            refused = _refusal(group)
+            if refused is None:
+                raise
+            raise refused from group
         except Exception:
             raise
         except BaseException as error:
@@ -112,7 +121,7 @@ class Handlers:
         if inspect.isawaitable(returned):
             _discard(returned)
             raise TypeError(f"{handler.name} returned an awaitable that nobody awaits: make it async def")
-        return to_jsonable_python(returned)
+        return to_jsonable_python(returned) if operation is Operation.TRY else None
 
     def _adapter(self, operation: Operation) -> TypeAdapter[Any] | None:
         handler = self._by_operation.get(operation)
@@ -171,6 +180,15 @@ def _stopped_after(timeout_s: float | None) -> Iterator[None]:
         await_only(timeout.__aexit__(type(error), error, error.__traceback__))
         raise
     await_only(timeout.__aexit__(None, None, None))
+
+
+def _refusal(group: ExceptionGroup[Exception]) -> Refused | None:
+    """The first refusal of a group that holds nothing else."""
+    refusals, others = group.split(Refused)
+    first: Any = refusals
+    while isinstance(first, ExceptionGroup):
+        first = first.exceptions[0]
+    return first if others is None and isinstance(first, Refused) else None
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

@@ -14,6 +14,7 @@ from sqlalchemy import MetaData, Table
 
 from holdfast.fence.database import AnyDatabase, Database, collided
 from holdfast.fence.execution import Happening, Outcome, Rules, carry_out
+from holdfast.fence.failures import Failure, failure_of
 from holdfast.fence.handlers import Handlers
 from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, Key, Row, branches_table
 from holdfast.fence.table import Event
@@ -104,7 +105,7 @@ class Participant:
         self._running = Running()
         self._background = Background(f"reaper of {name}", self._reap_for_ever)
         self._is_alone_known = False
-        self.router: Final[APIRouter] = router_for(name, self._receive, lifespan=self.lifespan)
+        self.router: Final[APIRouter] = router_for(name, self._receive, self._failure_of, lifespan=self.lifespan)
 
     def on_try(self, handler: F) -> F:
         """Decorate the function that reserves. Raises TypeError when it doesn't fit the database."""
@@ -197,6 +198,9 @@ class Participant:
                 "of a mounted sub-application is never run; enter participant.lifespan() in the outermost one's",
                 self.name,
             )
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        return failure_of(error, self._database.engine)
 
     def _announced_s(self, outcome: Outcome) -> float | None:
         """What is left of the hold, when this participant set a limit of its own.

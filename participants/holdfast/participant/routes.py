@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.requests import ClientDisconnect
 
-from holdfast.fence.database import hide_values, will_pass
 from holdfast.fence.execution import Busy, Declined
+from holdfast.fence.failures import Failure
 from holdfast.fence.handlers import InvalidPayload
-from holdfast.fence.rows import BRANCH_CHARS_MAX, TRANSACTION_ID_CHARS_MAX, Row
+from holdfast.fence.rows import BRANCH_CHARS_MAX, TABLE_NAME, TRANSACTION_ID_CHARS_MAX, Row
 from holdfast.fence.table import Refusal
 from holdfast.hold import NotNow, Refused
 from holdfast.wire import (
@@ -32,6 +32,10 @@ log = logging.getLogger("holdfast")
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 RETRY_AFTER_S: Final = 1.0
 """After database trouble, and while a handler is at work: its lease may last longer than the transaction."""
+TABLE_MISSING: Final = (
+    f"Its database has no table {TABLE_NAME}. Run the service's migrations or create_all, or let the participant's "
+    "lifespan or create_table() create it."
+)
 
 _DETAILS: Final = {
     Refusal.NOTHING_HELD: "Nothing is held for this transaction and branch.",
@@ -96,14 +100,18 @@ class Message(BaseModel):
 Receive = Callable[[Operation, Message], Awaitable[tuple[Row, float | None]]]
 """Lets a message happen; the row after it, and the seconds to announce in `Tcc-Hold-Ttl`."""
 
+FailureOf = Callable[[BaseException], Failure]
+"""Whose failure an exception is."""
 
-def router_for(name: str, receive: Receive, *, lifespan: Callable[[Any], Any]) -> APIRouter:
+def router_for(
+    name: str, receive: Receive, failure_of: FailureOf, *, lifespan: Callable[[Any], Any]
+) -> APIRouter:
     """A router with `POST /try`, `/confirm` and `/cancel`, and a lifespan. Source: docs/protocol.md, section 4."""
     router = APIRouter(tags=[f"tcc: {name}"], lifespan=lifespan)
     for operation in Operation:
         router.add_api_route(
             f"/{operation.value}",
-            _route(operation, receive),
+            _route(operation, receive, failure_of),
             methods=["POST"],
             name=f"{name}-{operation.value}",
             operation_id=f"tcc-{name}-{operation.value}",
@@ -115,7 +123,7 @@ def router_for(name: str, receive: Receive, *, lifespan: Callable[[Any], Any]) -
     return router
 
 
-def _route(operation: Operation, receive: Receive) -> Callable[[Request], Awaitable[Response]]:
+def _route(operation: Operation, receive: Receive, failure_of: FailureOf) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         try:
             message = _message(operation, request, await _body(request))
@@ -124,7 +132,7 @@ def _route(operation: Operation, receive: Receive) -> Callable[[Request], Awaita
         try:
             row, ttl_s = await receive(operation, message)
         except Exception as error:
-            return _problem(operation, message, error).response()
+            return _problem(operation, message, error, failure_of).response()
         return _success(operation, row, ttl_s)
 
     return answer
@@ -137,7 +145,7 @@ def _success(operation: Operation, row: Row, ttl_s: float | None) -> Response:
     return Response(row.result or "null", headers=headers, media_type="application/json")
 
 
-def _problem(operation: Operation, message: Message, error: Exception) -> Problem:
+def _problem(operation: Operation, message: Message, error: Exception, failure_of: FailureOf) -> Problem:
     """What an exception is to the coordinator. Only a refusal is a 4xx: on Try a 4xx cancels the transaction."""
     match error:
         case Declined(refusal=refusal, detail=detail):
@@ -155,11 +163,14 @@ def _problem(operation: Operation, message: Message, error: Exception) -> Proble
                 "%s put off transaction_id=%s branch=%s", operation.value, message.transaction_id, message.branch
             )
             return Problem(503, "unavailable", detail, retry_after_s=after_s)
-    hide_values(error)
     where = (operation.value, message.transaction_id, message.branch)
-    if will_pass(error):
-        log.warning("%s put off transaction_id=%s branch=%s error=%s", *where, type(error).__name__, exc_info=error)
-        return Problem(503, "unavailable", "Its database can't do this now.", retry_after_s=RETRY_AFTER_S)
+    match failure_of(error):
+        case Failure.DATABASE:
+            log.warning("%s put off transaction_id=%s branch=%s error=%s", *where, type(error).__name__, exc_info=error)
+            return Problem(503, "unavailable", "Its database can't do this now.", retry_after_s=RETRY_AFTER_S)
+        case Failure.TABLE_MISSING:
+            log.error("%s put off transaction_id=%s branch=%s: %s", *where, TABLE_MISSING)
+            return Problem(503, "unavailable", TABLE_MISSING, retry_after_s=RETRY_AFTER_S)
     log.error("%s failed transaction_id=%s branch=%s", *where, exc_info=error)
     return Problem(500, "handler-failed", f"The {operation.value} handler raised {type(error).__name__}.")
 

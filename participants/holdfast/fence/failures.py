@@ -1,0 +1,87 @@
+"""Whose failure an exception is: the participant's own database, which will recover, or the handler.
+
+Judges by where the exception came from, not by its class alone: a handler's OSError or TimeoutError is the
+handler's, the same from the session in use is the database's. Must not log, answer or retry.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from traceback import walk_tb
+from types import CodeType, TracebackType
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import Pool
+
+from holdfast.fence.database import will_pass
+from holdfast.fence.handlers import Handlers
+from holdfast.fence.rows import TABLE_NAME
+
+_HANDLER_CALL: Final[CodeType] = Handlers.call.__code__
+_UNDEFINED_TABLE: Final = "42P01"
+_MYSQL_UNDEFINED_TABLE: Final = 1146
+
+
+class Failure(StrEnum):
+    """What a failure is to the coordinator; all but a refusal are answered with 5xx, and the call is repeated."""
+
+    DATABASE = "database"  # passes by itself: down, full, locked, slow
+    TABLE_MISSING = "table_missing"  # the SDK's own table
+    HANDLER = "handler"
+
+
+def failure_of(error: BaseException, engine: Engine) -> Failure:
+    """Whose failure `error` is; `engine` is the one that the participant's sessions use."""
+    if _is_missing_table(error):
+        return Failure.TABLE_MISSING
+    in_handler = any(frame_code is _HANDLER_CALL for frame_code, _ in _frames(error.__traceback__))
+    leaves = list(_leaves(error))
+    if all(will_pass(leaf) and not (in_handler and _is_foreign(leaf, engine)) for leaf in leaves):
+        return Failure.DATABASE
+    return Failure.HANDLER
+
+
+def _is_foreign(error: BaseException, engine: Engine) -> bool:
+    """Whether an exception out of a handler has nothing to do with the participant's own database."""
+    pools = [pool for _, owner in _frames(error.__traceback__) if (pool := _pool_of(owner)) is not None]
+    if isinstance(error, SQLAlchemyError):
+        return bool(pools) and engine.pool not in pools
+    return engine.pool not in pools
+
+
+def _pool_of(owner: Any) -> Pool | None:
+    match owner:
+        case Connection():
+            return owner.engine.pool
+        case Engine():
+            return owner.pool
+        case Pool():
+            return owner
+    return None
+
+
+def _frames(trace: TracebackType | None) -> Iterator[tuple[CodeType, Any]]:
+    """The code of each frame of a stack, and whose method it is."""
+    for frame, _ in walk_tb(trace):
+        yield frame.f_code, frame.f_locals.get("self")
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _leaves(member)
+    else:
+        yield error
+
+
+def _is_missing_table(error: BaseException) -> bool:
+    if not isinstance(error, DBAPIError) or TABLE_NAME not in str(error.orig):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    arguments: tuple[Any, ...] = getattr(error.orig, "args", ())
+    return (
+        state == _UNDEFINED_TABLE
+        or arguments[:1] == (_MYSQL_UNDEFINED_TABLE,)
+        or str(error.orig).startswith("no such table: ")
+    )

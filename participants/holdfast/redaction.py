@@ -1,0 +1,103 @@
+"""Keeps other people's values out of the SDK's log: a payload may be quoted by any exception's message.
+
+A filter on the logger `holdfast` replaces what a record says about an exception: the stack and the types stay, the
+messages go, unless the SDK itself raised it. For database errors the SQLSTATE or the driver's number is added, for
+validation errors their kinds. Standard library only; must not format anything else.
+"""
+
+import logging
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final
+
+CHAIN_MAX: Final = 10
+"""So many causes, and so many members of a group, are described."""
+FRAMES_MAX: Final = 30
+"""So many frames of a stack are described, the innermost."""
+LOGGER: Final = "holdfast"
+
+
+class WithoutValues(logging.Filter):
+    """Describes the exception of a record by itself, so that no formatter prints its message."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Never drops a record."""
+        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+            record.exc_text = described(record.exc_info[1])
+            record.exc_info = None
+        return True
+
+
+def install() -> None:
+    """Add the filter to the SDK's logger, once."""
+    logger = logging.getLogger(LOGGER)
+    if not any(isinstance(existing, WithoutValues) for existing in logger.filters):
+        logger.addFilter(WithoutValues())
+
+
+def described(error: BaseException) -> str:
+    """`error`, its causes and its members, with stacks and without anybody's values."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain and len(chain) < CHAIN_MAX:
+        chain.append(current)
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\n\nwhich led to:\n\n".join("\n".join(_one(link, depth=0)) for link in reversed(chain))
+
+
+def summary(error: BaseException) -> str:
+    """What can be said of `error` on one line, without anybody's values."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    said = "; ".join(_details(error))
+    return f"{name}: {said}" if said else name
+
+
+def _one(error: BaseException, *, depth: int) -> Iterator[str]:
+    if error.__traceback__ is not None:
+        yield "Traceback (most recent call last; the SDK logs no messages of exceptions):"
+        frames = traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES_MAX:])
+        yield "".join(frames).rstrip("\n")
+    yield summary(error)
+    if isinstance(error, BaseExceptionGroup) and depth < CHAIN_MAX:
+        for member in error.exceptions[:CHAIN_MAX]:
+            for line in _one(member, depth=depth + 1):
+                yield "\n".join(f"  | {part}" for part in line.splitlines())
+
+
+def _details(error: BaseException) -> Iterator[str]:
+    if isinstance(error, BaseExceptionGroup):
+        yield f"{len(error.exceptions)} exceptions"
+        return
+    if _raised_by_the_sdk(error.__traceback__):
+        yield str(error)
+        return
+    driver_error = getattr(error, "orig", None)
+    for one in (error, driver_error):
+        for name in ("sqlstate", "sqlite_errorname"):
+            if isinstance(code := getattr(one, name, None), str):
+                yield code
+    if isinstance(driver_error, BaseException):
+        yield type(driver_error).__qualname__
+        arguments = driver_error.args
+        if len(arguments) > 1 and isinstance(arguments[0], int):
+            yield str(arguments[0])
+    if type(error).__qualname__ == "ValidationError" and callable(errors := getattr(error, "errors", None)):
+        yield _kinds(errors)
+
+
+def _kinds(errors: Any) -> str:
+    """The kinds of a pydantic error; where they occurred may quote a value, so that stays out."""
+    try:
+        found = errors(include_url=False, include_context=False, include_input=False)
+        return ", ".join(sorted({str(one["type"]) for one in found}))
+    except Exception:  # another library's error with the same name
+        return ""
+
+
+def _raised_by_the_sdk(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame is the SDK's: it quotes no values."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return module.startswith("holdfast.") and not module.startswith("holdfast.fence.handlers")
