@@ -19,7 +19,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from holdfast import Branch, Client, CoordinatorUnreachable, Transaction, TransactionCancelled, TransactionUndecided
+from holdfast import (
+    Branch,
+    Client,
+    CoordinatorUnreachable,
+    Transaction,
+    TransactionCancelled,
+    TransactionMixed,
+    TransactionUndecided,
+)
 
 DATA_DIR = os.environ.get("DATA_DIR", ".run")
 DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite+aiosqlite:///{DATA_DIR}/order.db")
@@ -81,11 +89,11 @@ async def place(new: NewOrder, response: Response) -> dict[str, Any]:
     order = await store(new)
     try:
         transaction = await begin(order)
-    except (TransactionCancelled, TransactionUndecided) as not_confirmed:
+    except (TransactionCancelled, TransactionMixed, TransactionUndecided) as not_confirmed:
         transaction = not_confirmed.transaction
     except CoordinatorUnreachable:
         raise HTTPException(503, f"order {order.id} is open; post it again", {"Retry-After": "5"}) from None
-    response.status_code = STATUSES[transaction.decision][1]
+    response.status_code = status_of(transaction)[1]
     return shown(await settle(order, transaction))
 
 
@@ -118,11 +126,16 @@ async def begin(order: Order) -> Transaction:
     )
 
 
+def status_of(transaction: Transaction) -> tuple[str, int]:
+    """The order's status, and the answer's. What a person resolved against the decision is a case for people."""
+    return ("mixed", 409) if transaction.mixed else STATUSES[transaction.decision]
+
+
 async def settle(order: Order, transaction: Transaction) -> Order:
     """Store what is known of the transaction."""
     async with sessions.begin() as session:
         order = await session.get_one(Order, order.id)
-        order.transaction_id, order.status = transaction.id, STATUSES[transaction.decision][0]
+        order.transaction_id, order.status = transaction.id, status_of(transaction)[0]
         if (reason := transaction.reason) is not None:
             order.reason = reason.detail or reason.code
     return order

@@ -10,7 +10,9 @@ from holdfast.client import (
     Reason,
     Transaction,
     TransactionCancelled,
+    TransactionMixed,
     TransactionUndecided,
+    idempotency_key_of,
 )
 from holdfast.hold import Hold, NotNow, Refused
 from holdfast.participant.participant import Participant
@@ -32,5 +34,7 @@ __all__ = [
     "Refused",
     "Transaction",
     "TransactionCancelled",
+    "TransactionMixed",
     "TransactionUndecided",
+    "idempotency_key_of",
 ]

@@ -5,6 +5,7 @@ hard to mistake for one. Source: docs/protocol.md, section 3. Knows nothing of p
 """
 
 import asyncio
+import logging
 import random
 import time
 import uuid
@@ -19,14 +20,19 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
-from holdfast.wire import Answer, Decision, answer_of, parse_json, refusal_detail, retry_after_s
+from holdfast.urls import base_url, printable_url
+from holdfast.wire import Answer, Decision, answer_of, parse_json, printable, refusal_detail, retry_after_s
+
+log = logging.getLogger("holdfast")
 
 BACKOFF_BASE_S: Final = 0.2
-BACKOFF_CAP_S: Final = 10.0
-RETRY_AFTER_MAX_S: Final = 60.0
+BACKOFF_CAP_S: Final = 3.0
+RETRY_S: Final = 30.0
+"""Longer than a coordinator takes to restart (some 5 s), or another replica to take over (its lease, 15 s)."""
 WAIT_S: Final = 30.0
 WAIT_MARGIN_S: Final = 5.0
 """How much longer than the wait it asked for the client waits for the answer."""
+CAUSE_CHARS_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,17 +99,28 @@ class Transaction(_Frozen):
 
     @property
     def confirmed(self) -> bool:
-        """Finished, and confirmed. A decided confirm that is still being carried out is not yet."""
-        return self.phase == "confirmed"
+        """Finished, and every branch confirmed. A decided confirm that is still being carried out is not yet."""
+        return self.phase == "confirmed" and not self.mixed
 
     @property
     def cancelled(self) -> bool:
-        """Finished, and cancelled."""
-        return self.phase == "cancelled"
+        """Finished, and every branch cancelled."""
+        return self.phase == "cancelled" and not self.mixed
+
+    @property
+    def mixed(self) -> bool:
+        """Finished, but a person resolved a branch against the decision: neither all nor nothing."""
+        return self.outcome == "mixed"
 
 
 class HoldfastError(Exception):
-    """Everything that the client raises."""
+    """Everything that the client raises for what the network or the coordinator does.
+
+    `idempotency_key` is what `begin` was sent with, None after the other methods: beginning the same again with it is
+    safe, and tells what became of it.
+    """
+
+    idempotency_key: str | None = None
 
 
 class ProblemError(HoldfastError):
@@ -141,37 +158,69 @@ class TransactionUndecided(HoldfastError):
         super().__init__(f"transaction {transaction.id} is not decided yet")
 
 
+class TransactionMixed(HoldfastError):
+    """A person resolved a branch against the decision: some of it took effect, and some did not."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.transaction: Final = transaction
+        decided = f"decided {transaction.decision.value}"
+        branches = ", ".join(f"{branch.name} {branch.phase}" for branch in transaction.branches)
+        super().__init__(f"transaction {transaction.id} is mixed: {decided}; {branches}".rstrip("; "))
+
+
 class CoordinatorUnreachable(HoldfastError):
     """No answer that can be understood, after all repeats. What became of the request is not known.
 
-    After `begin`, `idempotency_key` is what it was sent with: beginning again with it is safe, and tells.
+    `url` is what was asked, `attempts` how often; the last failure is the `__cause__`, when it was an exception.
     """
 
-    def __init__(self, why: str, *, idempotency_key: str | None = None) -> None:
-        self.idempotency_key: Final = idempotency_key
-        super().__init__(f"the coordinator did not answer: {why}")
+    def __init__(self, why: str, *, url: str, attempts: int) -> None:
+        self.url: Final = url
+        self.attempts: Final = attempts
+        times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        super().__init__(f"the coordinator did not answer at {url} ({times}): {why}")
+
+
+def idempotency_key_of(error: BaseException | None) -> str | None:
+    """The key of a `begin` that `error` ended, whatever it is: also of the TimeoutError of an outer asyncio.timeout."""
+    for _ in range(10):
+        if error is None:
+            return None
+        key = getattr(error, "idempotency_key", None)
+        if isinstance(key, str):
+            return key
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class Client:
     """A client of the coordinator at `coordinator_url`; close it, or use it with `async with`.
 
-    `attempts_max` requests are made before giving up; each takes `timeout_s` seconds at most, beside the wait that
-    it asks for. Every method raises a HoldfastError for what the network or the coordinator does.
+    A request is repeated, with back-off, for `retry_s` seconds beyond the wait that it asks for; then the client gives
+    up. One attempt takes `timeout_s` seconds at most, beside that wait; `attempts_max` limits their number, too.
+    Usable from several event loops: each gets connections of its own. Every method raises a HoldfastError for what
+    the network or the coordinator does. Raises ValueError for a URL that can't be a coordinator's.
     """
 
     def __init__(
         self,
         coordinator_url: str,
         *,
-        attempts_max: int = 5,
+        retry_s: float = RETRY_S,
+        attempts_max: int | None = None,
         timeout_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self._base_url = f"{base_url(coordinator_url)}/v1/"
+        self._retry_s = retry_s
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
-        none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))  # one that can't be sent back breaks every request
-        self._http = httpx.AsyncClient(base_url=f"{coordinator_url.rstrip('/')}/v1/", transport=transport, cookies=none)
+        self._transport = transport
+        self._http: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._announced = False
+        self._closed = False
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self._clock: Callable[[], float] = time.monotonic
 
     async def __aenter__(self) -> Self:
         return self
@@ -180,8 +229,11 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections of this event loop; those of loops that have ended are gone."""
+        self._closed = True
+        http = self._http.pop(asyncio.get_running_loop(), None)
+        if http is not None:
+            await http.aclose()
 
     async def begin(
         self,
@@ -198,8 +250,9 @@ class Client:
         """Begin a transaction and wait up to `wait_s` seconds; returns it only when confirm is decided.
 
         `timeout_s` is the time to the decision. With `answer_at="record"` returns at once, undecided.
-        Raises TransactionCancelled, TransactionUndecided, ProblemError (nothing was recorded) or
-        CoordinatorUnreachable.
+        Raises TransactionCancelled, TransactionMixed, TransactionUndecided, ProblemError (nothing was recorded) or
+        CoordinatorUnreachable, each with the `idempotency_key`, and so does a cancellation from outside
+        (`idempotency_key_of`). Give a key that you keep with the order to be able to ask after a crash, too.
         """
         key = str(uuid.uuid4()) if idempotency_key is None else idempotency_key
         wanted = {
@@ -210,24 +263,22 @@ class Client:
             "answer_at": answer_at,
             "branches": [_branch(branch) for branch in branches],
         }
-        response = await self._request(
-            "POST",
-            "transactions",
-            json={member: value for member, value in wanted.items() if value is not None},
-            headers={"Idempotency-Key": _quoted(key), "Prefer": f"wait={_whole(wait_s)}"},
-            wait_s=0.0 if answer_at == "record" else wait_s,
-            idempotency_key=key,
-        )
-        transaction = _transaction(response)
-        if transaction.decision is Decision.CANCEL:
-            raise TransactionCancelled(transaction)
-        if transaction.decision is Decision.UNDECIDED and answer_at != "record":
-            raise TransactionUndecided(transaction)
-        return transaction
+        try:
+            response = await self._request(
+                "POST",
+                "transactions",
+                json={member: value for member, value in wanted.items() if value is not None},
+                headers={"Idempotency-Key": _quoted(key), "Prefer": f"wait={_whole(wait_s)}"},
+                wait_s=0.0 if answer_at == "record" else wait_s,
+            )
+            return _begun(self._transaction(response), may_be_undecided=answer_at == "record")
+        except (HoldfastError, asyncio.CancelledError) as error:
+            error.idempotency_key = key  # type: ignore[union-attr]
+            raise
 
     async def get(self, transaction_id: str) -> Transaction:
         """The transaction as it stands. ProblemError `unknown-transaction` when there is none."""
-        return _transaction(await self._request("GET", _path(transaction_id)))
+        return self._transaction(await self._request("GET", _path(transaction_id)))
 
     async def wait(self, transaction_id: str, *, wait_s: float = 60.0) -> Transaction:
         """Wait up to `wait_s` seconds for the end; the transaction, finished or not: look at `finished`."""
@@ -236,9 +287,8 @@ class Client:
             left_s = max(0.0, min(WAIT_S, until - time.monotonic()))
             headers = {"Prefer": f"wait={_whole(left_s)}"}
             asked_at = time.monotonic()
-            transaction = _transaction(
-                await self._request("GET", _path(transaction_id), headers=headers, wait_s=left_s)
-            )
+            response = await self._request("GET", _path(transaction_id), headers=headers, wait_s=left_s)
+            transaction = self._transaction(response)
             if transaction.finished or time.monotonic() >= until:
                 return transaction
             if time.monotonic() - asked_at < BACKOFF_BASE_S:  # it didn't wait: don't spin
@@ -246,7 +296,7 @@ class Client:
 
     async def cancel(self, transaction_id: str) -> Transaction:
         """Abort what is undecided. ProblemError `already-decided` when confirm is decided."""
-        return _transaction(await self._request("POST", f"{_path(transaction_id)}/cancel"))
+        return self._transaction(await self._request("POST", f"{_path(transaction_id)}/cancel"))
 
     async def _request(
         self,
@@ -256,52 +306,103 @@ class Client:
         json: Any = None,
         headers: Mapping[str, str] | None = None,
         wait_s: float = 0.0,
-        idempotency_key: str | None = None,
     ) -> httpx.Response:
         """A response that says something: 2xx, or a problem with the transaction in it. Repeats what went unanswered.
 
         Every request here may be repeated: begin carries its key, the others are idempotent.
         """
-        timeout_s = self._timeout_s + wait_s + (WAIT_MARGIN_S if wait_s else 0.0)
-        why, pause_s = "", 0.0
-        for attempt in range(self._attempts_max):
-            if attempt:
-                await self._sleep(pause_s)
-            pause_s = random.random() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**attempt)
-            request = self._http.build_request(method, path, json=json, headers=headers, timeout=timeout_s)
+        http = self._connections()
+        until = self._clock() + wait_s + self._retry_s
+        attempt_s = self._timeout_s + wait_s + (WAIT_MARGIN_S if wait_s else 0.0)
+        attempts, cause = 0, None
+        while True:
+            attempts += 1
+            timeout_s = max(0.0, min(attempt_s, until - self._clock()))
+            request = http.build_request(method, path, json=json, headers=headers, timeout=timeout_s)
+            pause_s = (0.5 + 0.5 * random.random()) * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 10))
             try:
                 async with asyncio.timeout(timeout_s):
-                    response = await self._http.send(request)
+                    response = await http.send(request)
             except Exception as error:  # whatever its class: no answer
-                why = type(error).__name__
-                continue
-            if 200 <= response.status_code <= 299:
-                return response
-            if answer_of(response.status_code) is Answer.REFUSED:
-                _said_no(response)
-            why = f"HTTP {response.status_code}"
-            pause_s = max(pause_s, min(RETRY_AFTER_MAX_S, retry_after_s(response.headers) or 0.0))
-        raise CoordinatorUnreachable(why, idempotency_key=idempotency_key)
+                why, cause = _cause(error, timeout_s), error
+            else:
+                if 200 <= response.status_code <= 299:
+                    return response
+                if answer_of(response.status_code) is Answer.REFUSED:
+                    self._said_no(response)
+                why, cause = _status(response), None
+                pause_s = max(pause_s, retry_after_s(response.headers) or 0.0)
+            if attempts == self._attempts_max or self._clock() + pause_s >= until:
+                raise CoordinatorUnreachable(why, url=printable_url(str(request.url)), attempts=attempts) from cause
+            await self._sleep(pause_s)
+
+    def _connections(self) -> httpx.AsyncClient:
+        """The HTTP client of the running event loop: a connection belongs to the loop that it was made on."""
+        if self._closed:
+            raise RuntimeError("this Client is closed")
+        if not self._announced:
+            self._announced = True
+            log.info("client coordinator=%s retry_s=%s", printable_url(self._base_url), self._retry_s)
+        loop = asyncio.get_running_loop()
+        http = self._http.get(loop)
+        if http is None:
+            for ended in [known for known in self._http if known.is_closed()]:
+                self._http.pop(ended, None)
+            none = CookieJar(
+                DefaultCookiePolicy(allowed_domains=[])
+            )  # one that can't be sent back breaks every request
+            http = httpx.AsyncClient(base_url=self._base_url, transport=self._transport, cookies=none)
+            self._http[loop] = http
+        return http
+
+    def _transaction(self, response: httpx.Response) -> Transaction:
+        return self._parsed(parse_json(response.content))
+
+    def _parsed(self, document: Any) -> Transaction:
+        try:
+            return Transaction.model_validate(document)
+        except ValidationError:
+            why = "what answered is no coordinator: its answer is no transaction"
+            raise CoordinatorUnreachable(why, url=printable_url(self._base_url), attempts=1) from None
+
+    def _said_no(self, response: httpx.Response) -> NoReturn:
+        """Raise what a 4xx means; the ones about a finished transaction carry it."""
+        document = parse_json(response.content)
+        members = document if isinstance(document, dict) else {"detail": refusal_detail(response.content)}
+        end = _ENDS.get(str(members.get("type")).rpartition("/")[2])
+        if end is not None and isinstance(members.get("transaction"), dict):
+            transaction = self._parsed(members["transaction"])
+            raise TransactionMixed(transaction) if transaction.mixed else end(transaction)
+        raise ProblemError(response.status_code, members)
 
 
-def _said_no(response: httpx.Response) -> NoReturn:
-    """Raise what a 4xx means; the one about a cancelled transaction carries it."""
+_ENDS: Final[Mapping[str, type[TransactionCancelled | TransactionMixed]]] = {
+    "transaction-cancelled": TransactionCancelled,
+    "transaction-mixed": TransactionMixed,
+}
+
+
+def _begun(transaction: Transaction, *, may_be_undecided: bool) -> Transaction:
+    if transaction.mixed:
+        raise TransactionMixed(transaction)
+    if transaction.decision is Decision.CANCEL:
+        raise TransactionCancelled(transaction)
+    if transaction.decision is Decision.UNDECIDED and not may_be_undecided:
+        raise TransactionUndecided(transaction)
+    return transaction
+
+
+def _cause(error: Exception, timeout_s: float) -> str:
+    """What became of an attempt, in words: some exceptions say nothing but their class."""
+    if isinstance(error, TimeoutError | httpx.TimeoutException) and not str(error):
+        return f"{type(error).__name__}: no answer within {timeout_s:.1f} s"
+    return f"{type(error).__name__}: {printable(str(error))}"[:CAUSE_CHARS_MAX].rstrip(": ")
+
+
+def _status(response: httpx.Response) -> str:
     document = parse_json(response.content)
-    members = document if isinstance(document, dict) else {"detail": refusal_detail(response.content)}
-    if str(members.get("type")).endswith("/transaction-cancelled") and isinstance(members.get("transaction"), dict):
-        raise TransactionCancelled(_parsed(members["transaction"]))
-    raise ProblemError(response.status_code, members)
-
-
-def _transaction(response: httpx.Response) -> Transaction:
-    return _parsed(parse_json(response.content))
-
-
-def _parsed(document: Any) -> Transaction:
-    try:
-        return Transaction.model_validate(document)
-    except ValidationError:
-        raise CoordinatorUnreachable("what answered is no coordinator: its answer is no transaction") from None
+    detail = refusal_detail(response.content) if isinstance(document, dict) and "detail" in document else ""
+    return f"HTTP {response.status_code}: {detail}"[:CAUSE_CHARS_MAX].rstrip(": ")
 
 
 def _branch(branch: Branch | Mapping[str, Any]) -> dict[str, Any]:

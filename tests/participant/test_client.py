@@ -1,8 +1,14 @@
 """The client for initiators: begins once however often it asks, and makes a failure hard to overlook."""
 
+import asyncio
+import http.server
 import json
+import logging
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -15,7 +21,9 @@ from holdfast import (
     HoldfastError,
     ProblemError,
     TransactionCancelled,
+    TransactionMixed,
     TransactionUndecided,
+    idempotency_key_of,
 )
 from holdfast.wire import Decision
 
@@ -66,10 +74,11 @@ Make = Callable[..., tuple[Client, Coordinator, Pauses]]
 
 @pytest.fixture
 def make(open_clients: list[Client]) -> Make:
-    def make(*script: Any) -> tuple[Client, Coordinator, Pauses]:
+    def make(*script: Any, **options: Any) -> tuple[Client, Coordinator, Pauses]:
         coordinator, pauses = Coordinator(*script), Pauses()
-        client = Client("http://coordinator/", transport=httpx.MockTransport(coordinator))
+        client = Client("http://coordinator/", transport=httpx.MockTransport(coordinator), **options)
         client._sleep = pauses
+        client._clock = lambda: sum(pauses)
         open_clients.append(client)
         return client, coordinator, pauses
 
@@ -139,12 +148,175 @@ async def test_every_repeat_carries_the_same_key(make: Make) -> None:
     )
 
 
-async def test_when_nobody_answers_the_key_is_handed_out(make: Make) -> None:
-    client, coordinator, _ = make(httpx.ConnectError("refused"))
+async def test_it_keeps_trying_as_long_as_a_takeover_takes_and_no_longer_than_its_deadline(make: Make) -> None:
+    client, coordinator, pauses = make(httpx.ConnectError("connection refused"))
     with pytest.raises(CoordinatorUnreachable) as caught:
+        await client.get("t-1")
+    assert 15 < sum(pauses) < 30, "a lease is 15 s, the deadline 30 s"
+    assert all(later <= 3 for later in pauses)
+    assert len(coordinator.requests) == caught.value.attempts > 10
+    answered_late, _, pauses = make(lambda request: restarted(pauses))
+    assert (await answered_late.get("t-1")).confirmed
+    assert sum(pauses) > 4.7
+
+
+def restarted(pauses: Pauses) -> httpx.Response:
+    """A coordinator that comes back 4.7 s after the first request."""
+    if sum(pauses) < 4.7:
+        raise httpx.ConnectError("connection refused")
+    return httpx.Response(200, json=CONFIRMED)
+
+
+async def test_black_holes_are_bounded_by_the_same_deadline(make: Make) -> None:
+    """Every attempt costs its whole time limit: what an attempt may take shrinks with what is left."""
+    passed: list[float] = []
+
+    def swallow(request: httpx.Request) -> httpx.Response:
+        passed.append(request.extensions["timeout"]["read"])
+        raise httpx.ReadTimeout("")
+
+    client, _, pauses = make(swallow)
+    client._clock = lambda: sum(pauses) + sum(passed)
+    with pytest.raises(CoordinatorUnreachable, match=r"ReadTimeout: no answer within \d+\.\d s") as caught:
+        await client.begin("n", BRANCHES, wait_s=30)
+    assert passed[0] == 45, "the wait, a margin, and a time limit of its own"
+    assert 55 < sum(passed) + sum(pauses) <= 60
+    assert caught.value.attempts == len(passed)
+
+
+async def test_what_asks_for_more_patience_than_is_left_is_the_end(make: Make) -> None:
+    client, coordinator, pauses = make(answer(503, {"detail": "too busy"}, **{"Retry-After": "31"}))
+    with pytest.raises(CoordinatorUnreachable, match="HTTP 503: too busy"):
+        await client.get("t-1")
+    assert (len(coordinator.requests), pauses) == (1, [])
+
+
+async def test_attempts_can_be_limited_too(make: Make) -> None:
+    client, coordinator, _ = make(httpx.ConnectError("connection refused"), attempts_max=2)
+    with pytest.raises(CoordinatorUnreachable):
+        await client.get("t-1")
+    assert len(coordinator.requests) == 2
+
+
+async def test_an_error_names_the_url_the_attempts_and_the_last_cause(make: Make) -> None:
+    client, _, _ = make(httpx.ConnectError("[Errno 111] Connection refused"), attempts_max=3)
+    with pytest.raises(CoordinatorUnreachable) as caught:
+        await client.get("t-1")
+    assert str(caught.value) == (
+        "the coordinator did not answer at http://coordinator/v1/transactions/t-1 (3 attempts): "
+        "ConnectError: [Errno 111] Connection refused"
+    )
+    assert isinstance(caught.value.__cause__, httpx.ConnectError)
+    assert caught.value.url == "http://coordinator/v1/transactions/t-1"
+
+
+MIXED = transaction(
+    "confirmed",
+    "confirm",
+    outcome="mixed",
+    branches=[{"name": "seats", "phase": "confirmed"}, {"name": "card", "phase": "resolved"}],
+)
+
+ENDS: list[tuple[Responder | Exception, type[HoldfastError]]] = [
+    (answer(409, {"type": "/problems/transaction-cancelled", "transaction": CANCELLED}), TransactionCancelled),
+    (answer(202, transaction("trying", "undecided")), TransactionUndecided),
+    (answer(409, {"type": "/problems/transaction-mixed", "transaction": MIXED}), TransactionMixed),
+    (answer(422, {"type": "/problems/unknown-participant"}), ProblemError),
+    (answer(200, ["t-1"]), CoordinatorUnreachable),
+    (httpx.ConnectError("refused"), CoordinatorUnreachable),
+]
+
+
+@pytest.mark.parametrize(("said", "error"), ENDS)
+async def test_every_exception_of_begin_carries_the_key(make: Make, said: Any, error: type[HoldfastError]) -> None:
+    client, coordinator, _ = make(said)
+    with pytest.raises(error) as caught:
         await client.begin("n", BRANCHES)
     assert coordinator.requests[0].headers["idempotency-key"] == f'"{caught.value.idempotency_key}"'
-    assert len(coordinator.requests) == 5
+    assert idempotency_key_of(caught.value) == caught.value.idempotency_key
+    with pytest.raises(error) as caught:
+        await client.begin("n", BRANCHES, idempotency_key="order:4711")
+    assert caught.value.idempotency_key == "order:4711"
+
+
+async def test_a_timeout_around_begin_carries_the_key_too() -> None:
+    class Silent(httpx.AsyncBaseTransport):
+        keys: ClassVar[list[str]] = []
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            self.keys.append(request.headers["idempotency-key"])
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def begin() -> None:
+        async with Client("http://coordinator", transport=Silent()) as client:
+            await client.begin("n", BRANCHES)
+
+    async def under_timeout() -> None:
+        async with asyncio.timeout(0.01):
+            await begin()
+
+    async def waited_for() -> None:
+        await asyncio.wait_for(begin(), 0.01)
+
+    for way in (under_timeout, waited_for):
+        with pytest.raises(TimeoutError) as caught:
+            await way()
+        assert Silent.keys[-1] == f'"{idempotency_key_of(caught.value)}"'
+    assert idempotency_key_of(TimeoutError()) is None
+    assert idempotency_key_of(None) is None
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        answer(409, {"type": "/problems/transaction-mixed", "status": 409, "transaction": MIXED}),
+        answer(409, {"type": "/problems/transaction-cancelled", "status": 409, "transaction": MIXED}),
+        answer(201, MIXED),
+        answer(201, {**MIXED, "phase": "cancelled", "decision": "cancel"}),
+    ],
+)
+async def test_a_mixed_transaction_is_no_success_and_no_cancellation(make: Make, response: Responder) -> None:
+    client, _, _ = make(response)
+    with pytest.raises(TransactionMixed, match=r"t-1 is mixed: decided \w+; seats confirmed, card resolved") as caught:
+        await client.begin("n", BRANCHES)
+    mixed = caught.value.transaction
+    assert (mixed.finished, mixed.mixed, mixed.confirmed, mixed.cancelled) == (True, True, False, False)
+
+
+async def test_get_and_wait_return_what_is_mixed(make: Make) -> None:
+    client, _, _ = make(answer(200, MIXED))
+    for found in (await client.get("t-1"), await client.wait("t-1")):
+        assert (found.finished, found.mixed, found.confirmed) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("127.0.0.1:8000", "coordinator", "", "ftp://coordinator", "http://", "http://coordinator:port"),
+        *("http://coordinator/v1", "http://coordinator/v1/", "https://c/holdfast/v1", "http://c?key=1", "http://c#a"),
+    ],
+)
+def test_a_url_that_is_no_coordinators_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match=r"coordinator_url must|[Pp]ort"):
+        Client(url)
+
+
+async def test_one_line_at_the_start_says_where_it_goes(caplog: pytest.LogCaptureFixture) -> None:
+    said = httpx.MockTransport(answer(200, CONFIRMED))
+    with caplog.at_level(logging.INFO, "holdfast"):
+        async with Client("http://user:secret@coordinator/prefix/", transport=said) as client:
+            await client.get("t-1")
+            await client.get("t-1")
+    (record,) = [record for record in caplog.records if record.name == "holdfast"]
+    assert record.getMessage() == "client coordinator=http://coordinator/prefix/v1/ retry_s=30.0"
+
+
+async def test_a_closed_client_says_so() -> None:
+    client = Client("http://coordinator")
+    await client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.get("t-1")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +434,54 @@ async def test_a_key_that_no_header_can_carry_is_refused(make: Make) -> None:
 
 
 def test_all_that_the_client_raises_is_one_family() -> None:
-    family = (ProblemError, TransactionCancelled, TransactionUndecided, CoordinatorUnreachable)
+    family = (ProblemError, TransactionCancelled, TransactionMixed, TransactionUndecided, CoordinatorUnreachable)
     assert all(issubclass(error, HoldfastError) for error in family)
     assert set(holdfast.__all__) <= set(dir(holdfast))
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """A coordinator that keeps connections open."""
+
+    protocol_version = "HTTP/1.1"
+    peers: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        self.peers.append(self.client_address[1])
+        body = json.dumps(CONFIRMED).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+SEVERAL_LOOPS = """
+import asyncio, gc, sys
+from holdfast import Client
+
+client = Client(sys.argv[1], attempts_max=1)
+
+async def twice():
+    for _ in range(2):
+        assert (await client.get("t-1")).confirmed
+
+for _ in range(3):
+    asyncio.run(twice())
+gc.collect()
+assert len(client._http) == 1, "what belongs to loops that have ended is let go"
+"""
+
+
+def test_one_client_serves_several_event_loops_without_a_failed_attempt() -> None:
+    """In a process of its own: sockets of a loop that has ended are closed by the garbage collector, with a warning."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        command = [sys.executable, "-c", SEVERAL_LOOPS, f"http://127.0.0.1:{server.server_port}"]
+        ran = subprocess.run(command, check=False, capture_output=True, text=True)
+        server.shutdown()
+        thread.join()
+    assert ran.returncode == 0, ran.stderr
+    assert [Handler.peers.count(peer) for peer in dict.fromkeys(Handler.peers)] == [2, 2, 2], "connections are kept"
