@@ -1,7 +1,8 @@
 """A card gateway: a stand-in for a company whose database is not yours.
 
 It knows nothing of TCC. It does what real ones do: authorise, capture and void, each safe to repeat because the
-caller sends an idempotency key, and it keeps its own ledger. Payment calls it; compare the two ledgers.
+caller sends an idempotency key, which belongs to that one request, and it keeps its own ledger. An authorisation
+goes by the reference that the caller gives it. Payment calls it; compare the two ledgers.
 """
 
 import os
@@ -10,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, HTTPException
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 from sqlalchemy import CursorResult, create_engine, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -38,17 +39,32 @@ class Card(Base):
 
 
 class Authorisation(Base):
-    """What became of an idempotency key: authorised, captured, voided or declined."""
+    """What became of what a caller refers to: authorised, captured, voided or declined."""
 
     __tablename__ = "authorisations"
 
-    key: Mapped[str] = mapped_column(primary_key=True)
+    reference: Mapped[str] = mapped_column(primary_key=True)
     customer: Mapped[str]
     amount: Mapped[int]
     state: Mapped[str]
 
 
-class Wanted(BaseModel):
+class Request(Base):
+    """Which request an idempotency key belongs to."""
+
+    __tablename__ = "requests"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request: Mapped[str]
+
+
+class Authorised(BaseModel):
+    """Which authorisation to capture or void."""
+
+    reference: str = Field(min_length=1, max_length=200)
+
+
+class Wanted(Authorised):
     """An amount to authorise on a customer's card."""
 
     customer: str
@@ -78,11 +94,17 @@ app = FastAPI(title="Card gateway", lifespan=lifespan)
 def authorise(wanted: Wanted, key: Key) -> dict[str, str]:
     """Set the amount aside; 402 when the card does not cover it. The same key: the same answer."""
     with Session(engine) as session, session.begin():
-        new = {"key": key, "customer": wanted.customer, "amount": wanted.amount_cents, "state": "declined"}
+        _bind(session, key, "authorise", wanted)
+        new = {
+            "reference": wanted.reference,
+            "customer": wanted.customer,
+            "amount": wanted.amount_cents,
+            "state": "declined",
+        }
         is_new = _changed(session, insert(Authorisation).values(new).on_conflict_do_nothing())
-        held = session.get_one(Authorisation, key)
+        held = session.get_one(Authorisation, wanted.reference)
         if (held.customer, held.amount) != (wanted.customer, wanted.amount_cents):
-            raise HTTPException(422, "this key was used for something else")
+            raise HTTPException(422, "this reference was used for something else")
         if is_new and _move(session, held, available=-held.amount, authorised=held.amount):
             held.state = "authorised"
         state = held.state
@@ -90,34 +112,36 @@ def authorise(wanted: Wanted, key: Key) -> dict[str, str]:
         raise HTTPException(402, "insufficient funds")
     if state == "voided":
         raise HTTPException(409, "this authorisation was voided")
-    return {"key": key, "state": state}
+    return {"reference": wanted.reference, "state": state}
 
 
 @app.post("/capture")
-def capture(key: Key) -> dict[str, str]:
+def capture(wanted: Authorised, key: Key) -> dict[str, str]:
     """Take what was authorised; 409 when there is nothing to take."""
     with Session(engine) as session, session.begin():
-        if _turn(session, key, "captured"):
-            held = session.get_one(Authorisation, key)
+        _bind(session, key, "capture", wanted)
+        if _turn(session, wanted.reference, "captured"):
+            held = session.get_one(Authorisation, wanted.reference)
             assert _move(session, held, authorised=-held.amount, captured=held.amount)
-        found = session.get(Authorisation, key)
+        found = session.get(Authorisation, wanted.reference)
         if found is None or found.state != "captured":
-            raise HTTPException(409, "nothing is authorised under this key")
-    return {"key": key, "state": "captured"}
+            raise HTTPException(409, "nothing is authorised under this reference")
+    return {"reference": wanted.reference, "state": "captured"}
 
 
 @app.post("/void")
-def void(key: Key) -> dict[str, str]:
+def void(wanted: Authorised, key: Key) -> dict[str, str]:
     """Give back what was authorised; harmless when there is nothing to give back, 409 when it was captured."""
     with Session(engine) as session, session.begin():
-        if _turn(session, key, "voided"):
-            held = session.get_one(Authorisation, key)
+        _bind(session, key, "void", wanted)
+        if _turn(session, wanted.reference, "voided"):
+            held = session.get_one(Authorisation, wanted.reference)
             assert _move(session, held, available=held.amount, authorised=-held.amount)
-        found = session.get(Authorisation, key)
+        found = session.get(Authorisation, wanted.reference)
         state = "nothing" if found is None else found.state
     if state == "captured":
         raise HTTPException(409, "the amount has been captured")
-    return {"key": key, "state": state}
+    return {"reference": wanted.reference, "state": state}
 
 
 @app.get("/healthz")
@@ -133,8 +157,16 @@ def balances() -> dict[str, Any]:
         return {"cards": [dict(card) for card in session.execute(cards).mappings()]}
 
 
-def _turn(session: Session, key: str, state: str) -> bool:
-    still = update(Authorisation).where(Authorisation.key == key, Authorisation.state == "authorised")
+def _bind(session: Session, key: str, path: str, wanted: Authorised) -> None:
+    """Bind the key to this request: it can't be used for another one."""
+    request = f"{path} {wanted.model_dump_json()}"
+    session.execute(insert(Request).values(key=key, request=request).on_conflict_do_nothing())
+    if session.get_one(Request, key).request != request:
+        raise HTTPException(422, "this key was used for something else")
+
+
+def _turn(session: Session, reference: str, state: str) -> bool:
+    still = update(Authorisation).where(Authorisation.reference == reference, Authorisation.state == "authorised")
     return _changed(session, still.values(state=state))
 
 

@@ -2,7 +2,7 @@
 
 The customer's credit is a column of our own, changed like inventory's stock. The card is somebody else's: no local
 transaction covers it. With `two_step=True` the SDK records durably that a handler is about to run, so that a cancel
-after a crash knows that something may have happened out there, and voids it by its key. Every handler calls the
+after a crash knows that something may have happened out there, and voids it by its reference. Every handler calls the
 gateway first, then writes: no connection is held while it waits.
 
 `async def` handlers on an AsyncEngine.
@@ -72,14 +72,14 @@ payment = Participant(
 async def authorise(hold: Hold[Charge], session: AsyncSession) -> dict[str, str]:
     """Authorise on the card, then hold the credit. A refusal leaves nothing outside: see the void."""
     amount = hold.payload.amount_cents
-    answer = await _gateway("/authorise", hold.idempotency_key, hold.payload.model_dump())
+    answer = await _gateway(hold, "authorise", **hold.payload.model_dump())
     if answer.status_code in (402, 409):
         raise Refused(answer.json()["detail"])
     answer.raise_for_status()
     left = Account.credit - Account.held - Account.charged
     keep = update(Account).where(Account.customer == hold.payload.customer, left >= amount)
     if not await _changed(session, keep.values(held=Account.held + amount)):
-        (await _gateway("/void", hold.idempotency_key)).raise_for_status()
+        (await _gateway(hold, "void")).raise_for_status()
         raise Refused("over the credit limit")
     return {"authorisation": hold.idempotency_key}
 
@@ -87,7 +87,7 @@ async def authorise(hold: Hold[Charge], session: AsyncSession) -> dict[str, str]
 @payment.on_confirm
 async def capture(hold: Hold[Charge], session: AsyncSession) -> None:
     """Take the money, then say so."""
-    (await _gateway("/capture", hold.idempotency_key)).raise_for_status()
+    (await _gateway(hold, "capture")).raise_for_status()
     amount = hold.payload.amount_cents
     account = update(Account).where(Account.customer == hold.payload.customer)
     assert await _changed(session, account.values(held=Account.held - amount, charged=Account.charged + amount))
@@ -95,15 +95,17 @@ async def capture(hold: Hold[Charge], session: AsyncSession) -> None:
 
 @payment.on_cancel
 async def void(hold: Hold[Charge], session: AsyncSession) -> None:
-    """Void by the key, whether there is something or not; what Try wrote here is there only if `held`."""
-    (await _gateway("/void", hold.idempotency_key)).raise_for_status()
+    """Void by our reference, whether there is something or not; what Try wrote here is there only if `held`."""
+    (await _gateway(hold, "void")).raise_for_status()
     if hold.held:
         account = update(Account).where(Account.customer == hold.payload.customer)
         assert await _changed(session, account.values(held=Account.held - hold.payload.amount_cents))
 
 
-async def _gateway(path: str, key: str, body: dict[str, Any] | None = None) -> httpx.Response:
-    return await gateway.post(path, json=body, headers={"Idempotency-Key": key})
+async def _gateway(hold: Hold[Charge], request: str, **details: Any) -> httpx.Response:
+    """One request about this hold. A gateway binds a key to one request, so each has its own."""
+    body = {"reference": hold.idempotency_key, **details}
+    return await gateway.post(f"/{request}", json=body, headers={"Idempotency-Key": hold.key_for(request)})
 
 
 async def _changed(session: AsyncSession, statement: Any) -> bool:

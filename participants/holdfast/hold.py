@@ -14,7 +14,7 @@ class Hold(Generic[T]):
 
     `payload` is what Try was asked for; `result` what Try answered, as JSON (None in Try). `attempt` counts the
     coordinator's calls from 1 and is 0 when the participant itself releases. `idempotency_key` is the same for
-    try, confirm and cancel and all their repeats: pass it to gateways. `expires_at` is UTC by this service's
+    try, confirm and cancel and all their repeats; gateways get `key_for`. `expires_at` is UTC by this service's
     clock. `held` says whether what Try wrote to this database is committed.
     """
 
@@ -26,6 +26,13 @@ class Hold(Generic[T]):
     idempotency_key: str
     expires_at: datetime
     held: bool
+
+    def key_for(self, request: str) -> str:
+        """The idempotency key of one request to a gateway, such as "capture": the same in every repeat.
+
+        Gateways bind a key to one request and refuse it, or repeat the first answer, for another.
+        """
+        return f"{self.idempotency_key}:{request}"
 
 
 class Refused(Exception):

@@ -1,4 +1,6 @@
-"""The gateway, as payment sees it: repeatable by key, and its ledger adds up."""
+"""The gateway, as payment sees it: repeatable by key, a key for each request, and its ledger adds up."""
+
+from typing import Any
 
 import httpx
 import pytest
@@ -8,7 +10,12 @@ from tests.examples.examples import Load, running
 TEN = {"customer": "ada", "amount_cents": 10_00}
 
 
-async def call(client: httpx.AsyncClient, path: str, key: str = "k", body: object = None) -> int:
+async def call(client: httpx.AsyncClient, path: str, reference: str = "r", body: dict[str, Any] | None = None) -> int:
+    key = f"{reference}:{path}"
+    return await call_with(client, path, key, {"reference": reference, **(body or {})})
+
+
+async def call_with(client: httpx.AsyncClient, path: str, key: str, body: dict[str, Any]) -> int:
     return (await client.post(path, json=body, headers={"Idempotency-Key": key})).status_code
 
 
@@ -46,7 +53,15 @@ async def test_what_the_card_does_not_cover_is_declined_each_time(load: Load) ->
         assert await card(client) == (1000_00, 0, 0)
 
 
-async def test_a_key_belongs_to_one_amount(load: Load) -> None:
+async def test_a_key_belongs_to_one_request(load: Load) -> None:
+    async with running(load("gateway")) as client:
+        assert await call_with(client, "/authorise", "k", {"reference": "r", **TEN}) == 201
+        for path in ("/capture", "/void"):
+            assert await call_with(client, path, "k", {"reference": "r"}) == 422
+        assert await card(client) == (990_00, 10_00, 0)
+
+
+async def test_a_reference_belongs_to_one_amount(load: Load) -> None:
     async with running(load("gateway")) as client:
         assert await call(client, "/authorise", body=TEN) == 201
         assert await call(client, "/authorise", body={**TEN, "amount_cents": 1}) == 422

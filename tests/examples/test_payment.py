@@ -80,7 +80,7 @@ async def test_over_the_credit_limit_the_authorisation_is_voided_before_the_refu
     branch = payment.coordinator.branch({"customer": "ada", "amount_cents": 500_01})
     assert (await branch.try_()).detail == "over the credit limit"
     assert (await payment.credit(), await payment.card()) == ((0, 0), UNTOUCHED)
-    assert (await branch.try_()).problem == "refused", "its key was voided"
+    assert (await branch.try_()).problem == "refused", "its reference was voided"
     assert (await branch.cancel()).ok
     assert (await payment.credit(), await payment.card()) == ((0, 0), UNTOUCHED)
 

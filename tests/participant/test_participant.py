@@ -5,14 +5,14 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pymysql
 import pytest
-from fastapi import FastAPI, HTTPException
+from fastapi import Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel
-from sqlalchemy import MetaData, create_engine, inspect, select, text
+from sqlalchemy import URL, MetaData, NullPool, create_engine, inspect, make_url, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -25,6 +25,8 @@ from holdfast.testing import FakeCoordinator
 from holdfast.wire import Message, Operation
 from tests.harness.asgi import JSON, ask
 from tests.harness.participant_app import EFFECTS, METADATA, SeatRequest, Service, breaks, refuses, running, service_on
+
+STOCK = Depends(dict)
 
 sqlite_only = pytest.mark.parametrize("kind", ["sqlite"])
 
@@ -345,30 +347,50 @@ def test_what_does_not_fit_is_said_when_it_is_decorated(sqlite_url: str) -> None
     def other_type(hold: SeatRequest, session: Session) -> None: ...
     def unknown(hold: "Hold[NotDefined]", session: Session) -> None: ...  # type: ignore[name-defined]  # noqa: F821
     def fits(hold: Hold[SeatRequest], session: Session) -> None: ...
+    def depends(hold: Hold, session: Session, stock: Any = STOCK) -> None: ...  # type: ignore[type-arg]
+    def also_depends(hold: Hold, session: Annotated[Session, Depends(dict)]) -> None: ...  # type: ignore[type-arg]
+    def from_header(hold: Hold, session: Session, agent: str = Header("")) -> None: ...  # type: ignore[type-arg]
 
     for handler, says in (
         (asynchronous, "synchronous Engine"),
         (too_few, "must take"),
         (other_type, "annotate"),
         (unknown, "NotDefined"),
+        (depends, r"Depends\(...\) of parameter 'stock' is for routes only"),
+        (also_depends, r"Depends\(...\) of parameter 'session'"),
+        (from_header, r"Header\(...\) of parameter 'agent'"),
     ):
         with pytest.raises(TypeError, match=says):
             seats.on_try(handler)
     assert seats.on_try(fits) is fits
     with pytest.raises(ValueError, match="already"):
         seats.on_try(fits)
-    async_engine = create_async_engine("sqlite+aiosqlite://")
+    async_engine = create_async_engine(sqlite_url.replace("sqlite:", "sqlite+aiosqlite:"))
     blocking = Participant("pay", async_engine, coordinator_url="http://coordinator", two_step=True)
     with pytest.raises(TypeError, match="block the event loop"):
         blocking.on_cancel(fits)
     engine.dispose()
 
 
+IN_MEMORY = [
+    "sqlite://",
+    "sqlite:///:memory:",
+    "sqlite:///file::memory:?uri=true",
+    "sqlite:///file:x?mode=memory&uri=true",
+]
+
+
 def test_arguments_are_checked(sqlite_url: str) -> None:
     engine = create_engine(sqlite_url)
     for options, error in (
         ({"name": ""}, ValueError),
+        ({"name": " seats"}, ValueError),
+        ({"name": "se\nats"}, ValueError),
         ({"coordinator_url": "localhost:8000"}, ValueError),
+        ({"coordinator_url": "http://coordinator/v1"}, ValueError),
+        ({"coordinator_url": "http://coordinator/v1/"}, ValueError),
+        *(({"database": create_engine(url, poolclass=NullPool)}, ValueError) for url in IN_MEMORY),
+        ({"database": create_async_engine("sqlite+aiosqlite://", poolclass=NullPool)}, ValueError),
         ({"retention_s": 0}, ValueError),
         ({"hold_ttl_max_s": 10, "hold_max_s": 5}, ValueError),
         ({"database": "sqlite://"}, TypeError),
@@ -378,6 +400,42 @@ def test_arguments_are_checked(sqlite_url: str) -> None:
         with pytest.raises(error):
             Participant(**arguments)
     engine.dispose()
+
+
+async def test_one_line_at_the_start_says_what_it_is_and_where(
+    url: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(url, kind) as service:
+        with caplog.at_level(logging.INFO, "holdfast"):
+            async with service.participant.lifespan():
+                pass
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "holdfast"]
+        given = make_url(url)
+        made = URL.create(kind, host=given.host, port=given.port, database=given.database)
+        assert line == (
+            f"participant name=seats database={made} table=holdfast_branches coordinator=http://coordinator "
+            "form=one-step reap_interval_s=5.0"
+        )
+
+
+def test_the_line_at_the_start_keeps_secrets(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = create_engine("postgresql+psycopg://ada:secret@host/shop?sslpassword=secret")
+    participant = Participant("seats", engine, coordinator_url="http://ada:secret@coordinator/tcc/")
+    with caplog.at_level(logging.INFO, "holdfast"):
+        participant._announce()
+    assert "postgresql+psycopg://host/shop" in caplog.text
+    assert "http://coordinator/tcc " in caplog.text
+    assert "secret" not in caplog.text
+
+
+@sqlite_only
+async def test_each_request_to_a_gateway_has_a_key_of_its_own(service: Service, coordinator: FakeCoordinator) -> None:
+    branch = coordinator.branch({"quantity": 1})
+    assert (await branch.try_()).ok
+    assert (await branch.confirm()).ok
+    keys = [(hold.idempotency_key, hold.key_for("capture")) for _, hold in service.holds]
+    key = f"{branch.transaction_id}:seats"
+    assert keys == [(key, f"{key}:capture")] * 2
 
 
 async def test_session_factories_give_their_own_sessions(url: str, kind: str) -> None:

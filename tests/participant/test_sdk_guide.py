@@ -87,10 +87,10 @@ def test_the_guide_names_every_argument_and_refusal() -> None:
         assert f"`{refusal.value}`" in GUIDE
 
 
-def test_holding_nothing_needs_no_loop() -> None:
+def test_holding_nothing_needs_no_loop(sqlite_url: str) -> None:
     """A participant is made and decorated at import, before any event loop runs."""
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
-    engine = create_engine("sqlite://")
+    engine = create_engine(sqlite_url)
     assert Participant("seats", engine, coordinator_url="http://coordinator").router.routes
     engine.dispose()

@@ -10,11 +10,12 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from anyio import CapacityLimiter, to_thread
-from sqlalchemy import Engine, Table, inspect
+from sqlalchemy import URL, Engine, Table, inspect
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import StaticPool
 
 from holdfast.fence.awaiting import remembering
 from holdfast.fence.guard import Undone, refuse_autocommit, watch
@@ -65,6 +66,10 @@ class Database:
         engine = self._bind()
         if engine.dialect.name not in DIALECTS:
             raise ValueError(f"holdfast supports {', '.join(sorted(DIALECTS))}, not {engine.dialect.name}")
+        if engine.dialect.name == "sqlite" and _is_in_memory(engine):
+            raise ValueError(
+                "an in-memory SQLite database forgets its holds with each connection: give a file, sqlite:///service.db"
+            )
         refuse_autocommit(engine)
         watch(engine)
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
@@ -129,6 +134,18 @@ class Database:
         if isinstance(bind, Engine):
             return bind
         raise TypeError("the session factory must be bound to an engine: sessionmaker(engine)")
+
+
+def printable_database(url: URL) -> str:
+    """`url` without user, password and options, for logs."""
+    return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
+
+
+def _is_in_memory(engine: Engine) -> bool:
+    """Whether each connection would have a database of its own. One that all share, by a StaticPool, is for tests."""
+    name, options = engine.url.database or "", engine.url.query
+    in_memory = name in ("", ":memory:", "file::memory:") or options.get("mode") == "memory" or "mode=memory" in name
+    return in_memory and not isinstance(engine.pool, StaticPool)
 
 
 def collided(error: BaseException) -> bool:

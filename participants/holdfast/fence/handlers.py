@@ -205,6 +205,7 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
         inspect.signature(function).bind(object(), object())
     except TypeError:
         raise TypeError(f"{name} must take (hold, session)") from None
+    _check_dependencies(parameters, name)
     annotation = parameters[0].annotation
     if annotation is inspect.Parameter.empty:
         return _Inherited
@@ -242,6 +243,17 @@ def _check_session(handler: Handler) -> None:
 def _discard(awaitable: Any) -> None:
     if inspect.iscoroutine(awaitable):
         awaitable.close()
+
+
+def _check_dependencies(parameters: list[inspect.Parameter], name: str) -> None:
+    """Raise TypeError for a parameter that FastAPI would fill: it calls routes, and not handlers."""
+    for parameter in parameters:
+        for marker in (parameter.default, *getattr(parameter.annotation, "__metadata__", ())):
+            if type(marker).__module__ == "fastapi.params":
+                raise TypeError(
+                    f"{name}: {type(marker).__name__}(...) of parameter {parameter.name!r} is for routes only; "
+                    "a handler gets (hold, session): call what it depends on inside"
+                )
 
 
 def _evaluated(annotation: str, function: Callable[..., Any], name: str) -> Any:

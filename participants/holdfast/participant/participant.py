@@ -12,7 +12,7 @@ import httpx
 from fastapi import APIRouter
 from sqlalchemy import MetaData, Table
 
-from holdfast.fence.database import AnyDatabase, Database, collided
+from holdfast.fence.database import AnyDatabase, Database, collided, printable_database
 from holdfast.fence.execution import Happening, Outcome, Rules, carry_out
 from holdfast.fence.failures import Failure, failure_of
 from holdfast.fence.handlers import Handlers
@@ -24,11 +24,12 @@ from holdfast.participant.inquiry import Ask
 from holdfast.participant.reaper import Reaper
 from holdfast.participant.routes import Message, router_for
 from holdfast.participant.running import Running
+from holdfast.urls import base_url, printable_url
 from holdfast.wire import Operation
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 log = logging.getLogger("holdfast")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 REPEATS_MAX: Final = 5
 """How often a call is repeated at once because its database transaction collided with another."""
@@ -62,10 +63,7 @@ class Participant:
         clock: Callable[[], float] = time.time,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        if not 1 <= len(name) <= PARTICIPANT_CHARS_MAX:
-            raise ValueError(f"name must have 1 to {PARTICIPANT_CHARS_MAX} characters")
-        if not coordinator_url.startswith(("http://", "https://")):
-            raise ValueError("coordinator_url must start with http:// or https://")
+        _check_name(name)
         _check_limits(
             hold_ttl_max_s=hold_ttl_max_s,
             hold_max_s=hold_max_s,
@@ -75,7 +73,7 @@ class Participant:
             ask_timeout_s=ask_timeout_s,
         )
         self.name: Final = name
-        self.coordinator_url: Final = coordinator_url
+        self.coordinator_url: Final = base_url(coordinator_url)
         self._database = Database(database)
         if handler_timeout_s is not None and not two_step and not self._database.asynchronous:
             raise ValueError(
@@ -131,6 +129,8 @@ class Participant:
         table is missing, or there is no on_try handler.
         """
         await self._prepare()
+        if not self._background.is_running:
+            self._announce()
         async with self._background.running():
             yield
 
@@ -154,6 +154,18 @@ class Participant:
                 "tables of the metadata that the participant was given: create it with a migration or "
                 "metadata.create_all() before the service starts, or call participant.create_table()"
             )
+
+    def _announce(self) -> None:
+        """One line in the log that says what this is and where its things are."""
+        log.info(
+            "participant name=%s database=%s table=%s coordinator=%s form=%s reap_interval_s=%s",
+            self.name,
+            printable_database(self._database.engine.url),
+            self.table.fullname,
+            printable_url(self.coordinator_url),
+            "two-step" if self._rules.two_step else "one-step",
+            self._reap_interval_s,
+        )
 
     async def _receive(self, operation: Operation, message: Message) -> tuple[Row, float | None]:
         self._tell_if_alone()
@@ -234,6 +246,13 @@ class Participant:
 
     def _ask_over(self, transport: httpx.AsyncBaseTransport) -> Ask:
         return partial(inquiry.ask, transport, self.coordinator_url, timeout_s=self._ask_timeout_s)
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= PARTICIPANT_CHARS_MAX:
+        raise ValueError(f"name must have 1 to {PARTICIPANT_CHARS_MAX} characters")
+    if not name.isprintable() or name != name.strip():
+        raise ValueError(f"name must be printable and without spaces around it, for it travels in headers: {name!r}")
 
 
 def _check_limits(**limits: float | None) -> None:

@@ -103,9 +103,8 @@ Receive = Callable[[Operation, Message], Awaitable[tuple[Row, float | None]]]
 FailureOf = Callable[[BaseException], Failure]
 """Whose failure an exception is."""
 
-def router_for(
-    name: str, receive: Receive, failure_of: FailureOf, *, lifespan: Callable[[Any], Any]
-) -> APIRouter:
+
+def router_for(name: str, receive: Receive, failure_of: FailureOf, *, lifespan: Callable[[Any], Any]) -> APIRouter:
     """A router with `POST /try`, `/confirm` and `/cancel`, and a lifespan. Source: docs/protocol.md, section 4."""
     router = APIRouter(tags=[f"tcc: {name}"], lifespan=lifespan)
     for operation in Operation:
