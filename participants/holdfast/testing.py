@@ -71,7 +71,8 @@ class FakeCoordinator:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        self.participant._rules = self._rules
+        own = self._rules
+        self.participant._rules = replace(self.participant._rules, clock=own.clock, probe=own.probe)
         self.participant._transport = self._transport
 
     def branch(

@@ -245,6 +245,7 @@ class SimulatedParticipant:
             reacquire=self.reacquires,
             lease_s=0.6,
         )
+        participant._knows_table = True
         participant._database = InlineDatabase(template._database._sync)  # type: ignore[arg-type]
         self._answers = {
             f"/{operation.value}": _route(operation, participant._receive, participant._failure_of)

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from anyio import CapacityLimiter, to_thread
-from sqlalchemy import URL, Engine, Table, inspect
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
+from sqlalchemy import URL, Connection, Engine, Table, inspect
+from sqlalchemy.exc import DBAPIError, InterfaceError, NoSuchTableError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
@@ -20,7 +20,7 @@ from sqlalchemy.pool import StaticPool
 from holdfast.fence.awaiting import remembering
 from holdfast.fence.guard import Undone, refuse_autocommit, watch
 from holdfast.fence.handlers import Invoke, invoke_def, invoker_for
-from holdfast.fence.rows import DIALECTS
+from holdfast.fence.rows import DIALECTS, VALIDATED, adding_validated
 
 T = TypeVar("T")
 
@@ -97,10 +97,13 @@ class Database:
         return await to_thread.run_sync(self._run_here, work, limiter=limiter)
 
     async def create(self, table: Table) -> None:
-        """Create `table` if it is missing; another replica may be doing the same."""
+        """Create `table`, or the column that it lacks; another replica may be doing the same."""
 
         def work(session: Session, _: Invoke) -> None:
-            table.create(session.connection(), checkfirst=True)
+            connection = session.connection()
+            table.create(connection, checkfirst=True)
+            if _has_validated(connection, table) is False:
+                connection.execute(adding_validated(table, connection.dialect))
             session.commit()
 
         try:
@@ -108,13 +111,9 @@ class Database:
         except DBAPIError:  # somebody else was quicker: now it is there, or it is a real failure
             await self.run(work)
 
-    async def has(self, table: Table) -> bool:
-        """Whether `table` exists."""
-
-        def work(session: Session, _: Invoke) -> bool:
-            return inspect(session.connection()).has_table(table.name, schema=table.schema)
-
-        return await self.run(work)
+    async def has_validated(self, table: Table) -> bool | None:
+        """Whether `table` has the column that older versions did not make; None when there is no table."""
+        return await self.run(lambda session, _: _has_validated(session.connection(), table))
 
     def _limiter(self) -> CapacityLimiter:
         """One for each event loop, since it wakes waiters on its own."""
@@ -146,6 +145,14 @@ def _is_in_memory(engine: Engine) -> bool:
     name, options = engine.url.database or "", engine.url.query
     in_memory = name in ("", ":memory:", "file::memory:") or options.get("mode") == "memory" or "mode=memory" in name
     return in_memory and not isinstance(engine.pool, StaticPool)
+
+
+def _has_validated(connection: Connection, table: Table) -> bool | None:
+    try:
+        columns = inspect(connection).get_columns(table.name, schema=table.schema)
+    except NoSuchTableError:
+        return None
+    return any(column["name"] == VALIDATED for column in columns)
 
 
 def collided(error: BaseException) -> bool:

@@ -217,6 +217,7 @@ def _new_row(rules: Rules, happening: Happening, step: Run | Mark) -> Row:
         state=step.via if isinstance(step, Run) else step.state,
         payload=happening.payload if runs else None,
         payload_hash=None if happening.payload is None else payload_hash(happening.payload),
+        validated=rules.handlers.validated(happening.payload) if runs and happening.payload is not None else None,
         busy_until=now + rules.lease_s if runs and rules.two_step else None,
         expires_at=expires_at,
         created_at=now,
@@ -345,7 +346,7 @@ def _is_sweep(step: Run) -> bool:
 
 def _parse(rules: Rules, step: Run, row: Row) -> list[tuple[Operation, Any]]:
     payload = row.payload if row.payload is not None else "null"
-    return [(operation, rules.handlers.parse(operation, payload)) for operation in step.operations]
+    return [(operation, rules.handlers.parse(operation, payload, row.validated)) for operation in step.operations]
 
 
 def _idempotency_key(row: Row, acquisition: int) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from holdfast.fence.awaiting import all_awaited
+from holdfast.fence.restoring import Restorer
 from holdfast.hold import Hold, Refused
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
@@ -59,6 +60,7 @@ class Handlers:
         self._two_step = two_step
         self._by_operation: dict[Operation, Handler] = {}
         self._adapters: dict[Operation, TypeAdapter[Any] | None] = {}
+        self._restorer_of_try: Restorer | None = None
 
     def __contains__(self, operation: Operation) -> bool:
         return operation in self._by_operation
@@ -76,17 +78,34 @@ class Handlers:
         _check_session(handler)
         self._by_operation[operation] = handler
 
-    def parse(self, operation: Operation, payload: str) -> Any:
-        """The JSON `payload` as the handler of `operation` wants it. Raises InvalidPayload."""
-        if operation not in self._adapters:
-            self._adapters[operation] = self._adapter(operation)
-        adapter = self._adapters[operation]
+    def parse(self, operation: Operation, payload: str, validated: str | None = None) -> Any:
+        """The JSON `payload` as the handler of `operation` wants it, as it was `validated` at Try if it was.
+
+        Raises InvalidPayload.
+        """
+        adapter = self._adapter_of(operation)
         if adapter is None:
             return json.loads(payload)
         try:
+            if validated is not None and self._wanted(operation) == self._wanted(Operation.TRY):
+                return self._restorer().restore(validated or payload, payload)
             return adapter.validate_json(payload)
         except ValidationError as error:
             raise InvalidPayload(_without_values(error)) from None
+
+    def validated(self, payload: str) -> str | None:
+        """What Try's annotation makes of `payload`, as text for `parse`: empty when it is the payload itself.
+
+        None when there is nothing to keep: no annotation, an invalid payload, or a value that no JSON brings back.
+        """
+        adapter = self._adapter_of(Operation.TRY)
+        if adapter is None:
+            return None
+        try:
+            dumped = self._restorer().dump(adapter.validate_json(payload))
+        except ValidationError:
+            return None
+        return "" if dumped == payload else dumped
 
     def call(
         self,
@@ -123,12 +142,23 @@ class Handlers:
             raise TypeError(f"{handler.name} returned an awaitable that nobody awaits: make it async def")
         return to_jsonable_python(returned) if operation is Operation.TRY else None
 
-    def _adapter(self, operation: Operation) -> TypeAdapter[Any] | None:
+    def _adapter_of(self, operation: Operation) -> TypeAdapter[Any] | None:
+        if operation not in self._adapters:
+            wanted = self._wanted(operation)
+            self._adapters[operation] = None if wanted is Any else TypeAdapter(wanted)
+        return self._adapters[operation]
+
+    def _restorer(self) -> Restorer:
+        if self._restorer_of_try is None:
+            self._restorer_of_try = Restorer(TypeAdapter(self._wanted(Operation.TRY)))
+        return self._restorer_of_try
+
+    def _wanted(self, operation: Operation) -> Any:
         handler = self._by_operation.get(operation)
         wanted = _Inherited if handler is None else handler.payload_type
         if wanted is _Inherited:
-            wanted = Any if operation is Operation.TRY else self._type_of_try()
-        return None if wanted is Any else TypeAdapter(wanted)
+            return Any if operation is Operation.TRY else self._type_of_try()
+        return wanted
 
     def _type_of_try(self) -> Any:
         wanted = self._by_operation[Operation.TRY].payload_type

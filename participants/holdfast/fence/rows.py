@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     CursorResult,
     Delete,
+    Dialect,
     Double,
     Executable,
     Index,
@@ -24,12 +25,14 @@ from sqlalchemy import (
     Select,
     String,
     Table,
+    TextClause,
     Update,
     and_,
     bindparam,
     delete,
     insert,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -40,6 +43,8 @@ from holdfast.columns import DOCUMENT, ExactString
 from holdfast.fence.table import FINISHED, State
 
 TABLE_NAME: Final = "holdfast_branches"
+VALIDATED: Final = "validated"
+"""The column that tables made by versions before 0.2 don't have."""
 TRANSACTION_ID_CHARS_MAX: Final = 64
 BRANCH_CHARS_MAX: Final = 200
 PARTICIPANT_CHARS_MAX: Final = 200
@@ -82,6 +87,7 @@ class Row:
     check_at: float | None = None  # when the reaper looks at this row
     checks: int = 0  # how often it looked in vain: its back-off
     locked: bool = field(default=False, compare=False, repr=False)  # by this database transaction; no column
+    validated: str | None = None  # what Try's annotation made of the payload, JSON; empty: the payload itself
 
     @property
     def key(self) -> Key:
@@ -90,8 +96,9 @@ class Row:
 
 def branches_table(metadata: MetaData) -> Table:
     """The table in `metadata`, defined there once however many participants share it."""
-    if TABLE_NAME in metadata.tables:
-        return metadata.tables[TABLE_NAME]
+    name = TABLE_NAME if metadata.schema is None else f"{metadata.schema}.{TABLE_NAME}"
+    if name in metadata.tables:
+        return metadata.tables[name]
     return Table(
         TABLE_NAME,
         metadata,
@@ -112,9 +119,22 @@ def branches_table(metadata: MetaData) -> Table:
         Column("finished_at", Double),
         Column("check_at", Double),
         Column("checks", Integer, nullable=False),
+        Column(VALIDATED, DOCUMENT),
         Index("ix_holdfast_branches_check", "participant", "check_at"),
         Index("ix_holdfast_branches_finished", "participant", "finished_at"),
     )
+
+
+def without_validated(table: Table) -> Table:
+    """The table as versions before 0.2 made it: one that has not been migrated yet."""
+    columns = (Column(column.name, column.type, primary_key=column.primary_key) for column in table.columns)
+    return Table(table.name, MetaData(), *(one for one in columns if one.name != VALIDATED), schema=table.schema)
+
+
+def adding_validated(table: Table, dialect: Dialect) -> TextClause:
+    """The statement that migrates a table that the SDK has made itself."""
+    name, kind = dialect.identifier_preparer.format_table(table), dialect.type_compiler_instance.process(DOCUMENT)
+    return text(f"ALTER TABLE {name} ADD COLUMN {VALIDATED} {kind}")
 
 
 def insert_if_absent(session: Session, table: Table, row: Row) -> bool:

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -16,7 +17,7 @@ from holdfast.fence.database import AnyDatabase, Database, collided, printable_d
 from holdfast.fence.execution import Happening, Outcome, Rules, carry_out
 from holdfast.fence.failures import Failure, failure_of
 from holdfast.fence.handlers import Handlers
-from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, Key, Row, branches_table
+from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, VALIDATED, Key, Row, branches_table, without_validated
 from holdfast.fence.table import Event
 from holdfast.participant import inquiry
 from holdfast.participant.background import Background
@@ -82,6 +83,7 @@ class Participant:
             )
         handler_timeout_s = HANDLER_TIMEOUT_DEFAULT_S if handler_timeout_s is None else handler_timeout_s
         self._creates_table = metadata is None
+        self._knows_table = False
         self._metadata = MetaData() if metadata is None else metadata
         self.table: Final[Table] = branches_table(self._metadata)
         self._rules = Rules(
@@ -148,12 +150,28 @@ class Participant:
             raise RuntimeError(f"participant {self.name!r} has no on_try handler")
         if self._creates_table:
             await self.create_table()
-        elif not await self._database.has(self.table):
+        await self._look_at_table()
+        if not self._knows_table:
             raise RuntimeError(
                 f"participant {self.name!r}: its database has no table {self.table.fullname!r}. It is one of the "
                 "tables of the metadata that the participant was given: create it with a migration or "
                 "metadata.create_all() before the service starts, or call participant.create_table()"
             )
+
+    async def _look_at_table(self) -> None:
+        """Find out once whether the table has been migrated; it works without, as it did before."""
+        if self._knows_table:
+            return
+        has_validated = await self._database.has_validated(self.table)
+        if has_validated is False:
+            log.warning(
+                "table %s has no column %s: payloads are validated anew at confirm and cancel. Run the service's "
+                "migrations, and start again",
+                self.table.fullname,
+                VALIDATED,
+            )
+            self._rules = replace(self._rules, table=without_validated(self.table))
+        self._knows_table = has_validated is not None
 
     def _announce(self) -> None:
         """One line in the log that says what this is and where its things are."""
@@ -172,6 +190,7 @@ class Participant:
         payload = message.payload_text
         if operation is Operation.TRY and payload is None:
             payload = "null"
+        await self._look_at_table()
         outcome = await self._perform(
             Happening(
                 key=Key(self.name, message.transaction_id, message.branch),
