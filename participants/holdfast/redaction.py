@@ -25,6 +25,7 @@ class WithoutValues(logging.Filter):
         """Never drops a record."""
         if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
             record.exc_text = described(record.exc_info[1])
+            record.__dict__["_error"] = record.exc_info[1]  # for tests; formatters skip private members
             record.exc_info = None
         return True
 

@@ -365,7 +365,7 @@ class _Errors(logging.Handler):
     world: Any = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        raised = record.exc_info[1] if record.exc_info else None
+        raised = record.exc_info[1] if record.exc_info else getattr(record, "_error", None)
         if self.world is None or self.world.loop._closed:
             return
         if record.name == "holdfast" and isinstance(raised, HandlerFailed):
