@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test model sim ablations chaos fuzz mutants mutants-all bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test test-minimum model sim ablations chaos fuzz mutants mutants-all bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ run: $(VENV)/.run ## the coordinator and the example services, until Ctrl-C
 
 test: $(VENV)/.dev ## all tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-minimum: $(VENV)-minimum/.made ## the SDK's tests with the oldest versions that participants/pyproject.toml admits
+	@PYTHONPATH=participants $(VENV)-minimum/bin/python -m pytest -q -n auto --dist worksteal tests/participant $(ARGS)
 
 SEEDS ?= 2000
 FIRST ?= 1
@@ -75,9 +78,11 @@ requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for, with hashes
 	@$(PIP) uv
 	@for group in run dev bench mutants; do $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header \
 	  --no-emit-index-url --python-version 3.11 --group pyproject.toml:$$group --output-file requirements/$$group.txt; done
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header --no-emit-index-url --python-version 3.11 \
+	  --resolution lowest-direct participants/pyproject.toml --group pyproject.toml:minimum --output-file requirements/minimum.txt
 
 clean: ## remove .venv and everything that was made
-	rm -rf $(VENV) .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
+	rm -rf $(VENV) $(VENV)-minimum .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -93,6 +98,12 @@ $(VENV)/.run: requirements/run.txt participants/pyproject.toml | $(BIN)/python
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	@echo "Installing what tests and checks need into $(VENV) ..."
 	@$(PIP) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)-minimum/.made: requirements/minimum.txt | $(BIN)/python
+	@echo "Installing the oldest versions that the SDK admits into $(VENV)-minimum ..."
+	@$(PYTHON) -m venv $(VENV)-minimum
+	@$(VENV)-minimum/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/minimum.txt
 	@touch $@
 
 $(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
