@@ -89,7 +89,7 @@ $(BIN)/python:
 	  || { echo "Holdfast needs Python 3.11 or newer; choose one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: requirements/run.txt participants/pyproject.toml | $(BIN)/python
+$(VENV)/.run: requirements/run.txt participants/pyproject.toml participants/holdfast/version.py | $(BIN)/python
 	@echo "Installing what Holdfast runs on into $(VENV) ..."
 	@$(PIP) --require-hashes -r requirements/run.txt
 	@$(PIP) --no-deps --no-build-isolation --editable participants

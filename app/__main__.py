@@ -1,4 +1,4 @@
-"""python -m app serve | migrate"""
+"""python -m app serve | migrate | --version"""
 
 import argparse
 import asyncio
@@ -21,6 +21,7 @@ from app.storage.engines import is_embedded, normal_url
 from app.storage.errors import DatabaseError
 from app.storage.group_commit import Journal
 from app.storage.migrations import MIGRATE_COMMAND, migrate, schema_is_current
+from holdfast.version import __version__
 
 if sys.platform != "win32":
     import fcntl
@@ -35,6 +36,7 @@ GRACE_S = 5.0
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m app", description="The Holdfast coordinator.")
+    parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the coordinator (settings: HOLDFAST_…, see docs/operations.md)")
     commands.add_parser("migrate", help="bring the database to the newest schema")

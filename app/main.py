@@ -28,11 +28,11 @@ from app.storage.group_commit import Journal
 from app.storage.migrations import MIGRATE_COMMAND, migrate, schema_is_current
 from app.storage.participants import RegisteredParticipant
 from app.storage.transactions import release_leases
+from holdfast.version import __version__
 
 log = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
-DESCRIPTION = "Makes several HTTP services do a thing together or not at all: try, then confirm or cancel."
+DESCRIPTION = "All-or-nothing transactions across HTTP services: try, then confirm or cancel."
 
 
 class SchemaOutdatedError(Exception):
@@ -61,7 +61,7 @@ def create_app(
 
     app = FastAPI(
         title="Holdfast",
-        version=VERSION,
+        version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,

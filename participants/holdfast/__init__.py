@@ -17,6 +17,7 @@ from holdfast.client import (
 from holdfast.hold import Hold, NotNow, Refused
 from holdfast.participant.participant import Participant
 from holdfast.redaction import install
+from holdfast.version import __version__
 
 install()  # before anything logs
 
@@ -36,5 +37,6 @@ __all__ = [
     "TransactionCancelled",
     "TransactionMixed",
     "TransactionUndecided",
+    "__version__",
     "idempotency_key_of",
 ]

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import __version__
+
 ROOT = Path(__file__).parents[2]
 SDK = ROOT / "participants"
 PROJECT = tomllib.loads((SDK / "pyproject.toml").read_text())["project"]
-NAME = f"{PROJECT['name']}-{PROJECT['version']}"
+NAME = f"{PROJECT['name']}-{__version__}"
 SDK_MODULES = {path.relative_to(SDK).as_posix() for path in (SDK / "holdfast").rglob("*.py")}
 
 
