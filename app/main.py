@@ -16,6 +16,7 @@ from app.calling.caller import Caller
 from app.calling.registry import Registry
 from app.calling.transport import Transport
 from app.clock import anchored_clock
+from app.docs_ui import pages
 from app.engine.coordinator import Coordinator
 from app.engine.notifications import Notifications
 from app.engine.recovery import Recovery
@@ -65,8 +66,10 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # app.docs_ui has pages that work offline
+        redoc_url=None,
     )
-    for router in (transactions.router, participants.router, admin.router, health.router):
+    for router in (transactions.router, participants.router, admin.router, health.router, pages.router):
         app.router.routes += router.routes  # without include_router's layer around each of them
     problems.install(app)
     app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)

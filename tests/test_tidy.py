@@ -1,6 +1,7 @@
 """Style that no linter knows, kept by a test. Every rule is seen to fail on a planted violation.
 
-Files are those that git tracks or is about to. Words that a rule forbids are spelled in halves here.
+Files are those that git tracks or is about to, but for vendored ones. Words that a rule forbids are spelled in halves
+here.
 """
 
 import ast
@@ -176,7 +177,7 @@ def violations(path: str, text: str) -> list[str]:
 
 def test_every_file_keeps_every_rule() -> None:
     paths = listed_by_git("--cached", "--others", "--exclude-standard")
-    present = [path for path in paths if (ROOT / path).is_file()]
+    present = [path for path in paths if (ROOT / path).is_file() and "/vendor/" not in path]
     texts = {path: (ROOT / path).read_text(encoding="utf-8", errors="ignore") for path in present}
     assert [violation for path, text in texts.items() for violation in violations(path, text)] == []
 

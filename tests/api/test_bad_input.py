@@ -203,7 +203,6 @@ async def test_a_body_full_of_mistakes_is_answered_in_little_time_and_few_words(
 @pytest.mark.parametrize(
     ("method", "path", "status", "slug"),
     [
-        ("GET", "/", 404, "not-found"),
         ("GET", "/v1", 404, "not-found"),
         ("GET", "/v1/nothing", 404, "not-found"),
         ("GET", "/v2/transactions", 404, "not-found"),
