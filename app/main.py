@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 from fastapi import FastAPI
 
-from app.api import admin, health, participants, problems, transactions
+from app.api import admin, health, openapi_document, participants, problems, transactions
 from app.api.body_limit import BodyLimit
 from app.api.dependencies import Parts
 from app.api.rendering import exported
@@ -32,8 +32,6 @@ from app.storage.transactions import release_leases
 from holdfast.version import __version__
 
 log = logging.getLogger(__name__)
-
-DESCRIPTION = "All-or-nothing transactions across HTTP services: try, then confirm or cancel."
 
 
 class SchemaOutdatedError(Exception):
@@ -63,7 +61,8 @@ def create_app(
     app = FastAPI(
         title="Holdfast",
         version=__version__,
-        description=DESCRIPTION,
+        description=openapi_document.DESCRIPTION,
+        openapi_tags=openapi_document.TAGS,
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=None,  # app.docs_ui has pages that work offline
@@ -72,6 +71,7 @@ def create_app(
     for router in (transactions.router, participants.router, admin.router, health.router, pages.router):
         app.router.routes += router.routes  # without include_router's layer around each of them
     problems.install(app)
+    openapi_document.install(app)
     app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)
     return app
 

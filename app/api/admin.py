@@ -2,16 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import Response
 
-from app.api import openapi_links
+from app.api import examples, openapi_links
 from app.api.bodies import known_id, read_cursor
 from app.api.dependencies import PartsOf
 from app.api.pagination import cursor_of
 from app.api.problems import responses
 from app.api.rendering import json_response, totals_json, transaction_json
-from app.api.schemas import HungPage, HungQuery, ResolveRequest, TransactionBody
+from app.api.schemas import HungPage, HungQuery, ResolveRequest, TransactionBody, TransactionId
 from app.protocol.messages import BranchResolved, RetryRequested
 from app.protocol.values import Settled
 from app.storage import queries
@@ -21,15 +21,23 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
 
 @router.get(
     "/hung",
+    summary="List hung transactions",
     operation_id=openapi_links.LIST_HUNG,
     response_model=HungPage,
     responses=openapi_links.with_links(
-        {200: {"description": "A page"}, **responses("invalid", "unavailable")},
+        {
+            200: examples.answer("One page of hung transactions, and totals over all pages", examples.HUNG_PAGE),
+            **responses("invalid", "unavailable"),
+        },
         {200: openapi_links.to_next_page(openapi_links.LIST_HUNG) | openapi_links.to_transaction("/items/0")},
     ),
 )
 async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Response:
-    """Hung transactions, oldest first, and how many branches hang by participant and reason."""
+    """List the transactions that need a person's attention, oldest first.
+
+    A decided transaction is hung when a participant refuses to confirm or cancel, or doesn't answer for too long. It is
+    still retried. `totals` counts hung branches by participant and reason, over all pages.
+    """
     hung_before = None if query.older_than_s is None else parts.clock() - query.older_than_s
     wanted = queries.HungFilter(participant=query.participant, name=query.name, hung_before=hung_before)
     since, after_id = read_cursor(query.cursor, float, str) if query.cursor is not None else (None, None)
@@ -43,35 +51,57 @@ async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Res
 
 @router.post(
     "/transactions/{transaction_id}/retry",
+    summary="Retry a transaction now",
     operation_id=openapi_links.RETRY,
     status_code=202,
     response_model=TransactionBody,
-    responses=responses("unknown-transaction", "already-finished", "invalid", "overloaded", "unavailable"),
+    responses={
+        202: examples.answer("The calls have been started", examples.RETRIED),
+        **responses("unknown-transaction", "already-finished", "invalid", "overloaded", "unavailable"),
+    },
 )
-async def retry(transaction_id: str, parts: PartsOf) -> Response:
-    """Make every call that waits now, and start the back-off over."""
+async def retry(transaction_id: TransactionId, parts: PartsOf) -> Response:
+    """Make every outstanding call now instead of waiting for its next attempt, and reset the back-off.
+
+    Safe at any time: participants recognise repeated calls. Use it after a participant has been repaired.
+    """
     transaction = await parts.coordinator.command(known_id(transaction_id), RetryRequested())
     return json_response(transaction_json(transaction), 202)
 
 
 @router.post(
     "/transactions/{transaction_id}/branches/{branch}/resolve",
+    summary="Resolve a branch by hand",
     operation_id=openapi_links.RESOLVE,
     response_model=TransactionBody,
-    responses=responses(
-        "unknown-transaction",
-        "unknown-branch",
-        "branch-finished",
-        "not-decided",
-        "malformed",
-        "invalid",
-        "payload-too-large",
-        "overloaded",
-        "unavailable",
-    ),
+    responses={
+        200: examples.answer("The resolution is recorded", examples.RESOLVED),
+        **responses(
+            "unknown-transaction",
+            "unknown-branch",
+            "branch-finished",
+            "not-decided",
+            "malformed",
+            "invalid",
+            "payload-too-large",
+            "overloaded",
+            "unavailable",
+        ),
+    },
 )
-async def resolve(transaction_id: str, branch: str, body: ResolveRequest, request: Request, parts: PartsOf) -> Response:
-    """Record that a person settled this branch by hand, as what and why; it is called no more."""
+async def resolve(
+    transaction_id: TransactionId,
+    branch: Annotated[str, Path(description="the branch's name in the transaction", examples=["shipping"])],
+    body: Annotated[ResolveRequest, Body(openapi_examples=examples.RESOLVE)],
+    request: Request,
+    parts: PartsOf,
+) -> Response:
+    """Record that you have settled a branch by hand, how, and why.
+
+    Use it when a participant can't be made to confirm or cancel. Holdfast doesn't call the branch again. If the
+    resolution contradicts the decision, the transaction ends with the outcome `mixed`. An undecided transaction must be
+    cancelled first.
+    """
     command = BranchResolved(
         branch=branch,
         settled=Settled(body.settled),

@@ -8,6 +8,7 @@ from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Connection
 
+from app.api import examples
 from app.api.dependencies import PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response
@@ -22,15 +23,28 @@ WRITE_MAX_S: Final = 5.0
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", response_model=StatusBody)
+@router.get(
+    "/healthz",
+    summary="Check that the process is alive",
+    response_model=StatusBody,
+    responses={200: examples.answer("The process answers", examples.ALIVE)},
+)
 async def healthz() -> Response:
-    """The process is alive."""
+    """For a liveness probe. It doesn't touch the database, so a database that is down restarts nothing."""
     return json_response({"status": "alive"})
 
 
-@router.get("/readyz", response_model=StatusBody, responses=responses("schema-outdated", "unavailable"))
+@router.get(
+    "/readyz",
+    summary="Check that requests can be served",
+    response_model=StatusBody,
+    responses={
+        200: examples.answer("The coordinator is ready", examples.READY),
+        **responses("schema-outdated", "unavailable"),
+    },
+)
 async def readyz(parts: PartsOf) -> Response:
-    """The database can be reached and has the schema that this version needs."""
+    """For a readiness probe: the database answers, accepts writes, and has the schema that this version needs."""
     try:
         current = await parts.journal.read(schema_is_current)
         async with asyncio.timeout(WRITE_MAX_S):
@@ -46,11 +60,18 @@ async def readyz(parts: PartsOf) -> Response:
 
 @router.get(
     "/metrics",
+    summary="Get Prometheus metrics",
     response_class=PlainTextResponse,
-    responses={200: {"content": {"text/plain": {}}}, **responses("unavailable")},
+    responses={
+        200: {
+            "description": "The metrics of this process, and of the database",
+            "content": {"text/plain": {"examples": examples.named(examples.METRICS)}},
+        },
+        **responses("unavailable"),
+    },
 )
 async def metrics(parts: PartsOf) -> Response:
-    """Counters, in Prometheus' text format."""
+    """Metrics in Prometheus' text format. docs/operations.md describes each of them, and what to alert on."""
     unfinished, hung = await parts.journal.read(_counts)
     parts.metrics.unfinished.set(unfinished)
     parts.metrics.hung.set(hung)

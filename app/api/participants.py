@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Body, Path
 from fastapi.responses import Response
 
-from app.api import openapi_links
+from app.api import examples, openapi_links
 from app.api.dependencies import PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response, participant_json
@@ -15,31 +15,36 @@ from app.storage.participants import RegisteredParticipant
 
 router = APIRouter(prefix="/v1/participants", tags=["participants"])
 
-Name = Annotated[ParticipantName, Path()]
+Name = Annotated[ParticipantName, Path(description="the participant's name", examples=["inventory"])]
 
 
 @router.get(
     "",
+    summary="List registered participants",
     operation_id=openapi_links.LIST_PARTICIPANTS,
     response_model=ParticipantPage,
     responses=openapi_links.with_links(
-        {200: {"description": "All of them"}, **responses("unavailable")},
+        {200: examples.answer("Every registered participant", examples.PARTICIPANTS), **responses("unavailable")},
         {200: openapi_links.to_participant("$response.body#/items/0/name")},
     ),
 )
 async def list_participants(parts: PartsOf) -> Response:
-    """Every registered participant, by name."""
+    """List every registered participant with its limits, ordered by name."""
     return json_response({"items": [participant_json(each) for each in parts.registry.all()]})
 
 
 @router.get(
     "/{name}",
+    summary="Get a participant",
     operation_id=openapi_links.GET_PARTICIPANT,
     response_model=ParticipantBody,
-    responses=responses("participant-not-found", "invalid", "unavailable"),
+    responses={
+        200: examples.answer("The registry entry", examples.PARTICIPANT),
+        **responses("participant-not-found", "invalid", "unavailable"),
+    },
 )
 async def get(name: Name, parts: PartsOf) -> Response:
-    """One registered participant."""
+    """Where the coordinator calls a registered participant, and with which limits."""
     participant = parts.registry.get(name)
     if participant is None:
         raise Problem("participant-not-found")
@@ -48,19 +53,26 @@ async def get(name: Name, parts: PartsOf) -> Response:
 
 @router.put(
     "/{name}",
+    summary="Register or replace a participant",
     operation_id=openapi_links.PUT_PARTICIPANT,
     response_model=ParticipantBody,
     responses=openapi_links.with_links(
         {
-            200: {"description": "Replaced"},
-            201: {"description": "Registered", "model": ParticipantBody},
+            200: examples.answer("The entry was replaced", examples.PARTICIPANT),
+            201: examples.answer("The participant is new", examples.PARTICIPANT) | {"model": ParticipantBody},
             **responses("malformed", "invalid", "endpoint-not-allowed", "payload-too-large", "unavailable"),
         },
         {status: openapi_links.to_participant("$request.path.name") for status in (200, 201)},
     ),
 )
-async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
-    """Register a participant, or say where it is now: transactions under way call it there from the next call on."""
+async def put(
+    name: Name, body: Annotated[RegistryBody, Body(openapi_examples=examples.REGISTER)], parts: PartsOf
+) -> Response:
+    """Register a participant under a name that branches refer to, or replace its entry.
+
+    The change applies from the next call on, to transactions that are under way, too. The base URL must be among
+    `HOLDFAST_ALLOWED_ENDPOINTS`.
+    """
     if fault := parts.allowed.base_fault(body.base_url):
         raise Problem("endpoint-not-allowed", fault)
     participant = RegisteredParticipant(name=name, **body.model_dump())
@@ -70,12 +82,16 @@ async def put(name: Name, body: RegistryBody, parts: PartsOf) -> Response:
 
 @router.delete(
     "/{name}",
+    summary="Remove a participant",
     operation_id=openapi_links.DELETE_PARTICIPANT,
     status_code=204,
-    responses=responses("participant-not-found", "participant-in-use", "invalid", "unavailable"),
+    responses={
+        204: {"description": "The participant is removed"},
+        **responses("participant-not-found", "participant-in-use", "invalid", "unavailable"),
+    },
 )
 async def delete(name: Name, parts: PartsOf) -> Response:
-    """Remove a participant that no unfinished transaction needs."""
+    """Remove a participant from the registry. Refused while an unfinished transaction needs it."""
     deleted = await parts.registry.delete(name)
     if deleted is None:
         raise Problem("participant-not-found")

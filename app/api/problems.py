@@ -12,10 +12,11 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.api.examples import PROBLEMS, ProblemExample
 from app.api.rendering import transaction_json
 from app.engine.coordinator import OverloadedError, UnknownTransactionError
 from app.engine.run import ObjectedError
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1
+_SCHEMA: Final = "#/components/schemas/ProblemDocument"
 ERRORS_MAX: Final = 20
 """So many of a body's faults are named, at the most."""
 
@@ -84,12 +86,15 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457. Further members depend on the type: `transaction`, `errors`, `transaction_id`."""
+    """An error, as RFC 9457 defines it. `type` is a path on this coordinator that explains the kind of problem.
+
+    Further members depend on the type: `errors`, `participant`, `branch`, `transaction_id` or `transaction`.
+    """
 
     type: str
     title: str
     status: int
-    detail: str
+    detail: str = Field(description="what is wrong here, and what to do next")
 
 
 class Problem(Exception):
@@ -104,29 +109,39 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         self.members = members
 
-    def response(self) -> Response:
+    @property
+    def document(self) -> dict[str, Any]:
         kind = CATALOGUE[self.slug]
-        if kind.status in (429, 503):
-            self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-        document = {
+        return {
             "type": f"/problems/{self.slug}",
             "title": kind.title,
             "status": kind.status,
             "detail": self.detail,
             **self.members,
         }
-        return JSONResponse(document, kind.status, self.headers, MEDIA_TYPE)
+
+    def response(self) -> Response:
+        status = CATALOGUE[self.slug].status
+        if status in (429, 503):
+            self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+        return JSONResponse(self.document, status, self.headers, MEDIA_TYPE)
 
 
 def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of the problems that a route can answer."""
     documented: dict[int | str, dict[str, Any]] = {}
-    schema = {"schema": ProblemDocument.model_json_schema()}
     for slug in slugs:
         kind = CATALOGUE[slug]
-        entry = documented.setdefault(kind.status, {"description": "", "content": {MEDIA_TYPE: schema}})
+        content = {MEDIA_TYPE: {"schema": {"$ref": _SCHEMA}, "examples": {}}}
+        entry = documented.setdefault(kind.status, {"description": "", "content": content})
         entry["description"] = "; ".join(filter(None, [entry["description"], f"`{slug}`: {kind.title}"]))
+        entry["content"][MEDIA_TYPE]["examples"][slug] = {"summary": kind.title, "value": _example(slug)}
     return documented
+
+
+def _example(slug: str) -> dict[str, Any]:
+    shown = PROBLEMS.get(slug, ProblemExample())
+    return Problem(slug, shown.detail, **shown.members or {}).document
 
 
 def install(app: FastAPI) -> None:

@@ -9,8 +9,10 @@ from collections import Counter
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
+from fastapi import Path
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.api.examples import TRANSACTION_ID
 from app.api.pagination import CURSOR_CHARS_MAX
 from app.calling.registration import ParticipantName
 from app.engine.coordinator import Begin
@@ -40,6 +42,7 @@ def _on_one_line(text: Any) -> Any:
 
 Label = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX), AfterValidator(_one_line)]
 Json = Annotated[Any, AfterValidator(_portable)]
+TransactionId = Annotated[str, Path(description="the transaction's `id`", examples=[TRANSACTION_ID])]
 
 
 class _Body(BaseModel):
@@ -57,10 +60,14 @@ class EndpointsBody(_Body):
 class BranchRequest(_Body):
     """One branch: a registered participant, or URLs; never both."""
 
-    name: ParticipantName | None = Field(default=None, description="unique in the transaction; default: participant")
-    participant: ParticipantName | None = None
-    endpoints: EndpointsBody | None = None
-    payload: Json = Field(default_factory=dict)
+    name: ParticipantName | None = Field(
+        default=None, description="unique in the transaction; defaults to the participant", examples=["card"]
+    )
+    participant: ParticipantName | None = Field(
+        default=None, description="the name of a registered participant", examples=["inventory"]
+    )
+    endpoints: EndpointsBody | None = Field(default=None, description="the URLs of a branch without a participant")
+    payload: Json = Field(default_factory=dict, description="any JSON; every call of this branch carries it")
 
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> Self:
@@ -80,11 +87,19 @@ class BranchRequest(_Body):
 class BeginRequest(_Body):
     """What an initiator asks for; docs/protocol.md, section 3."""
 
-    name: Label | None = Field(default=None, description="what kind of transaction this is")
-    reference: Label | None = Field(default=None, description="a business key")
-    timeout_s: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="time to a decision")
-    try_order: Literal["parallel", "sequential"] = "parallel"
-    answer_at: Literal["end", "decision", "record"] = "end"
+    name: Label | None = Field(
+        default=None, description="what kind of transaction this is; searchable", examples=["place-order"]
+    )
+    reference: Label | None = Field(
+        default=None, description="a business key, such as an order number; searchable", examples=["order-4711"]
+    )
+    timeout_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="time to the decision, in seconds", examples=[30]
+    )
+    try_order: Literal["parallel", "sequential"] = Field(
+        default="parallel", description="`sequential`: each Try starts when the one before it holds"
+    )
+    answer_at: Literal["end", "decision", "record"] = Field(default="end", description="what the request waits for")
     branches: list[BranchRequest] = Field(min_length=1, max_length=BRANCHES_LIMIT)
 
     @model_validator(mode="after")
@@ -127,9 +142,9 @@ class BeginRequest(_Body):
 class ResolveRequest(_Body):
     """A person settled a branch by hand."""
 
-    settled: Literal["confirmed", "cancelled"] = Field(alias="as")
+    settled: Literal["confirmed", "cancelled"] = Field(alias="as", description="how you settled the branch")
     reason: Annotated[str, BeforeValidator(_on_one_line), AfterValidator(_one_line)] = Field(
-        min_length=1, max_length=REASON_CHARS_MAX, description="why, for the record"
+        min_length=1, max_length=REASON_CHARS_MAX, description="why, for the record", examples=["shipped by hand"]
     )
 
 
@@ -138,34 +153,42 @@ class _Query(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: int = Field(default=50, ge=1, le=500)
+    limit: int = Field(default=50, ge=1, le=500, description="the most items on the page")
     cursor: str | None = Field(
-        default=None, max_length=CURSOR_CHARS_MAX, description="`next_cursor` of the page before"
+        default=None,
+        max_length=CURSOR_CHARS_MAX,
+        description="`next_cursor` of the previous page, with the same filters",
     )
 
 
 class TransactionsQuery(_Query):
     """Which transactions to list; every filter that is given must match."""
 
-    phase: Phase | None = None
-    name: Label | None = None
-    reference: Label | None = None
-    participant: ParticipantName | None = None
-    hung: bool | None = None
+    phase: Phase | None = Field(default=None, description="where the transaction stands")
+    name: Label | None = Field(default=None, description="the kind that it was begun with", examples=["place-order"])
+    reference: Label | None = Field(default=None, description="the business key", examples=["order-4711"])
+    participant: ParticipantName | None = Field(
+        default=None, description="a participant of one of its branches", examples=["inventory"]
+    )
+    hung: bool | None = Field(default=None, description="only hung transactions, or only those that aren't")
 
 
 class HungQuery(_Query):
     """Which hung transactions to list."""
 
-    participant: ParticipantName | None = None
-    name: Label | None = None
-    older_than_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    participant: ParticipantName | None = Field(
+        default=None, description="the participant of a hung branch", examples=["shipping"]
+    )
+    name: Label | None = Field(default=None, description="the kind that it was begun with", examples=["place-order"])
+    older_than_s: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, description="hung for at least this many seconds", examples=[300]
+    )
 
 
 class CallsQuery(_Query):
     """Which calls of a transaction to list."""
 
-    limit: int = Field(default=500, ge=1, le=500)
+    limit: int = Field(default=500, ge=1, le=500, description="the most items on the page")
 
 
 class ReasonBody(BaseModel):

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic_core import to_json
 
-from app.api import openapi_links
+from app.api import examples, openapi_links
 from app.api.bodies import known_id, read_body, read_cursor
 from app.api.dependencies import Parts, PartsOf
 from app.api.pagination import cursor_of
@@ -25,6 +25,7 @@ from app.api.schemas import (
     CallsQuery,
     DecisionBody,
     TransactionBody,
+    TransactionId,
     TransactionPage,
     TransactionsQuery,
 )
@@ -40,7 +41,10 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/transactions", tags=["transactions"])
 
 Prefer = Annotated[
-    list[str], Header(description="`wait=<s>`: how long to wait at the most; `respond-async`: not at all (RFC 7240)")
+    list[str],
+    Header(
+        description="`wait=<seconds>` limits the wait, `respond-async` doesn't wait (RFC 7240)", examples=[["wait=10"]]
+    ),
 ]
 
 RECHECK_MIN_S: Final = 1.0
@@ -68,13 +72,33 @@ class _BeginRoute(APIRoute):
 
 
 async def begin(
-    request: BeginRequest,
+    request: Annotated[BeginRequest, Body(openapi_examples=examples.BEGIN)],
     parts: PartsOf,
     prefer: Prefer = [],  # noqa: B006 - nobody changes it
-    idempotency_key: Annotated[str | None, Header(description="the same key and body: the same transaction")] = None,
-    traceparent: Annotated[str | None, Header(description="participants are called in this trace")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="makes repeats safe: the same key with the same body returns the same transaction",
+            examples=['"order-4711"'],
+        ),
+    ] = None,
+    traceparent: Annotated[
+        str | None,
+        Header(
+            description="a W3C trace context; participants are called in this trace",
+            examples=["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+        ),
+    ] = None,
 ) -> Response:
-    """Begin a transaction, and wait for what `answer_at` and `Prefer` say."""
+    """Record a transaction, try every branch, and confirm all of them or cancel all of them.
+
+    `answer_at` chooses what the request waits for: the `end` (the default), the `decision`, or only the `record`.
+    `Prefer: wait=<seconds>` limits the wait; the transaction goes on without you.
+
+    - **201**: confirmed
+    - **202**: not finished yet; `phase` and `decision` say where it stands
+    - **409** `transaction-cancelled`: cancelled; `transaction.reason` says why
+    """
     preferences = parse_prefer(prefer)
     key = _key(idempotency_key)
     try:
@@ -101,16 +125,17 @@ router.add_api_route(
     begin,
     methods=["POST"],
     route_class_override=_BeginRoute,
+    summary="Begin a transaction",
     operation_id=openapi_links.BEGIN,
     status_code=201,
     response_model=TransactionBody,
     responses=openapi_links.with_links(
         {
-            201: {"description": "Confirmed"},
-            202: {
-                "description": "Recorded, not finished yet: look at `phase` and `decision`",
-                "model": TransactionBody,
-            },
+            201: examples.answer("Every branch is confirmed", examples.CONFIRMED),
+            202: examples.answer(
+                "Recorded, but not finished yet: see `phase` and `decision`", examples.TRYING, examples.CONFIRMING
+            )
+            | {"model": TransactionBody},
             **responses(
                 "malformed",
                 "invalid",
@@ -135,15 +160,22 @@ router.add_api_route(
 
 @router.get(
     "",
+    summary="List transactions",
     operation_id=openapi_links.LIST,
     response_model=TransactionPage,
     responses=openapi_links.with_links(
-        {200: {"description": "A page"}, **responses("invalid", "unavailable")},
+        {
+            200: examples.answer("One page of transactions", examples.TRANSACTIONS, examples.NO_TRANSACTIONS),
+            **responses("invalid", "unavailable"),
+        },
         {200: openapi_links.to_next_page(openapi_links.LIST) | openapi_links.to_transaction("/items/0")},
     ),
 )
 async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query()]) -> Response:
-    """Transactions, newest first."""
+    """List transactions, newest first. Every filter that you give must match.
+
+    Follow `next_cursor` until it is null: a page may be short, or even empty, and not be the last.
+    """
     before_id = read_cursor(query.cursor, str)[0] if query.cursor is not None else None
     wanted = queries.Filter(**query.model_dump(exclude={"limit", "cursor"}))
     page = await parts.journal.read(queries.list_newest, wanted, query.limit, before_id)
@@ -153,17 +185,24 @@ async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query(
 
 @router.get(
     "/{transaction_id}",
+    summary="Get a transaction, or wait for its end",
     operation_id=openapi_links.GET,
     response_model=TransactionBody,
-    responses={304: {"description": "Not modified"}, **responses("unknown-transaction", "invalid", "unavailable")},
+    responses={
+        200: examples.answer("The transaction", examples.CONFIRMED, examples.CANCELLED, examples.HUNG),
+        304: {"description": "The transaction still has the `ETag` that `If-None-Match` names"},
+        **responses("unknown-transaction", "invalid", "unavailable"),
+    },
 )
 async def get(
-    transaction_id: str,
+    transaction_id: TransactionId,
     parts: PartsOf,
     prefer: Prefer = [],  # noqa: B006
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[
+        str | None, Header(description="the `ETag` of an earlier answer; answers 304 if nothing has changed")
+    ] = None,
 ) -> Response:
-    """The transaction as it stands, or at its end when `Prefer: wait` gives it the time."""
+    """Get a transaction as it stands now. With `Prefer: wait=<seconds>` the answer waits until it is finished."""
     preferences = parse_prefer(prefer)
     wait_s = preferences.wait_s or 0.0
     transaction = await parts.coordinator.wait(known_id(transaction_id), _AWAITED["end"], wait_s)
@@ -178,15 +217,19 @@ async def get(
 
 @router.get(
     "/{transaction_id}/calls",
+    summary="List the calls made for a transaction",
     operation_id=openapi_links.LIST_CALLS,
     response_model=CallPage,
     responses=openapi_links.with_links(
-        {200: {"description": "A page"}, **responses("unknown-transaction", "invalid", "unavailable")},
+        {
+            200: examples.answer("One page of calls", examples.CALLS),
+            **responses("unknown-transaction", "invalid", "unavailable"),
+        },
         {200: openapi_links.to_next_page(openapi_links.LIST_CALLS, of="transaction_id")},
     ),
 )
-async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[CallsQuery, Query()]) -> Response:
-    """Every call that was made for the transaction, oldest first."""
+async def list_calls(transaction_id: TransactionId, parts: PartsOf, query: Annotated[CallsQuery, Query()]) -> Response:
+    """List every call to a participant that was made for the transaction, oldest first, with its answer."""
     after_id = read_cursor(query.cursor, int)[0] if query.cursor is not None else 0
     transaction_id = known_id(transaction_id)
     unsaved = parts.coordinator.unsaved_calls(transaction_id)
@@ -201,12 +244,20 @@ async def list_calls(transaction_id: str, parts: PartsOf, query: Annotated[Calls
 
 @router.get(
     "/{transaction_id}/decision",
+    summary="Get the decision (for participants in doubt)",
     operation_id=openapi_links.GET_DECISION,
     response_model=DecisionBody,
-    responses=responses("unknown-transaction", "invalid", "unavailable"),
+    responses={
+        200: examples.answer("What was durably decided", examples.DECIDED, examples.UNDECIDED),
+        **responses("unknown-transaction", "invalid", "unavailable"),
+    },
 )
-async def get_decision(transaction_id: str, parts: PartsOf) -> Response:
-    """For participants in doubt: what was durably decided, or when to ask again. Unknown means cancel."""
+async def get_decision(transaction_id: TransactionId, parts: PartsOf) -> Response:
+    """Tell a participant whose hold has run out what was decided, or when to ask again.
+
+    404 `unknown-transaction` means: cancel. An `undecided` transaction is asked about again after `recheck_in_s`
+    seconds.
+    """
     found = await parts.journal.read(queries.find_decision, known_id(transaction_id))
     if found is None:
         raise UnknownTransactionError(transaction_id)
@@ -216,12 +267,20 @@ async def get_decision(transaction_id: str, parts: PartsOf) -> Response:
 
 @router.post(
     "/{transaction_id}/cancel",
+    summary="Cancel an undecided transaction",
     operation_id=openapi_links.CANCEL,
     response_model=TransactionBody,
-    responses=responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
+    responses={
+        200: examples.answer("Cancel is decided", examples.CANCELLING),
+        **responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
+    },
 )
-async def cancel(transaction_id: str, parts: PartsOf) -> Response:
-    """Abort what is undecided; answered once the decision is durable, before the Cancels are carried out."""
+async def cancel(transaction_id: TransactionId, parts: PartsOf) -> Response:
+    """Decide to cancel a transaction that is still undecided.
+
+    The answer comes once the decision is durable; the participants' Cancels follow. Cancelling twice is safe. A
+    transaction that is already decided to confirm answers 409.
+    """
     command = CancelRequested(detail="cancelled by request")
     return json_response(transaction_json(await parts.coordinator.command(known_id(transaction_id), command)))
 

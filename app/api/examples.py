@@ -1,0 +1,326 @@
+"""Examples for the OpenAPI document: requests that a person can send, and what is answered to them.
+
+Data only. They fit the services that `make run` starts. tests/api/test_examples.py sends every request to a real
+application and checks every answer against the documented schema.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from app.api.pagination import cursor_of
+
+Json = dict[str, Any]
+
+TRANSACTION_ID: Final = "0199b2c4-5e11-7c3a-9f60-2b8d1e47a905"
+NEXT_CURSOR: Final = cursor_of(TRANSACTION_ID)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One example: what it shows, in a few words, and its value."""
+
+    summary: str
+    value: Any
+
+
+def named(*shown: Example) -> dict[str, Any]:
+    """The examples as OpenAPI has them, each under a name made from its summary."""
+    return {"-".join(each.summary.lower().split()): {"summary": each.summary, "value": each.value} for each in shown}
+
+
+def answer(description: str, *shown: Example) -> Json:
+    """What OpenAPI says of an answer that is JSON: the schema comes from the route's model."""
+    return {"description": description, "content": {"application/json": {"examples": named(*shown)}}}
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+_INVENTORY: Final = {"participant": "inventory", "payload": {"sku": "A-1", "quantity": 2}}
+_PAYMENT: Final = {"participant": "payment", "payload": {"customer": "ada", "amount_cents": 5000}}
+_SHIPPING: Final = {"participant": "shipping", "payload": {"day": "monday", "parcels": 2}}
+
+BEGIN: Final = named(
+    Example(
+        "Three registered participants",
+        {"name": "place-order", "reference": "order-4711", "branches": [_INVENTORY, _PAYMENT, _SHIPPING]},
+    ),
+    Example(
+        "Answer as soon as it is decided",
+        {
+            "name": "place-order",
+            "reference": "order-4712",
+            "timeout_s": 10,
+            "answer_at": "decision",
+            "branches": [_INVENTORY, _PAYMENT],
+        },
+    ),
+    Example(
+        "A branch given by URLs, tried last",
+        {
+            "name": "ship-parcel",
+            "try_order": "sequential",
+            "branches": [
+                _INVENTORY,
+                {
+                    "name": "parcel",
+                    "endpoints": {
+                        "try": "http://127.0.0.1:8003/tcc/try",
+                        "confirm": "http://127.0.0.1:8003/tcc/confirm",
+                        "cancel": "http://127.0.0.1:8003/tcc/cancel",
+                    },
+                    "payload": {"day": "tuesday", "parcels": 1},
+                },
+            ],
+        },
+    ),
+)
+REGISTER: Final = named(
+    Example("Where it is", {"base_url": "http://127.0.0.1:8001/tcc"}),
+    Example(
+        "With limits of its own", {"base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": 2, "concurrency_max": 16}
+    ),
+)
+RESOLVE: Final = named(
+    Example("It was done", {"as": "confirmed", "reason": "shipped by hand, waybill 2291; confirmed with the carrier"}),
+    Example("It was undone", {"as": "cancelled", "reason": "the carrier lost the booking; ticket OPS-118"}),
+)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _branch(requested: Mapping[str, Any], phase: str, attempts: tuple[int, int, int], **changes: Any) -> Json:
+    branch = {
+        "name": requested["participant"],
+        "participant": requested["participant"],
+        "endpoints": None,
+        "phase": phase,
+        "payload": requested["payload"],
+        "result": {"hold_id": f"{requested['participant']}-83"},
+        "attempts": dict(zip(("try", "confirm", "cancel"), attempts, strict=True)),
+        "last_error": None,
+        "hung_reason": None,
+        "next_attempt_at": None,
+        "resolution": None,
+    }
+    return branch | changes
+
+
+def _transaction(phase: str, decision: str, branches: list[Json], **changes: Any) -> Json:
+    finished = phase in ("confirmed", "cancelled")
+    transaction = {
+        "id": TRANSACTION_ID,
+        "name": "place-order",
+        "reference": "order-4711",
+        "phase": phase,
+        "decision": decision,
+        "outcome": phase if finished else None,
+        "reason": None,
+        "hung": False,
+        "hung_since": None,
+        "hung_reason": None,
+        "try_order": "parallel",
+        "created_at": "2026-03-02T09:15:04.113402Z",
+        "deadline": "2026-03-02T09:15:34.113402Z",
+        "decided_at": "2026-03-02T09:15:04.158090Z",
+        "finished_at": "2026-03-02T09:15:04.201775Z" if finished else None,
+        "next_attempt_at": None,
+        "branches": branches,
+    }
+    return transaction | changes
+
+
+_CONFIRMED_BRANCHES: Final = [_branch(each, "confirmed", (1, 1, 0)) for each in (_INVENTORY, _PAYMENT)]
+_REFUSAL: Final = {"code": "refused", "branch": "payment", "detail": "insufficient funds"}
+_RETRY_AT: Final = "2026-03-02T09:18:11.640218Z"
+_STUCK: Final = _branch(
+    _SHIPPING,
+    "confirming",
+    (1, 7, 0),
+    last_error="HTTP 503",
+    hung_reason="confirm_unanswered",
+    next_attempt_at=_RETRY_AT,
+)
+_RESOLUTION: Final = {
+    "as": "confirmed",
+    "by": "operator at 10.0.0.7",
+    "at": "2026-03-02T09:31:00.004120Z",
+    "reason": "shipped by hand, waybill 2291; confirmed with the carrier",
+}
+
+CONFIRMED: Final = Example(
+    "Confirmed",
+    _transaction("confirmed", "confirm", [*_CONFIRMED_BRANCHES, _branch(_SHIPPING, "confirmed", (1, 1, 0))]),
+)
+CONFIRMING: Final = Example(
+    "Decided, being confirmed",
+    _transaction("confirming", "confirm", [*_CONFIRMED_BRANCHES, _branch(_SHIPPING, "confirming", (1, 1, 0))]),
+)
+TRYING: Final = Example(
+    "Undecided",
+    _transaction(
+        "trying",
+        "undecided",
+        [
+            _branch(_INVENTORY, "held", (1, 0, 0)),
+            _branch(_PAYMENT, "held", (1, 0, 0)),
+            _branch(_SHIPPING, "trying", (1, 0, 0), result=None),
+        ],
+        decided_at=None,
+    ),
+)
+CANCELLED: Final = Example(
+    "Cancelled",
+    _transaction(
+        "cancelled",
+        "cancel",
+        [
+            _branch(_INVENTORY, "cancelled", (1, 0, 1)),
+            _branch(_PAYMENT, "cancelled", (1, 0, 1), result=None, last_error="insufficient funds"),
+            _branch(_SHIPPING, "cancelled", (1, 0, 1)),
+        ],
+        reason=_REFUSAL,
+    ),
+)
+CANCELLING: Final = Example(
+    "Cancelled on request",
+    _transaction(
+        "cancelling",
+        "cancel",
+        [_branch(each, "cancelling", (1, 0, 1)) for each in (_INVENTORY, _PAYMENT)],
+        reason={"code": "requested", "branch": None, "detail": "cancelled by request"},
+    ),
+)
+HUNG: Final = Example(
+    "Hung",
+    _transaction(
+        "confirming",
+        "confirm",
+        [*_CONFIRMED_BRANCHES, _STUCK],
+        hung=True,
+        hung_since="2026-03-02T09:16:04.158090Z",
+        hung_reason="confirm_unanswered",
+        next_attempt_at=_RETRY_AT,
+    ),
+)
+RETRIED: Final = Example(
+    "Called again",
+    HUNG.value
+    | {
+        "next_attempt_at": None,
+        "branches": [
+            *_CONFIRMED_BRANCHES,
+            _STUCK | {"next_attempt_at": None, "attempts": _STUCK["attempts"] | {"confirm": 8}},
+        ],
+    },
+)
+RESOLVED: Final = Example(
+    "Resolved",
+    _transaction(
+        "confirmed",
+        "confirm",
+        [
+            *_CONFIRMED_BRANCHES,
+            _branch(_SHIPPING, "resolved", (1, 7, 0), last_error="HTTP 503", resolution=_RESOLUTION),
+        ],
+        reason={"code": "operator", "branch": "shipping", "detail": _RESOLUTION["reason"]},
+        finished_at=_RESOLUTION["at"],
+    ),
+)
+_MIXED: Final = RESOLVED.value | {
+    "outcome": "mixed",
+    "branches": [
+        *RESOLVED.value["branches"][:2],
+        RESOLVED.value["branches"][2] | {"resolution": _RESOLUTION | {"as": "cancelled"}},
+    ],
+}
+
+TRANSACTIONS: Final = Example("One page", {"items": [CONFIRMED.value], "next_cursor": NEXT_CURSOR})
+NO_TRANSACTIONS: Final = Example("Nothing more", {"items": [], "next_cursor": None})
+HUNG_PAGE: Final = Example(
+    "One hung transaction",
+    {
+        "items": [HUNG.value],
+        "next_cursor": None,
+        "totals": [{"participant": "shipping", "reason": "confirm_unanswered", "count": 1}],
+    },
+)
+CALLS: Final = Example(
+    "A Try that failed and its repeat",
+    {
+        "items": [
+            {
+                "branch": "inventory",
+                "operation": "try",
+                "attempt": attempt,
+                "started_at": f"2026-03-02T09:15:0{3 + attempt}.120771Z",
+                "duration_ms": 5.204,
+                "answer": result,
+                "http_status": status,
+                "error": error,
+                "response": body,
+            }
+            for attempt, result, status, error, body in (
+                (1, "unanswered", 503, "HTTP 503", "upstream restarting"),
+                (2, "succeeded", 200, None, '{"hold_id": "inventory-83"}'),
+            )
+        ],
+        "next_cursor": None,
+    },
+)
+DECIDED: Final = Example("Decided", {"decision": "confirm", "recheck_in_s": 0})
+UNDECIDED: Final = Example("Ask again", {"decision": "undecided", "recheck_in_s": 12.5})
+PARTICIPANT: Final = Example(
+    "A participant",
+    {"name": "inventory", "base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": None, "concurrency_max": 64},
+)
+PARTICIPANTS: Final = Example("The registry", {"items": [PARTICIPANT.value]})
+ALIVE: Final = Example("Alive", {"status": "alive"})
+READY: Final = Example("Ready", {"status": "ready"})
+METRICS: Final = Example(
+    "An excerpt",
+    "# HELP holdfast_transactions_begun_total Transactions recorded\n"
+    "# TYPE holdfast_transactions_begun_total counter\n"
+    "holdfast_transactions_begun_total 1042.0\n",
+)
+
+
+# --- problems --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemExample:
+    """What one problem adds to the title and advice of its kind."""
+
+    detail: str | None = None
+    members: Mapping[str, Any] | None = None
+
+
+PROBLEMS: Final[Mapping[str, ProblemExample]] = {
+    "malformed": ProblemExample(
+        "Send JSON, with Content-Type: application/json.",
+        {"errors": [{"at": "body", "message": "Expecting value: line 1 column 1 (char 0)"}]},
+    ),
+    "invalid": ProblemExample(
+        "body/timeout_s: Input should be greater than 0",
+        {"errors": [{"at": "body/timeout_s", "message": "Input should be greater than 0"}]},
+    ),
+    "unknown-participant": ProblemExample(
+        "No participant 'invoicing' is registered; PUT /v1/participants/invoicing does it.",
+        {"participant": "invoicing"},
+    ),
+    "endpoint-not-allowed": ProblemExample(
+        "https://shipping.example.org is not among the allowed endpoints (http://localhost:*); "
+        "add it to HOLDFAST_ALLOWED_ENDPOINTS"
+    ),
+    "idempotency-key-conflict": ProblemExample(members={"transaction_id": TRANSACTION_ID}),
+    "transaction-cancelled": ProblemExample("refused: payment: insufficient funds", {"transaction": CANCELLED.value}),
+    "transaction-mixed": ProblemExample(members={"transaction": _MIXED}),
+    "already-decided": ProblemExample(members={"transaction": CONFIRMING.value}),
+    "already-finished": ProblemExample(members={"transaction": CONFIRMED.value}),
+    "not-decided": ProblemExample(members={"transaction": TRYING.value}),
+    "branch-finished": ProblemExample(members={"transaction": CONFIRMED.value}),
+    "unknown-branch": ProblemExample(members={"transaction": CONFIRMED.value}),
+}
+"""Slug → what its example has beyond the kind's own title and advice."""

@@ -1,0 +1,44 @@
+"""The OpenAPI document: what it says of the whole API, and what FastAPI leaves out of it.
+
+Changes nothing that routes do. Links are in openapi_links.py, examples in examples.py.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from app.api.problems import ProblemDocument
+
+DESCRIPTION: Final = "All-or-nothing transactions across HTTP services: try, then confirm or cancel."
+TAGS: Final = [
+    {"name": "transactions", "description": "Begin transactions, find them, wait for them, cancel them."},
+    {"name": "participants", "description": "The registry: which services take part, and where they are."},
+    {"name": "admin", "description": "For operators: what is stuck, and what you can do about it."},
+    {"name": "health", "description": "Probes and metrics for whatever runs the process."},
+]
+
+
+def install(app: FastAPI) -> None:
+    """Have `app.openapi()` return the completed document."""
+    app.openapi = partial(_completed, app, app.openapi)  # type: ignore[method-assign]
+
+
+def _completed(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    document = generate()
+    document["components"]["schemas"][ProblemDocument.__name__] = ProblemDocument.model_json_schema()
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            for method in route.methods or ():
+                _restore_examples(route, document["paths"][route.path_format][method.lower()])
+    return document
+
+
+def _restore_examples(route: APIRoute, operation: dict[str, Any]) -> None:
+    """FastAPI drops every null from the document, and so from the examples."""
+    for status, answer in route.responses.items():
+        for media_type, declared in answer.get("content", {}).items():
+            if "examples" in declared:
+                operation["responses"][str(status)]["content"][media_type]["examples"] = declared["examples"]
