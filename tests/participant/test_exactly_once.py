@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from holdfast import Hold, Participant
 from holdfast.testing import FakeCoordinator
-from tests.participant.service import EFFECTS, METADATA, engine_for, running
+from tests.harness.participant_app import EFFECTS, METADATA, engine_for, running
 
 AnyHold = Hold[Any]
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from holdfast import Hold, Participant, Refused
 from holdfast.testing import Answer, FakeCoordinator
-from tests.participant.service import EFFECTS, Service, running
+from tests.harness.participant_app import EFFECTS, Service, running
 
 SECRET = "ada@secret.example"
 HandlerBody = Callable[[Session], Any]

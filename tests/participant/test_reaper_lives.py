@@ -19,7 +19,7 @@ from holdfast.participant import reaper as reaper_module
 from holdfast.participant.inquiry import PAUSE_S
 from holdfast.participant.reaper import BATCH_MAX
 from holdfast.testing import FakeCoordinator
-from tests.participant.service import Service, running
+from tests.harness.participant_app import Service, running
 
 one_of_each = pytest.mark.parametrize("kind", ["sqlite", "postgresql+asyncpg", "mariadb+pymysql"])
 asynchronous = pytest.mark.parametrize("kind", ["sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy"])

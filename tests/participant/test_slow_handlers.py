@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only
 from holdfast import Hold, NotNow, Participant
 from holdfast.fence import database
 from holdfast.testing import FakeCoordinator
-from tests.participant.service import SeatRequest, Service, running
+from tests.harness.participant_app import SeatRequest, Service, running
 
 ASYNCHRONOUS = ["sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy"]
 asynchronous = pytest.mark.parametrize("kind", ASYNCHRONOUS)

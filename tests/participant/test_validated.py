@@ -28,7 +28,7 @@ from holdfast.fence.execution import payload_hash
 from holdfast.fence.restoring import Restorer
 from holdfast.fence.rows import Key, branches_table, read, without_validated
 from holdfast.testing import FakeCoordinator
-from tests.participant.service import EFFECTS, Service
+from tests.harness.participant_app import EFFECTS, Service
 
 TODAY = [date(2026, 1, 1)]
 
