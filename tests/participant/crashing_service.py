@@ -25,7 +25,7 @@ from holdfast.testing import Answer, Branch, Decided, FakeCoordinator
 from tests.harness.participant_app import SeatRequest, Service, service_on
 
 LEASE_S: Final = 36
-ROUNDS_MAX: Final = 12
+ROUNDS_MAX: Final = 60  # "busy" says to come back in a second, and a lease lasts 35
 
 
 class Fault(StrEnum):

@@ -390,7 +390,7 @@ async def test_a_handler_that_hangs_is_stopped(url: str, kind: str) -> None:
         payment.gateway.gate = asyncio.Event()
         branch = payment.branch()
         answer = await branch.try_()
-        assert (answer.status, answer.problem) == (503, "unavailable")
+        assert (answer.status, answer.problem) == (500, "handler-failed")
         assert (await branch.cancel()).ok
         await payment.check_settled(branch)
 

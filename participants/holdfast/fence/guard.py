@@ -115,6 +115,8 @@ def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
     began = session.get_transaction()
     if open_already:
         session.connection().execution_options(**{_OPTION: guard})
+    elif began is not None:  # the second handler of a re-acquiring confirm goes on in the first one's transaction
+        begun(session, began, session.connection())
     event.listen(session, "after_begin", begun)
     try:
         yield

@@ -1,10 +1,11 @@
 """`Participant`: what a service makes, decorates and mounts. Puts the other modules together and nothing else."""
 
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -206,8 +207,8 @@ class Participant:
     async def _perform(self, happening: Happening) -> Outcome:
         """Let something happen, again at once when the database undid it in favour of another."""
         work = partial(carry_out, self._rules, happening)
-        # a two-step row is not locked while its handler runs: it says itself who is busy, and until when
-        async with nullcontext() if self._rules.two_step else self._running.alone(happening.key):
+        lease_s = self._rules.lease_s if self._rules.two_step else math.inf  # a one-step run holds the row's lock
+        async with self._running.alone(happening.key, self._rules.clock, lease_s=lease_s):
             for _ in range(REPEATS_MAX - 1):
                 try:
                     return await self._database.run(work, calls_handlers=True)

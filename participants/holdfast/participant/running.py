@@ -5,7 +5,7 @@ for no database. Other replicas meet in the row; there, too, no more than one ca
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -20,9 +20,10 @@ RETRY_AFTER_S: Final = 1.0
 class _Run:
     """A call that is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, lease_ends_at: float) -> None:
         self.loop: Final = asyncio.get_running_loop()
         self.started_at: Final = self.loop.time()
+        self.lease_ends_at: Final = lease_ends_at
         self.ended: Final = asyncio.Event()
 
 
@@ -33,15 +34,20 @@ class Running:
         self._runs: dict[Key, _Run] = {}
 
     @asynccontextmanager
-    async def alone(self, key: Key) -> AsyncIterator[None]:
-        """Be the only call of a branch in this process. Raises Busy when another has been running for a while."""
-        while (run := self._runs.get(key)) is not None:
+    async def alone(self, key: Key, clock: Callable[[], float], *, lease_s: float) -> AsyncIterator[None]:
+        """Be the only call of a branch in this process. Raises Busy when another has been running for a while.
+
+        One that has been running for longer than `lease_s` seconds by `clock` keeps nobody away: the row says what is
+        to be done about it.
+        """
+        while (run := self._runs.get(key)) is not None and clock() < run.lease_ends_at:
             await _wait_for(run)
-        run = self._runs[key] = _Run()
+        run = self._runs[key] = _Run(clock() + lease_s)
         try:
             yield
         finally:
-            del self._runs[key]
+            if self._runs.get(key) is run:
+                del self._runs[key]
             run.ended.set()
 
 
