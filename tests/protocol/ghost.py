@@ -136,12 +136,16 @@ def follow(edge: Edge) -> Ghost:
 
 
 def crashed(ghost: Ghost, stored: Transaction) -> Ghost:
-    """The ghost once the process has died: its calls' answers are lost, and it knows what the record says."""
+    """The ghost once the process has died: its calls' answers are lost, and it knows what the record says.
+
+    Failures of a Try that was under way at the decision are of the past, as `follow` has it.
+    """
+    decided = stored.decision is not Decision.UNDECIDED
     branches = tuple(
         replace(
             g,
             under_way=None,
-            failures=b.failures,
+            failures=0 if decided and b.phase not in PHASES_TWO else b.failures,
             refused=b.phase in PHASES_TWO and b.last_answer is Answer.REFUSED,
             safe_until=None if b.phase in (BranchPhase.PENDING, BranchPhase.TRYING) else g.safe_until,
         )
