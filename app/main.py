@@ -88,9 +88,7 @@ async def running(
     if embedded:
         migrate(settings.database_url)
     journal = open_journal(settings.database_url)
-    caller = Caller(
-        transport, response_max_bytes=settings.response_max_bytes, calls_max=settings.calls_max, clock=clock
-    )
+    caller = caller_of(settings, transport, clock)
     try:
         if not await journal.read(schema_is_current):
             raise SchemaOutdatedError(f"The database needs a migration; run: {MIGRATE_COMMAND}")
@@ -115,6 +113,11 @@ async def running(
     finally:
         await caller.close()
         await journal.close()
+
+
+def caller_of(settings: Settings, transport: httpx.AsyncBaseTransport, clock: Callable[[], float]) -> Caller:
+    """What carries one call to a participant; whoever asks for it closes it."""
+    return Caller(transport, response_max_bytes=settings.response_max_bytes, calls_max=settings.calls_max, clock=clock)
 
 
 def assemble(

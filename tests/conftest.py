@@ -9,12 +9,14 @@ one fail. `make fuzz` is one: it draws anew, and more.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine
 
 from tests.harness.budget import TIMES
+from tests.harness.database_server import DatabaseServer
 from tests.harness.databases import URL_FIXTURES, engine_with_tables
 from tests.harness.mariadb import MariadbServer, why_no_mariadb
 from tests.harness.postgres import PostgresServer
@@ -37,24 +39,6 @@ def _postgres_session() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture
-def postgres_server(_postgres_session: PostgresServer) -> PostgresServer:
-    """The running server, for tests that stop or restart it; one that was left stopped is started again."""
-    if not _postgres_session.running:
-        _postgres_session.start()
-    return _postgres_session
-
-
-@pytest.fixture
-def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """The URL of an empty PostgreSQL database of the test's own: `postgresql+psycopg://...`."""
-    url = postgres_server.create_database()
-    yield url
-    if not postgres_server.running:
-        postgres_server.start()
-    postgres_server.drop_database(url)
-
-
 @pytest.fixture(scope="session")
 def _mariadb_session() -> Iterator[MariadbServer]:
     if missing := why_no_mariadb():
@@ -64,21 +48,27 @@ def _mariadb_session() -> Iterator[MariadbServer]:
 
 
 @pytest.fixture
+def postgres_server(_postgres_session: PostgresServer) -> PostgresServer:
+    """The running server, for tests that stop or restart it; one that was left stopped is started again."""
+    return started(_postgres_session)
+
+
+@pytest.fixture
 def mariadb_server(_mariadb_session: MariadbServer) -> MariadbServer:
     """The running server, for tests that stop or restart it; one that was left stopped is started again."""
-    if not _mariadb_session.running:
-        _mariadb_session.start()
-    return _mariadb_session
+    return started(_mariadb_session)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database of the test's own: `postgresql+psycopg://...`."""
+    yield from an_empty_database(postgres_server)
 
 
 @pytest.fixture
 def mariadb_url(mariadb_server: MariadbServer) -> Iterator[str]:
     """The URL of an empty MariaDB database of the test's own: `mysql+pymysql://...`."""
-    url = mariadb_server.create_database()
-    yield url
-    if not mariadb_server.running:
-        mariadb_server.start()
-    mariadb_server.drop_database(url)
+    yield from an_empty_database(mariadb_server)
 
 
 @pytest.fixture
@@ -103,8 +93,24 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def database_server(database_url: str, request: pytest.FixtureRequest) -> PostgresServer | MariadbServer:
+def database_server(database_url: str, request: pytest.FixtureRequest) -> DatabaseServer:
     """The server behind `database_url`, to be killed and started again."""
     kind = "mariadb" if database_url.startswith("mysql") else "postgres"
-    server: PostgresServer | MariadbServer = request.getfixturevalue(f"{kind}_server")
+    server: DatabaseServer = request.getfixturevalue(f"{kind}_server")
     return server
+
+
+ServerT = TypeVar("ServerT", bound=DatabaseServer)
+
+
+def started(server: ServerT) -> ServerT:
+    if not server.running:
+        server.start()
+    return server
+
+
+def an_empty_database(server: DatabaseServer) -> Iterator[str]:
+    """Its URL, until it is dropped."""
+    url = server.create_database()
+    yield url
+    started(server).drop_database(url)

@@ -9,9 +9,8 @@ from sqlalchemy import text
 from app.main import SchemaOutdatedError
 from app.storage.migrations import migrate
 from tests.harness.coordinator_app import Gate, Service, check_problem, lost, reply, running, until
+from tests.harness.database_server import DatabaseServer
 from tests.harness.databases import on_servers
-from tests.harness.mariadb import MariadbServer
-from tests.harness.postgres import PostgresServer
 
 
 async def test_alive_and_ready(service: Service) -> None:
@@ -66,7 +65,7 @@ async def on_a_server(database_url: str) -> AsyncIterator[Service]:
 
 @on_servers
 async def test_without_the_database_everything_is_503_and_heals(
-    on_a_server: Service, database_server: PostgresServer | MariadbServer
+    on_a_server: Service, database_server: DatabaseServer
 ) -> None:
     service = on_a_server
     known = (await service.begin({"branches": [{"participant": "inventory"}]})).json()
@@ -101,7 +100,7 @@ async def test_without_the_database_everything_is_503_and_heals(
 
 @on_servers
 async def test_a_database_that_goes_away_after_the_record_does_not_hide_the_record(
-    on_a_server: Service, database_server: PostgresServer | MariadbServer
+    on_a_server: Service, database_server: DatabaseServer
 ) -> None:
     service = on_a_server
     gate = Gate()

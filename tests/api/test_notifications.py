@@ -58,7 +58,7 @@ async def test_a_listener_that_was_cut_off_listens_again(postgres_url: str, post
     migrate(postgres_url)
     async with running(postgres_url) as service:
         await until_listening(postgres_url, 1)
-        postgres_server.restart("immediate")
+        postgres_server.crash_and_start()
         await until_listening(postgres_url, 1)
         await service.register("inventory")
         assert (await service.begin(BODY)).status_code == 201

@@ -20,7 +20,7 @@ from typing import Any, Final
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
-from tests.harness.notes import Note, Notebook, slug_of
+from tests.harness.notes import Notebook, note_of, transaction_in
 
 REQUEST_TIMEOUT_S: Final = 4.0
 WAIT_S: Final = 2
@@ -77,7 +77,7 @@ class Crowd:
         if draw.random() < 0.03:  # impatient: the same at two replicas at once
             await asyncio.gather(*(self._begin(draw, key, body, headers) for _ in range(2)))
         begun = await self._until_answered(draw, key, body, headers)
-        transaction = _transaction(begun.document)
+        transaction = transaction_in(begun.document)
         if transaction is None:
             return  # 4xx other than 409: noted, and for the checker to judge
         self._recent.append(transaction["id"])
@@ -105,7 +105,7 @@ class Crowd:
 
     async def _begin(self, draw: random.Random, key: str, body: bytes, headers: dict[str, str]) -> Reply:
         reply = await self._request(draw, "POST", "/v1/transactions", body, headers)
-        self._write("begin", reply, key, _transaction(reply.document))
+        self._write("begin", reply, key)
         return reply
 
     async def _ask(self, draw: random.Random, kind: str, transaction_id: str, key: str | None = None) -> Reply:
@@ -115,26 +115,21 @@ class Crowd:
         else:
             path += f"/{kind}"
         reply = await self._request(draw, "POST" if kind == "cancel" else "GET", path, None, headers)
-        told = reply.document if reply.status == 200 else None
-        self._write(kind, reply, key, (told or {}) | {"id": transaction_id})
+        self._write(kind, reply, key, transaction_id)
         return reply
 
-    def _write(self, kind: str, reply: Reply, key: str | None, transaction: dict[str, Any] | None) -> None:
-        told = transaction or {}
-        self._notebook.write(
-            Note(
-                kind=kind,
-                replica=reply.replica,
-                sent_at=reply.sent_at,
-                seen_at=reply.seen_at,
-                status=reply.status,
-                key=key,
-                transaction_id=told.get("id"),
-                decision=told.get("decision"),
-                outcome=told.get("outcome"),
-                problem=slug_of(reply.document),
-            )
+    def _write(self, kind: str, reply: Reply, key: str | None, transaction_id: str | None = None) -> None:
+        note = note_of(
+            kind,
+            reply.document,
+            replica=reply.replica,
+            sent_at=reply.sent_at,
+            seen_at=reply.seen_at,
+            status=reply.status,
+            key=key,
+            transaction_id=transaction_id,
         )
+        self._notebook.write(note)
 
     async def _request(
         self, draw: random.Random, method: str, path: str, body: bytes | None, headers: dict[str, str]
@@ -182,14 +177,6 @@ class Crowd:
             "branches": branches,
         }
         return json.dumps(asked).encode()
-
-
-def _transaction(document: Any) -> dict[str, Any] | None:
-    """The transaction that an answer shows: as it is, or as a member of a problem."""
-    if not isinstance(document, dict):
-        return None
-    shown = document.get("transaction", document)
-    return shown if isinstance(shown, dict) and "id" in shown else None
 
 
 async def main() -> None:

@@ -18,7 +18,7 @@ from holdfast import Participant
 from holdfast.wire import parse_json
 from tests.chaos.call_log import CallLogMiddleware, Faults, RequestLog
 from tests.harness import ledger
-from tests.harness.notes import Note, Notebook, slug_of
+from tests.harness.notes import Notebook, note_of
 
 REAP_INTERVAL_S = 0.5
 
@@ -53,18 +53,16 @@ class AnyReplica(httpx.AsyncBaseTransport):
         response = await self._inner.handle_async_request(request)
         content = await response.aread()
         body = parse_json(content)
-        self._notebook.write(
-            Note(
-                kind="inquiry",
-                replica=replica,
-                sent_at=sent_at,
-                seen_at=time.monotonic(),
-                status=response.status_code,
-                transaction_id=transaction_id,
-                decision=body.get("decision") if isinstance(body, dict) else None,
-                problem=slug_of(body),
-            )
+        note = note_of(
+            "inquiry",
+            body,
+            replica=replica,
+            sent_at=sent_at,
+            seen_at=time.monotonic(),
+            status=response.status_code,
+            transaction_id=transaction_id,
         )
+        self._notebook.write(note)
         return httpx.Response(response.status_code, content=content)
 
     async def aclose(self) -> None:

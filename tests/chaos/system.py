@@ -196,7 +196,7 @@ class SystemUnderTest:
         return f"http://127.0.0.1:{self._link(f'replicas-{name}', Place.PARTICIPANT, config.port)}/tcc"
 
     def crash_postgres(self) -> None:
-        self.postgres.stop("immediate")
+        self.postgres.crash()
 
     def start_postgres(self) -> Future[None]:
         """Start it again; its recovery takes seconds, in which other things may happen."""

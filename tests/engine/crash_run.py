@@ -19,9 +19,8 @@ from sqlalchemy import event, func, select
 from sqlalchemy.exc import OperationalError
 
 from app.api.rendering import transaction_json
-from app.calling.caller import Caller
-from app.main import assemble, create_app, recovery_of
-from app.settings import Settings
+from app.engine.notifications import POLL_S
+from app.main import assemble, caller_of, create_app, recovery_of
 from app.storage import calls, tables, transactions
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import CommitFailedError, Journal, PendingWrite, settle
@@ -29,8 +28,8 @@ from tests.engine.processes import Moment, Plan, Point, Process, ProcessLoop
 from tests.harness.checker import check
 from tests.harness.evidence import Evidence, HistoryCall, Hold, Known, known_of
 from tests.harness.network import Network, Script
-from tests.harness.notes import Note, slug_of
-from tests.harness.replica import make_schema
+from tests.harness.notes import Note, note_of, slug_of
+from tests.harness.replica import impatient_settings, make_schema
 from tests.harness.virtual_time import now, pass_time
 
 LATENCY_S: Final = 0.01
@@ -87,15 +86,7 @@ class Environment:
     """What all runs on one database share: it is emptied before each."""
 
     def __init__(self, database_url: str) -> None:
-        self.settings = Settings(
-            database_url=database_url,
-            allowed_endpoints="http://*:*",
-            call_timeout_s=2.0,
-            retry_cap_s=4.0,
-            hung_attempts=3,
-            hung_after_s=20.0,
-            lease_s=1.5,
-        )
+        self.settings = impatient_settings(database_url)
         self.engine = make_schema(database_url)
         if self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _sync_nothing)
@@ -204,14 +195,10 @@ class Life:
 
     def _assemble(self, crash_run: "CrashRun") -> None:
         self.journal = InlineJournal(crash_run)
-        caller = Caller(CallTransport(crash_run), response_max_bytes=65_536, calls_max=1000, clock=now)
+        settings = crash_run.environment.settings
+        caller = caller_of(settings, CallTransport(crash_run), now)
         self.parts = assemble(
-            crash_run.environment.settings,
-            self.journal,
-            caller,
-            now,
-            poll_s=lambda: 5.0,
-            tell=lambda transaction_id: None,
+            settings, self.journal, caller, now, poll_s=lambda: POLL_S, tell=lambda transaction_id: None
         )
 
     async def _start(self, crash_run: "CrashRun") -> None:
@@ -329,7 +316,18 @@ class CrashRun:
         if answer.status == 500:
             self.problems.append(f"{method} {path} was answered 500")
         if kind in ("begin", "get", "decision", "cancel"):
-            self._note(kind, answer, sent_at, key)
+            seen_at = self.loop.time()
+            self.notes.append(
+                note_of(
+                    kind,
+                    answer.document,
+                    replica=self.lives,
+                    sent_at=sent_at,
+                    seen_at=seen_at,
+                    status=answer.status,
+                    key=key,
+                )
+            )
         return answer
 
     async def _answered(self, request: httpx.Request) -> Answer:
@@ -338,23 +336,6 @@ class CrashRun:
         answer = Answer(status=response.status_code, document=json.loads(await response.aread()))
         self.events.append(f"answers {answer.status}")
         return answer
-
-    def _note(self, kind: str, answer: Answer, sent_at: float, key: str | None) -> None:
-        transaction = answer.transaction if answer.document else {}
-        self.notes.append(
-            Note(
-                kind=kind,
-                replica=self.lives,
-                sent_at=sent_at,
-                seen_at=self.loop.time(),
-                status=answer.status,
-                key=key,
-                transaction_id=transaction.get("id"),
-                decision=transaction.get("decision"),
-                outcome=transaction.get("outcome"),
-                problem=answer.problem,
-            )
-        )
 
     # --- the run -------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ async def test_nothing_acknowledged_is_lost_when_a_node_is_killed(
     load = Load(coordinators)
     running_load = asyncio.create_task(load.run())
     await load.warm.wait()
-    cluster.nodes[0].stop("crash")
+    cluster.nodes[0].crash()
     await running_load
     assert load.failed_over, "somebody was at the node that was killed"
 
@@ -154,7 +154,7 @@ async def test_a_coordinator_works_again_when_its_node_has_come_back(
     coordinators: list[Service], cluster: GaleraCluster
 ) -> None:
     order = {"branches": [{"participant": name, "payload": 1} for name in NAMES]}
-    cluster.nodes[2].stop("crash")
+    cluster.nodes[2].crash()
     assert (await coordinators[2].client.get("/readyz")).status_code == 503
     assert (await coordinators[2].begin(order)).status_code == 503
     begun = await coordinators[1].begin(order)

@@ -1,8 +1,9 @@
 """What tests of several folders stand on; test folders import from here, and never from each other.
 
 repository.py           what git knows about the repository
-databases.py            which databases a test runs on; with postgres.py, mariadb.py, galera.py: real servers,
-                        and server_process.py: what these have in common
+databases.py            which databases a test runs on
+database_server.py      what postgres.py, mariadb.py and galera.py have in common: real servers, and server_process.py
+                        each of their processes
 coordinator_process.py  the coordinator as users run it, in a process of its own
 coordinator_app.py      the coordinator's ASGI application in this process, with scripted participants
 replica.py              a coordinator without API and sockets, on virtual time, which can die and freeze

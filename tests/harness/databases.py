@@ -3,7 +3,8 @@
 from typing import Final
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.pool import NullPool
 
 from app.storage.engines import make_engine
 from app.storage.tables import metadata
@@ -21,3 +22,11 @@ def engine_with_tables(database_url: str) -> Engine:
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         metadata.create_all(connection)
     return engine
+
+
+def rows(url: str, statement: str) -> list[tuple[object, ...]]:
+    """What a statement answers, on a connection of its own."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        result = connection.execute(text(statement))
+        return [tuple(row) for row in result] if result.returns_rows else []

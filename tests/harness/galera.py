@@ -2,7 +2,7 @@
 
     with GaleraCluster() as cluster:
         urls = cluster.create_database()         # one URL for each node, of one database
-        cluster.nodes[0].stop("crash")           # kill -9
+        cluster.nodes[0].crash()                 # kill -9
         cluster.rejoin(0)
 
 What a node has is what all have, but not at the same instant: a write-set is certified everywhere when the commit

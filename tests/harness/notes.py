@@ -28,6 +28,42 @@ class Note:
         return self.decision in ("confirm", "cancel")
 
 
+def note_of(
+    kind: str,
+    document: Any,
+    *,
+    replica: int,
+    sent_at: float,
+    seen_at: float,
+    status: int,
+    key: str | None = None,
+    transaction_id: str | None = None,
+) -> Note:
+    """What an answer told whoever asked; `transaction_id` where the question named the transaction."""
+    by_id = document if status == 200 and isinstance(document, dict) else None
+    told = (transaction_in(document) if transaction_id is None else by_id) or {}
+    return Note(
+        kind=kind,
+        replica=replica,
+        sent_at=sent_at,
+        seen_at=seen_at,
+        status=status,
+        key=key,
+        transaction_id=transaction_id or told.get("id"),
+        decision=told.get("decision"),
+        outcome=told.get("outcome"),
+        problem=slug_of(document),
+    )
+
+
+def transaction_in(document: Any) -> dict[str, Any] | None:
+    """The transaction that an answer shows: as it is, or as a member of a problem."""
+    if not isinstance(document, dict):
+        return None
+    shown = document.get("transaction", document)
+    return shown if isinstance(shown, dict) and "id" in shown else None
+
+
 class Notebook:
     """Appends to a file; SIGKILL loses no line that was written."""
 

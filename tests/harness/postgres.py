@@ -6,7 +6,7 @@ asks for a database gets an empty one.
 
     with PostgresServer() as server:
         url = server.create_database()   # postgresql+psycopg://...
-        server.restart("immediate")      # as after a power cut; the URL stays valid
+        server.crash_and_start()         # as after a power cut; the URL stays valid
 """
 
 import importlib.util
@@ -15,30 +15,14 @@ import shutil
 import signal
 import uuid
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final
 
 import psycopg
 from psycopg import sql
 
-from tests.harness.server_process import (
-    ServerError,
-    ServerProcess,
-    free_port,
-    reachable_by_anyone,
-    temporary_home,
-    unprivileged_user,
-)
+from tests.harness.database_server import DatabaseServer
+from tests.harness.server_process import ServerError, reachable_by_anyone, temporary_home
 
-StopMode = Literal["smart", "fast", "immediate"]
-
-_STOP_SIGNAL: Final[dict[StopMode, signal.Signals]] = {
-    "smart": signal.SIGTERM,  # waits for clients to leave
-    "fast": signal.SIGINT,  # disconnects clients, shuts down cleanly
-    "immediate": signal.SIGQUIT,  # aborts; the next start recovers from the log
-}
-_START_TIMEOUT_S: Final = 60.0
-_START_ATTEMPTS_MAX: Final = 5
-_READY: Final = "database system is ready to accept connections"
 _USER: Final = "postgres"
 
 
@@ -46,8 +30,15 @@ class PostgresError(ServerError):
     """The server could not be started or did not stop; the message ends with the last lines of its log."""
 
 
-class PostgresServer:
-    """One server: started on entry, stopped and removed on exit, whatever happens in between."""
+class PostgresServer(DatabaseServer):
+    """One server, as DatabaseServer says."""
+
+    name = "PostgreSQL"
+    ready_line = "database system is ready to accept connections"
+    port_taken = "could not bind"
+    error = PostgresError
+    stop_signal = signal.SIGINT
+    crash_signal = signal.SIGQUIT
 
     def __init__(
         self,
@@ -61,74 +52,20 @@ class PostgresServer:
 
         Its directory is made in `parent`, which other users can enter, or else where temporary files are.
         """
+        super().__init__()
         self._parent = parent
         self._connections_max = connections_max
         self._prepared_transactions_max = prepared_transactions_max
         self._durable = durable
-        self._user_id, self._group_id = unprivileged_user()
-        self.home: Path | None = None
         self._binaries = Path()
-        self._process: ServerProcess | None = None
-        self.port = 0
 
-    def __enter__(self) -> Self:
+    def prepare(self) -> None:
         self.home = temporary_home("holdfast-postgres-", parent=self._parent)
-        try:
-            self._binaries = _reachable_binaries(self.home, dropping_root=self._user_id != os.getuid())
-            for path in (self.home, *self.home.rglob("*")):
-                os.chown(path, self._user_id, self._group_id, follow_symlinks=False)
-            self._initialise()
-            self._start_somewhere()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.stop("immediate")
-        finally:
-            if self.home is not None:
-                shutil.rmtree(self.home, ignore_errors=True)
-                self.home = None
-
-    @property
-    def running(self) -> bool:
-        """Whether the server process is there."""
-        return self._process is not None and self._process.alive
-
-    @property
-    def process_id(self) -> int:
-        """The id of the server process that was started last."""
-        assert self._process is not None, "the server was never started"
-        return self._process.id
-
-    @property
-    def log(self) -> str:
-        """The last lines that the server wrote."""
-        return "" if self._process is None else self._process.log
-
-    def start(self) -> None:
-        """Start again, on the same port, after `stop`. Returns when connections are accepted."""
-        assert not self.running, "the server is running already"
-        self._process = self._launch(self._server_command(), ready=(_READY,))
-        if not self._process.wait_ready(_START_TIMEOUT_S):
-            self._process.stop(signal.SIGKILL)
-            raise PostgresError(f"PostgreSQL did not start on port {self.port}:\n{self.log}")
-
-    def stop(self, mode: StopMode = "fast") -> None:
-        """Stop the server; nothing happens when it is stopped already. Returns when it is gone."""
-        if self._process is not None:
-            self._process.stop(_STOP_SIGNAL[mode])
-
-    def crash(self) -> None:
-        """Stop as in a power cut; what was committed is there after the next start."""
-        self.stop("immediate")
-
-    def restart(self, mode: StopMode = "fast") -> None:
-        """Stop and start on the same port; "immediate" is what a crash of the database looks like."""
-        self.stop(mode)
-        self.start()
+        self._binaries = _reachable_binaries(self.home, dropping_root=self._identity[0] != os.getuid())
+        for path in (self.home, *self.home.rglob("*")):
+            os.chown(path, *self._identity, follow_symlinks=False)
+        options = ["--auth=trust", f"--username={_USER}", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        self._run_to_its_end([self._binaries / "initdb", "--pgdata", self.data, *options], failed="initdb")
 
     def url(self, database: str = "postgres") -> str:
         """The SQLAlchemy URL of a database on this server."""
@@ -160,24 +97,6 @@ class PostgresServer:
         conninfo = f"host=127.0.0.1 port={self.port} user={_USER} dbname={database} connect_timeout=10"
         return psycopg.connect(conninfo, autocommit=True)
 
-    def _initialise(self) -> None:
-        options = ["--auth=trust", f"--username={_USER}", "--encoding=UTF8", "--no-locale", "--no-sync"]
-        process = self._launch([self._binaries / "initdb", "--pgdata", self._data, *options])
-        if process.wait_end(_START_TIMEOUT_S) != 0:
-            process.stop(signal.SIGKILL)
-            raise PostgresError(f"initdb failed:\n{process.log}")
-
-    def _start_somewhere(self) -> None:
-        """Start on a free port. Another process may take it between the choice and the bind: choose again."""
-        for attempt in range(1, _START_ATTEMPTS_MAX + 1):
-            self.port = free_port()
-            try:
-                return self.start()
-            except PostgresError:
-                if attempt == _START_ATTEMPTS_MAX or "could not bind" not in self.log:
-                    raise
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
     def _server_command(self) -> list[str | Path]:
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -192,18 +111,9 @@ class PostgresServer:
         return [
             self._binaries / "postgres",
             "-D",
-            self._data,
+            self.data,
             *(f"--{name}={value}" for name, value in settings.items()),
         ]
-
-    def _launch(self, command: list[str | Path], *, ready: tuple[str, ...] = ()) -> ServerProcess:
-        identity = (self._user_id, self._group_id)
-        return ServerProcess(command, identity, ready_lines=ready, at_parents_end=signal.SIGQUIT, error=PostgresError)
-
-    @property
-    def _data(self) -> Path:
-        assert self.home is not None, "use the server as a context manager"
-        return self.home / "data"
 
 
 def _reachable_binaries(home: Path, *, dropping_root: bool) -> Path:

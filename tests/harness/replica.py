@@ -12,15 +12,11 @@ from typing import Any, Final, Self
 import httpx
 from sqlalchemy import Engine
 
-from app.calling.allowlist import AllowedEndpoints
-from app.calling.caller import Caller
-from app.calling.registry import Registry
-from app.engine.coordinator import Begin, Coordinator
+from app.engine.coordinator import Begin
 from app.engine.notifications import POLL_S
-from app.engine.recovery import Recovery
-from app.metrics import Metrics
-from app.protocol.policy import Policy
+from app.main import assemble, caller_of, recovery_of
 from app.protocol.values import Branch, Transaction
+from app.settings import Settings
 from app.storage import participants, transactions
 from app.storage.group_commit import Journal
 from app.storage.participants import RegisteredParticipant
@@ -28,15 +24,6 @@ from tests.harness.databases import engine_with_tables
 from tests.harness.network import Network
 from tests.harness.virtual_time import VirtualLoop, in_thread, now
 
-POLICY: Final = Policy(
-    retry_base_s=0.2,
-    retry_cap_s=4.0,
-    hold_margin_s=30.0,
-    hung_attempts=3,
-    hung_after_s=20.0,
-    lease_s=1.5,
-    linger_s=0.3,
-)
 CALL_TIMEOUT_S: Final = 2.0
 BRANCHES: Final = ("flight", "hotel", "car")
 
@@ -132,8 +119,21 @@ class GatedTransport(httpx.AsyncBaseTransport):
         return httpx.Response(reply.status, json=reply.body, headers=reply.headers)
 
 
+def impatient_settings(database_url: str, **settings: Any) -> Settings:
+    """Settings of a coordinator on virtual time: short enough for leases and back-offs to matter in each test."""
+    impatient: dict[str, Any] = {
+        "allowed_endpoints": "http://*:*",
+        "call_timeout_s": CALL_TIMEOUT_S,
+        "retry_cap_s": 4.0,
+        "hung_attempts": 3,
+        "hung_after_s": 20.0,
+        "lease_s": 1.5,
+    }
+    return Settings(database_url=database_url, **{**impatient, **settings})
+
+
 class Replica:
-    """A coordinator with its recovery; `async with` starts it and buries it."""
+    """A coordinator with its recovery; `async with` starts it and buries it. `settings` override the impatient ones."""
 
     def __init__(
         self,
@@ -141,35 +141,20 @@ class Replica:
         network: Network,
         *,
         freeze_at: int | None = None,
-        policy: Policy = POLICY,
-        inflight_max: int = 1000,
         recovers: bool = True,
+        **settings: Any,
     ) -> None:
         self.gate = Gate(freeze_at=freeze_at)
         self.journal = GatedJournal(database_url, self.gate)
         self.transport = GatedTransport(network, self.gate)
-        self.registry = Registry(self.journal, allowed=AllowedEndpoints.parse("http://*:*"), call_timeout_s=2.0)
-        self.metrics = Metrics()
         self.told: list[str] = []
-        self.coordinator = Coordinator(
-            journal=self.journal,
-            caller=Caller(self.transport, response_max_bytes=65_536, calls_max=1000, clock=now),
-            registry=self.registry,
-            policy=policy,
-            metrics=self.metrics,
-            inflight_max=inflight_max,
-            clock=now,
-            poll_s=lambda: POLL_S,
-            tell=self.told.append,
-        )
-        self.recovery = Recovery(
-            journal=self.journal,
-            coordinator=self.coordinator,
-            registry=self.registry,
-            metrics=self.metrics,
-            lease_s=policy.lease_s,
-            clock=now,
-        )
+        chosen = impatient_settings(database_url, **settings)
+        caller = caller_of(chosen, self.transport, now)
+        parts = assemble(chosen, self.journal, caller, now, poll_s=lambda: POLL_S, tell=self.told.append)
+        self.coordinator = parts.coordinator
+        self.registry = parts.registry
+        self.metrics = parts.metrics
+        self.recovery = recovery_of(parts)
         self._recovers = recovers
 
     async def __aenter__(self) -> Self:

@@ -10,6 +10,7 @@ SDK's routes, fence, execution and reaper. What is simulated: the event loop, cl
     direct_sqlite.py  SQLAlchemy's statements without its connections, which cost more than SQLite does
     journal.py        the journal, run by the scheduler instead of by threads
     network.py        messages between processes, and what becomes of them
+    restarting.py     one process after the other: what replicas and participants have in common
     replica.py        one replica of the coordinator, and its restarts
     participant.py    one participant: the SDK with a ledger, and its restarts
     clients.py        who begins transactions, asks, cancels, repeats

@@ -6,7 +6,7 @@ from typing import Any, Final
 import httpx
 
 from app.api.schemas import BeginRequest
-from tests.harness.notes import Note, slug_of
+from tests.harness.notes import note_of, slug_of, transaction_in
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.scheduler import pass_time
@@ -73,9 +73,8 @@ class Clients:
         for _ in range(ATTEMPTS_MAX):
             sent_at = self._world.loop.now
             status, document = await self._request("begin", body, prefer, key)
-            shown = document.get("transaction", document)
-            transaction = shown if "id" in shown else None
-            self._note("begin", sent_at, status, document, key, transaction or {})
+            transaction = transaction_in(document)
+            self._note("begin", sent_at, status, document, key)
             if transaction is not None:
                 if transaction["id"] not in self.known:
                     self.known.append(transaction["id"])
@@ -89,8 +88,7 @@ class Clients:
         sent_at = self._world.loop.now
         rest = (["wait=1"],) if kind == "get" else ()
         status, document = await self._request(kind, transaction_id, *rest)
-        told = document if status == 200 else {}
-        self._note(kind, sent_at, status, document, key, told | {"id": transaction_id})
+        self._note(kind, sent_at, status, document, key, transaction_id)
         return status, document
 
     async def _request(self, *request: Any) -> tuple[int, Any]:
@@ -108,22 +106,19 @@ class Clients:
         return status, document
 
     def _note(
-        self, kind: str, sent_at: float, status: int, document: Any, key: str | None, told: dict[str, Any]
+        self, kind: str, sent_at: float, status: int, document: Any, key: str | None, transaction_id: str | None = None
     ) -> None:
-        self._world.notes.append(
-            Note(
-                kind=kind,
-                replica=self._last_replica,
-                sent_at=sent_at,
-                seen_at=self._world.loop.now,
-                status=status,
-                key=key,
-                transaction_id=told.get("id"),
-                decision=told.get("decision"),
-                outcome=told.get("outcome"),
-                problem=slug_of(document),
-            )
+        note = note_of(
+            kind,
+            document,
+            replica=self._last_replica,
+            sent_at=sent_at,
+            seen_at=self._world.loop.now,
+            status=status,
+            key=key,
+            transaction_id=transaction_id,
         )
+        self._world.notes.append(note)
 
     def _body(self, key: str) -> BeginRequest:
         """Money moves from one service to one or two others; some ask for more than there is."""

@@ -23,12 +23,13 @@ from holdfast.wire import Operation
 from tests.harness import ledger
 from tests.harness.evidence import Account, Effect, Request
 from tests.harness.ledger import CHANGES, Movement
-from tests.harness.notes import Note, slug_of
+from tests.harness.notes import note_of
 from tests.simulation.databases import ACCOUNTS, participant_engine
 from tests.simulation.direct_sqlite import DirectSession
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.journal import DriverError
 from tests.simulation.network import Reply
+from tests.simulation.restarting import Restarting
 from tests.simulation.scheduler import Process, current, never, pass_time
 
 GATEWAY = "gateway"
@@ -177,24 +178,18 @@ class InquiryTransport(httpx.AsyncBaseTransport):
         if status == 404:
             world.plan.count(Branch.TOLD_UNKNOWN)
         if transaction_id not in world.strangers:
-            self._note(transaction_id, replica, sent_at, status, document)
-        world.tell("told", f"replica-{replica}", self._name, f"{world.short(transaction_id)} {told or status}")
-        return httpx.Response(status, json=document)
-
-    def _note(self, transaction_id: str, replica: int, sent_at: float, status: int, document: Any) -> None:
-        world = self._world
-        world.notes.append(
-            Note(
-                kind="inquiry",
+            note = note_of(
+                "inquiry",
+                document,
                 replica=replica,
                 sent_at=sent_at,
                 seen_at=world.loop.now,
                 status=status,
                 transaction_id=transaction_id,
-                decision=document.get("decision"),
-                problem=slug_of(document),
             )
-        )
+            world.notes.append(note)
+        world.tell("told", f"replica-{replica}", self._name, f"{world.short(transaction_id)} {told or status}")
+        return httpx.Response(status, json=document)
 
 
 _TOLD = {
@@ -205,32 +200,17 @@ _TOLD = {
 }
 
 
-class SimulatedParticipant:
-    """`life` is the process that runs now."""
+class SimulatedParticipant(Restarting):
+    """A participant, and its restarts."""
 
     def __init__(
         self, world: Any, name: str, *, hold_ttl_max_s: float | None, hold_max_s: float | None, reacquires: bool
     ) -> None:
-        self.world = world
-        self.name = name
+        super().__init__(world, name)
         self.hold_ttl_max_s = hold_ttl_max_s
         self.hold_max_s = hold_max_s
         self.reacquires = reacquires
-        self.life: Process | None = None
-        self.lives = 0
-        self.offset_s = 0.0
-        self.rate = 1.0
         self._answers: dict[str, Any] = {}
-        world.network.places[name] = self._place
-
-    def boot(self) -> None:
-        world = self.world
-        self.lives += 1
-        life = self.life = Process(world.loop, f"{self.name}.{self.lives}")
-        life.clock_offset_s, life.clock_rate = self.offset_s, self.rate
-        life.changed = lambda what, process: world.tell(what, process.name, "", "")
-        world.tell("boots", life.name, "", "")
-        life.context.run(self._assemble, life)
 
     def _assemble(self, life: Process) -> None:
         template = participant_named(self.name)
@@ -263,10 +243,6 @@ class SimulatedParticipant:
     def _probe(self, point: CrashPoint) -> None:
         if here.plan.hits(Fault.PARTICIPANT_CRASH_AT_COMMIT):
             raise Died
-
-    def _place(self) -> Any:
-        life = self.life
-        return None if life is None or life.dead else (life, self._serve)
 
     async def _serve(self, message: tuple[str, Any, bytes]) -> Reply:
         path, headers, body = message

@@ -10,16 +10,16 @@ from app.api import admin, transactions
 from app.api.dependencies import Parts
 from app.api.problems import Problem
 from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQuery
-from app.calling.caller import Caller
 from app.engine.coordinator import OverloadedError, UnknownTransactionError
 from app.engine.recovery import Recovery
 from app.engine.run import ObjectedError
-from app.main import assemble, recovery_of
+from app.main import assemble, caller_of, recovery_of
 from app.settings import Settings
 from app.storage.errors import DatabaseUnavailableError
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.journal import SimulatedJournal
 from tests.simulation.network import Reply
+from tests.simulation.restarting import Restarting
 from tests.simulation.scheduler import Process, current, freeze, never
 
 POLL_S = 0.25
@@ -70,52 +70,26 @@ async def _forget(exchange: Any) -> None:
         await exchange
 
 
-class Replica:
-    """`life` is the process that runs now; each start is another one."""
+class Replica(Restarting):
+    """A replica, and its restarts."""
 
     def __init__(self, world: Any, name: str, settings: Settings) -> None:
-        self.world = world
-        self.name = name
+        super().__init__(world, name)
         self.settings = settings
-        self.lives = 0
-        self.life: Process | None = None
         self.parts: Parts | None = None
         self.recovery: Recovery | None = None
         self.is_ready = False
-        self.offset_s = 0.0
-        self.rate = 1.0
-        world.network.places[name] = self._place
-
-    def boot(self) -> None:
-        """Start a new life."""
-        world = self.world
-        self.lives += 1
-        life = self.life = Process(world.loop, f"{self.name}.{self.lives}")
-        life.clock_offset_s, life.clock_rate = self.offset_s, self.rate
-        life.changed = self._changed
-        self.is_ready = False
-        world.tell("boots", life.name, "", "")
-        life.context.run(self._assemble, life)
-        life.spawn(self._start(life))
-
-    def _changed(self, what: str, life: Process) -> None:
-        self.world.tell(what, life.name, "", "")
-        if what == "dies":
-            self.world.replica_died()
 
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings
+        self.is_ready = False
         journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.take)
-        caller = Caller(
-            CallTransport(world, self.name),
-            response_max_bytes=settings.response_max_bytes,
-            calls_max=settings.calls_max,
-            clock=life.clock,
-        )
+        caller = caller_of(settings, CallTransport(world, self.name), life.clock)
         self.parts = assemble(
             settings, journal, caller, life.clock, poll_s=lambda: POLL_S, tell=lambda transaction_id: None
         )
         self.recovery = recovery_of(self.parts)
+        life.spawn(self._start(life))
 
     async def _start(self, life: Process) -> None:
         parts, recovery = self.parts, self.recovery
@@ -131,6 +105,11 @@ class Replica:
         if self.life is life:
             self.is_ready = True
 
+    def _changed(self, what: str, life: Process) -> None:
+        super()._changed(what, life)
+        if what == "dies":
+            self.world.replica_died()
+
     async def stop(self) -> None:
         """SIGTERM."""
         life, parts, recovery = self.life, self.parts, self.recovery
@@ -145,15 +124,12 @@ class Replica:
 
         life.spawn(stop())
 
-    def _place(self) -> Any:
-        life, parts = self.life, self.parts
-        if life is None or life.dead or not self.is_ready:
-            return None
+    @property
+    def _listens(self) -> bool:
+        return self.is_ready
 
-        async def serve(request: Any) -> Any:
-            return await answer(self.world, parts, request)
-
-        return life, serve
+    async def _serve(self, request: Any) -> Any:
+        return await answer(self.world, self.parts, request)
 
 
 async def answer(world: Any, parts: Any, request: tuple[str, ...]) -> tuple[int, Any]:

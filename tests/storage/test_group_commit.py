@@ -15,9 +15,8 @@ from app.storage.engines import make_engine, normal_url
 from app.storage.errors import DatabaseUnavailableError, DuplicateKeyError, JournalClosedError
 from app.storage.group_commit import RETRIES_MAX, Journal
 from app.storage.tables import metadata
+from tests.harness.database_server import DatabaseServer
 from tests.harness.databases import on_servers
-from tests.harness.mariadb import MariadbServer
-from tests.harness.postgres import PostgresServer
 from tests.harness.transactions import call, found, recorded, transaction
 
 
@@ -273,7 +272,7 @@ def with_tables(url: str) -> Engine:
 
 @on_servers
 async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(
-    database_url: str, database_server: PostgresServer | MariadbServer
+    database_url: str, database_server: DatabaseServer
 ) -> None:
     engine = with_tables(database_url)
     journal = Journal(database_url)
@@ -295,7 +294,7 @@ async def test_after_a_crash_of_the_database_writes_fail_and_then_work_again(
 
 @on_servers
 async def test_a_crash_of_the_database_between_write_and_commit_is_told_to_all(
-    database_url: str, database_server: PostgresServer | MariadbServer
+    database_url: str, database_server: DatabaseServer
 ) -> None:
     engine = with_tables(database_url)
     journal = Journal(database_url)
