@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from holdfast import Hold, Participant
-from tests.support.asgi import JSON, ask
-from tests.support.postgres import PostgresServer
+from tests.harness.asgi import JSON, ask
+from tests.harness.postgres import PostgresServer
 
 CLIENTS: Final = 4
 COORDINATOR: Final = "http://127.0.0.1:9"
