@@ -65,7 +65,7 @@ class FlakySession(DirectSession):
 class InlineDatabase(Database):
     """Runs units of work at once, with some time before and after."""
 
-    async def run(self, work: Callable[..., Any]) -> Any:
+    async def run(self, work: Callable[..., Any], *, calls_handlers: bool = False) -> Any:
         draw = here.draw
         slow = here.plan.hits(Fault.PARTICIPANT_SLOW)
         await pass_time(draw.uniform(*(SLOW_S if slow else WORK_S)))
@@ -87,10 +87,15 @@ class InlineDatabase(Database):
 def participant_named(name: str) -> Participant:
     """The participant with its handlers, which every seed copies."""
     sessions = sessionmaker(participant_engine(name), class_=FlakySession)
+    two_step = name == GATEWAY
     participant = Participant(
-        name, sessions, coordinator_url="http://replica", two_step=name == GATEWAY, handler_timeout_s=0.3
+        name,
+        sessions,
+        coordinator_url="http://replica",
+        two_step=two_step,
+        handler_timeout_s=0.3 if two_step else None,
     )
-    change = _outside if name == GATEWAY else _inside
+    change = _outside if two_step else _inside
 
     @participant.on_try
     def hold_it(hold: Hold[Movement], session: Session) -> dict[str, str]:

@@ -12,7 +12,7 @@ from app.storage import queries
 from app.storage import transactions as transaction_rows
 from app.storage.participants import RegisteredParticipant
 from holdfast.wire import Decision
-from tests.storage.values import CAR, found, recorded, transaction, written
+from tests.harness.transactions import CAR, found, recorded, transaction, written
 
 NOW: Final = 50.0
 FINISHED: Final = transaction(9, decision=Decision.CANCEL, finished_at=9.5, wake_at=None)
