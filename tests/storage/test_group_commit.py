@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
@@ -58,6 +58,25 @@ def commits_of(journal: Journal) -> Iterator[list[int]]:
     event.listen(journal.engine, "commit", count)
     yield counted
     event.remove(journal.engine, "commit", count)
+
+
+@contextmanager
+def failing_commits(journal: Journal, times: int, error: Exception) -> Iterator[list[int]]:
+    """Have so many commits fail with `error`, as far as the journal is told; how often it was, so far."""
+    failed: list[int] = []
+
+    def fail(_connection: Connection) -> None:
+        if len(failed) < times:
+            failed.append(1)
+            raise OperationalError("COMMIT", None, error)
+
+    event.listen(journal.engine, "commit", fail)
+    yield failed
+    event.remove(journal.engine, "commit", fail)
+
+
+ENOUGH: Final = 50
+"""So many failures are more than anybody may repeat; who repeats without end succeeds in the end, and is found."""
 
 
 def new(number: int) -> tuple[Any, transactions.NewRecord]:
@@ -177,18 +196,15 @@ async def test_an_answer_too_few_is_an_error_and_writes_nothing(journal: Journal
 
 
 async def test_a_commit_that_fails_is_told_to_all_and_never_a_success(journal: Journal, engine: Engine) -> None:
-    def fail(_connection: Connection) -> None:
-        raise OperationalError("COMMIT", None, Exception("the disk is full"))
-
     held = Held()
     first = asyncio.create_task(journal.write(held.write, None))
     await asyncio.to_thread(held.begun.wait, 30)
     writes = asyncio.gather(*(journal.write(*new(n)) for n in range(3)), return_exceptions=True)
     await asyncio.sleep(0)
-    event.listen(journal.engine, "commit", fail)
-    held.let_go()
-    outcomes = await asyncio.gather(first, writes, return_exceptions=True)
-    event.remove(journal.engine, "commit", fail)
+    with failing_commits(journal, ENOUGH, Exception("the disk is full")) as failed:
+        held.let_go()
+        outcomes = await asyncio.gather(first, writes, return_exceptions=True)
+    assert len(failed) == 2, "the one that held the others up, and all of them together"
     assert isinstance(outcomes[0], DatabaseUnavailableError)
     assert not isinstance(outcomes[1], BaseException)
     assert [type(outcome) for outcome in outcomes[1]] == [DatabaseUnavailableError] * 3
@@ -424,40 +440,88 @@ class Undone(Exception):
     sqlstate = "40001"
 
 
-def failing_commits(journal: Journal, times: int, error: Exception) -> list[int]:
-    """Have so many commits fail with `error`, as far as the journal is told; how often it was, so far."""
-    failed: list[int] = []
-
-    def fail(_connection: Connection) -> None:
-        if len(failed) < times:
-            failed.append(1)
-            raise OperationalError("COMMIT", None, error)
-
-    event.listen(journal.engine, "commit", fail)
-    return failed
-
-
 async def test_a_commit_that_was_undone_for_certain_is_done_again(journal: Journal, engine: Engine) -> None:
-    failed = failing_commits(journal, 3, Undone())
-    outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(5)))
+    with failing_commits(journal, 3, Undone()) as failed:
+        outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(5)))
     assert all(outcome.created for outcome in outcomes)
     assert len(failed) == 3
     assert found(engine, queries.count_unfinished) == 5
 
 
 async def test_what_is_always_undone_is_an_error_in_the_end(journal: Journal, engine: Engine) -> None:
-    failed = failing_commits(journal, 10**6, Undone())
-    with pytest.raises(DatabaseUnavailableError):
+    with failing_commits(journal, ENOUGH, Undone()) as failed, pytest.raises(DatabaseUnavailableError):
         await journal.write(*new(1))
     assert len(failed) == RETRIES_MAX + 1
     assert found(engine, queries.count_unfinished) == 0
 
 
-async def test_a_commit_of_which_nobody_knows_is_not_done_again(journal: Journal, engine: Engine) -> None:
-    failed = failing_commits(journal, 1, Exception("lost connection"))
+# --- what may have been committed or not ---------------------------------------------------------------------------
+
+
+class LostReplies:
+    """Commits are durable, but the journal is told that they failed; those up to number `after`, it is told of.
+
+    With `cut_off` the connection is gone as well, as the driver finds.
+    """
+
+    def __init__(self, journal: Journal, *, after: int, cut_off: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commits = 0
+        self._after = after
+        self._cut_off = cut_off
+        self._dialect = journal.engine.dialect
+        self._commit = self._dialect.do_commit
+        monkeypatch.setattr(self._dialect, "do_commit", self._do_commit)
+
+    def _do_commit(self, connection: Any) -> None:
+        self._commit(connection)
+        self.commits += 1
+        if self._after < self.commits <= self._after + ENOUGH:
+            if self._cut_off:
+                connection.dbapi_connection.close()
+            assert self._dialect.dbapi is not None
+            raise self._dialect.dbapi.OperationalError(2013 if self._cut_off else 1180, "MySQL's numbers for it")
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+async def test_a_commit_of_which_nobody_knows_is_not_done_again(
+    journal: Journal, engine: Engine, cut_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever repeats it writes everything twice."""
+    make_counted(engine)
+    replies = LostReplies(journal, after=1, cut_off=cut_off, monkeypatch=monkeypatch)
+    outcomes = await outcomes_of_one_batch(journal, (count, 1), new(1), (count, 2), (count, 3))
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailableError] * 4
+    assert replies.commits == 2, "the one that held the others up, and all of them together"
+    assert counted(engine) == [1, 2, 3]
+    monkeypatch.undo()
+    assert await journal.write(count, 4) == 4
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+async def test_nor_is_one_apart_from_the_others(
+    journal: Journal, engine: Engine, cut_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_counted(engine)
+    replies = LostReplies(journal, after=0, cut_off=cut_off, monkeypatch=monkeypatch)
     with pytest.raises(DatabaseUnavailableError):
-        await journal.write(*new(1))
-    assert (len(failed), found(engine, queries.count_unfinished)) == (1, 0)
+        await journal.write_apart(count, 1)
+    assert (replies.commits, counted(engine)) == (1, [1])
+
+
+def make_counted(engine: Engine) -> None:
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        connection.execute(text("CREATE TABLE counted (value INTEGER)"))
+
+
+def count(connection: Connection, items: Sequence[int]) -> Sequence[int]:
+    """A write that leaves a row each time that it is carried out."""
+    connection.execute(text("INSERT INTO counted VALUES (:value)"), [{"value": item} for item in items])
+    return items
+
+
+def counted(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.execute(text("SELECT value FROM counted ORDER BY value")).scalars())
 
 
 def test_mysql_is_told_the_limits_and_the_isolation_that_it_has(mariadb_url: str) -> None:
