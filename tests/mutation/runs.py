@@ -43,7 +43,9 @@ LIBRARIES: Final = (
     ),
     *("_pytest.unittest", "pdb"),
 )
-PYTEST: Final = shlex.split("-x -q --assert=plain --tb=no --no-header -p no:cacheprovider -p pytest_asyncio.plugin")
+PYTEST: Final = shlex.split(
+    "-x -q --assert=plain --tb=no --no-header -p no:cacheprovider -p pytest_asyncio.plugin -p pytest_timeout"
+)
 SERVERS: Final = ("postgres", "mariadb", "mysql", "asyncmy", "asyncpg")
 """A test whose name or fixtures have one of these words needs a database server, whose start outlasts all others."""
 MEMORY_MAX: Final = 4 << 30

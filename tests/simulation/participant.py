@@ -19,6 +19,7 @@ from holdfast.fence.database import Database
 from holdfast.fence.execution import CrashPoint
 from holdfast.participant import inquiry
 from holdfast.participant.routes import _route
+from holdfast.participant.running import Running
 from holdfast.wire import Operation
 from tests.harness import ledger
 from tests.harness.evidence import Account, Effect, Request
@@ -220,6 +221,7 @@ class SimulatedParticipant(Restarting):
     def _assemble(self, life: Process) -> None:
         template = participant_named(self.name)
         participant = copy.copy(template)
+        participant._running = Running()  # what was under way in the life before is gone
         participant._rules = replace(
             template._rules,
             clock=life.clock,
