@@ -1,7 +1,7 @@
 """`Client`: for initiators, who begin transactions. A small asynchronous client of the coordinator's REST API.
 
 Responsible for beginning safely (one idempotency key for all repeats) and for making an end that is not a success
-hard to mistake for one. Source: docs/protocol.md, section 3. Knows nothing of participants or databases.
+hard to mistake for one. Source: docs/reference/protocol.md, section 3. Knows nothing of participants or databases.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Reason(_Frozen):
 
 
 class BranchRecord(_Frozen):
-    """Where a branch stands. Source: docs/protocol.md, section 3, "The transaction resource"."""
+    """Where a branch stands. Source: docs/reference/protocol.md, section 3, "The transaction resource"."""
 
     name: str
     phase: str
@@ -342,7 +342,7 @@ class Client:
             raise RuntimeError("this Client is closed")
         if not self._announced:
             self._announced = True
-            log.info("client coordinator=%s retry_s=%s", printable_url(self._base_url), self._retry_s)
+            log.info("event=client_started coordinator=%s retry_s=%s", printable_url(self._base_url), self._retry_s)
         loop = asyncio.get_running_loop()
         http = self._http.get(loop)
         if http is None:

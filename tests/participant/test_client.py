@@ -309,7 +309,7 @@ async def test_one_line_at_the_start_says_where_it_goes(caplog: pytest.LogCaptur
             await client.get("t-1")
             await client.get("t-1")
     (record,) = [record for record in caplog.records if record.name == "holdfast"]
-    assert record.getMessage() == "client coordinator=http://coordinator/prefix/v1/ retry_s=30.0"
+    assert record.getMessage() == "event=client_started coordinator=http://coordinator/prefix/v1/ retry_s=30.0"
 
 
 async def test_a_closed_client_says_so() -> None:

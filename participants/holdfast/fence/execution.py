@@ -383,7 +383,7 @@ def _give_up_lease(
         session.rollback()
         hide_values(trouble)
         log.warning(
-            "could not give up a lease transaction_id=%s branch=%s error=%s",
+            "event=lease_not_released transaction_id=%s branch=%s error=%s",
             row.transaction_id,
             row.branch,
             type(trouble).__name__,
@@ -411,7 +411,7 @@ def _after_losing(rules: Rules, happening: Happening, session: Session, invoke: 
         session.rollback()
         hide_values(error)
         log.warning(
-            "will undo a lost try later transaction_id=%s branch=%s error=%s",
+            "event=undo_postponed transaction_id=%s branch=%s error=%s",
             row.transaction_id,
             row.branch,
             type(error).__name__,

@@ -1,4 +1,4 @@
-"""Asking the coordinator what was decided (docs/protocol.md, sections 3 and 5).
+"""Asking the coordinator what was decided (docs/reference/protocol.md, sections 3 and 5).
 
 Responsible for one question and for reading its answer strictly: only the coordinator's own "unknown
 transaction" counts as unknown; whatever can't be understood is "unreachable". Must not touch the database.
@@ -94,7 +94,7 @@ class Questions:
             self._silent_since = None
         else:
             if self._silent_since is None:
-                log.warning("coordinator does not answer; it is asked again in %s s why=%s", PAUSE_S, answered.why)
+                log.warning("event=coordinator_silent error=%s pause_s=%s", answered.why, PAUSE_S)
             self._silent_since = self._clock()
         return answered
 

@@ -41,7 +41,7 @@ LEASE_MARGIN_S: Final = 5.0
 
 
 class Participant:
-    """A service's part in TCC transactions. Every argument and its unit: docs/sdk.md, "Participant".
+    """A service's part in TCC transactions. Every argument and its unit: docs/reference/sdk.md, "Participant".
 
     Raises TypeError for a database that is none, ValueError for one that is not supported or for limits that
     contradict each other.
@@ -166,8 +166,8 @@ class Participant:
         has_validated = await self._database.has_validated(self.table)
         if has_validated is False:
             log.warning(
-                "table %s has no column %s: payloads are validated anew at confirm and cancel. Run the service's "
-                "migrations, and start again",
+                "event=table_outdated table=%s The table has no column %s: payloads are validated anew at confirm and "
+                "cancel. Run the service's migrations, and start again.",
                 self.table.fullname,
                 VALIDATED,
             )
@@ -177,7 +177,7 @@ class Participant:
     def _announce(self) -> None:
         """One line in the log that says what this is and where its things are."""
         log.info(
-            "participant name=%s database=%s table=%s coordinator=%s form=%s reap_interval_s=%s",
+            "event=participant_started participant=%s database=%s table=%s coordinator=%s form=%s reap_interval_s=%s",
             self.name,
             printable_database(self._database.engine.url),
             self.table.fullname,
@@ -226,8 +226,8 @@ class Participant:
         if not self._is_alone_known and not self._background.is_running:
             self._is_alone_known = True
             log.warning(
-                "participant %s answers calls, but its lifespan does not run here, so holds don't expire: the lifespan "
-                "of a mounted sub-application is never run; enter participant.lifespan() in the outermost one's",
+                "event=lifespan_missing participant=%s Its lifespan does not run here, so holds don't expire. The "
+                "lifespan of a mounted sub-application is never run: enter participant.lifespan() in the outermost.",
                 self.name,
             )
 

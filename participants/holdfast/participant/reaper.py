@@ -80,7 +80,7 @@ class Reaper:
                     if ends_the_task(error):
                         raise
                     hide_values(error)
-                    log.exception("a reaper round failed participant=%s", self.participant)
+                    log.exception("event=reaper_failed participant=%s", self.participant)
         finally:
             await _end(self._slow)
 
@@ -128,14 +128,14 @@ class Reaper:
         except Busy as busy:
             await self._look_again(row, in_s=busy.after_s, checks=row.checks)
         except NotNow as not_now:
-            log.warning("releasing put off transaction_id=%s branch=%s", row.transaction_id, row.branch)
+            log.warning("event=release_postponed transaction_id=%s branch=%s", row.transaction_id, row.branch)
             in_s = max(not_now.retry_after_s, backoff_s(self.rules, row.checks))
             await self._look_again(row, in_s=in_s, checks=row.checks + 1)
         except BaseException as error:
             if ends_the_task(error):
                 raise
             hide_values(error)
-            log.exception("releasing failed transaction_id=%s branch=%s", row.transaction_id, row.branch)
+            log.exception("event=release_failed transaction_id=%s branch=%s", row.transaction_id, row.branch)
             await self._look_again(row, in_s=backoff_s(self.rules, row.checks), checks=row.checks + 1)
         return False
 
@@ -154,7 +154,7 @@ class Reaper:
                 event = Event.ABANDONED
         log.log(
             logging.WARNING if event is Event.ABANDONED else logging.INFO,
-            "hold past its time transaction_id=%s branch=%s verdict=%s event=%s",
+            "event=hold_lapsed transaction_id=%s branch=%s verdict=%s action=%s",
             row.transaction_id,
             row.branch,
             answered.verdict.value,
@@ -168,7 +168,7 @@ class Reaper:
             in_s, checks = answered.recheck_in_s, row.checks
         elif answered.verdict is Verdict.UNREACHABLE:
             log.warning(
-                "coordinator did not answer transaction_id=%s branch=%s why=%s",
+                "event=coordinator_unreachable transaction_id=%s branch=%s error=%s",
                 row.transaction_id,
                 row.branch,
                 answered.why,
@@ -205,7 +205,7 @@ class Reaper:
             await self.database.run(work)
         except Exception as error:
             log.warning(
-                "could not plan the next look transaction_id=%s branch=%s error=%s",
+                "event=recheck_not_scheduled transaction_id=%s branch=%s error=%s",
                 row.transaction_id,
                 row.branch,
                 type(error).__name__,

@@ -105,7 +105,7 @@ FailureOf = Callable[[BaseException], Failure]
 
 
 def router_for(name: str, receive: Receive, failure_of: FailureOf, *, lifespan: Callable[[Any], Any]) -> APIRouter:
-    """A router with `POST /try`, `/confirm` and `/cancel`, and a lifespan. Source: docs/protocol.md, section 4."""
+    """A router with `POST /try`, `/confirm`, `/cancel`, and a lifespan. docs/reference/protocol.md, section 4."""
     router = APIRouter(tags=[f"tcc: {name}"], lifespan=lifespan)
     for operation in Operation:
         router.add_api_route(
@@ -146,6 +146,7 @@ def _success(operation: Operation, row: Row, ttl_s: float | None) -> Response:
 
 def _problem(operation: Operation, message: Message, error: Exception, failure_of: FailureOf) -> Problem:
     """What an exception is to the coordinator. Only a refusal is a 4xx: on Try a 4xx cancels the transaction."""
+    where = (message.transaction_id, message.branch, operation.value)
     match error:
         case Declined(refusal=refusal, detail=detail):
             return Problem(409, refusal.value, detail or _DETAILS[refusal])
@@ -158,19 +159,21 @@ def _problem(operation: Operation, message: Message, error: Exception, failure_o
                 503, "busy", "A handler of this branch is at work.", retry_after_s=min(after_s, RETRY_AFTER_S)
             )
         case NotNow(detail=detail, retry_after_s=after_s):
-            log.warning(
-                "%s put off transaction_id=%s branch=%s", operation.value, message.transaction_id, message.branch
-            )
+            log.warning("event=call_postponed transaction_id=%s branch=%s operation=%s", *where)
             return Problem(503, "unavailable", detail, retry_after_s=after_s)
-    where = (operation.value, message.transaction_id, message.branch)
     match failure_of(error):
         case Failure.DATABASE:
-            log.warning("%s put off transaction_id=%s branch=%s error=%s", *where, type(error).__name__, exc_info=error)
+            log.warning(
+                "event=call_postponed transaction_id=%s branch=%s operation=%s error=%s",
+                *where,
+                type(error).__name__,
+                exc_info=error,
+            )
             return Problem(503, "unavailable", "Its database can't do this now.", retry_after_s=RETRY_AFTER_S)
         case Failure.TABLE_MISSING:
-            log.error("%s put off transaction_id=%s branch=%s: %s", *where, TABLE_MISSING)
+            log.error("event=table_missing transaction_id=%s branch=%s operation=%s %s", *where, TABLE_MISSING)
             return Problem(503, "unavailable", TABLE_MISSING, retry_after_s=RETRY_AFTER_S)
-    log.error("%s failed transaction_id=%s branch=%s", *where, exc_info=error)
+    log.error("event=handler_failed transaction_id=%s branch=%s operation=%s", *where, exc_info=error)
     return Problem(500, "handler-failed", f"The {operation.value} handler raised {type(error).__name__}.")
 
 
