@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-minimum model sim ablations chaos fuzz mutants mutants-all bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test test-minimum docs model sim ablations chaos fuzz mutants mutants-all bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m app", description="The Holdfast coordinator.")
     parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("serve", help="run the coordinator (settings: HOLDFAST_…, see docs/operations.md)")
+    commands.add_parser("serve", help="run the coordinator (settings: HOLDFAST_…, see docs/reference/settings.md)")
     commands.add_parser("migrate", help="bring the database to the newest schema")
     command = parser.parse_args(arguments).command
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

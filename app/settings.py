@@ -1,6 +1,6 @@
 """Every limit and timeout of the coordinator, read from the environment (prefix HOLDFAST_).
 
-The table in docs/operations.md is made from this; units are in the names. Nothing else reads the environment.
+The table in docs/reference/settings.md is made from this; units are in the names. Nothing else reads the environment.
 """
 
 import json
@@ -21,7 +21,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """The coordinator's settings; section 6 of docs/protocol.md."""
+    """The coordinator's settings; section 6 of docs/reference/protocol.md."""
 
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore")
 

@@ -71,7 +71,7 @@ async def readyz(parts: PartsOf) -> Response:
     },
 )
 async def metrics(parts: PartsOf) -> Response:
-    """Metrics in Prometheus' text format. docs/operations.md describes each of them, and what to alert on."""
+    """Metrics in Prometheus' text format. docs/reference/metrics.md describes each of them, and what to alert on."""
     unfinished, hung = await parts.journal.read(_counts)
     parts.metrics.unfinished.set(unfinished)
     parts.metrics.hung.set(hung)

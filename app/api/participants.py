@@ -1,4 +1,4 @@
-"""/v1/participants: the registry. Section 3 of docs/protocol.md."""
+"""/v1/participants: the registry. Section 3 of docs/reference/protocol.md."""
 
 from typing import Annotated
 

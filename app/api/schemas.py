@@ -85,7 +85,7 @@ class BranchRequest(_Body):
 
 
 class BeginRequest(_Body):
-    """What an initiator asks for; docs/protocol.md, section 3."""
+    """What an initiator asks for; docs/reference/protocol.md, section 3."""
 
     name: Label | None = Field(
         default=None, description="what kind of transaction this is; searchable", examples=["place-order"]
@@ -227,7 +227,7 @@ class BranchBody(BaseModel):
 
 
 class TransactionBody(BaseModel):
-    """The transaction resource; docs/protocol.md, section 3."""
+    """The transaction resource; docs/reference/protocol.md, section 3."""
 
     id: str
     name: str | None

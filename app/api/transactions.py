@@ -1,4 +1,4 @@
-"""/v1/transactions: begin, look, wait, cancel. Section 3 of docs/protocol.md."""
+"""/v1/transactions: begin, look, wait, cancel. Section 3 of docs/reference/protocol.md."""
 
 import hashlib
 import logging

@@ -7,7 +7,7 @@ It must stay importable with the standard library alone (and the words of `holdf
     step = advance(transaction, inputs, now, policy)
 
 `step.transaction` is what has become of the transaction, `step.calls` what must be sent next, and
-`step.must_save` whether others must know before anything is sent. Section numbers refer to docs/protocol.md.
+`step.must_save` whether others must know before anything is sent. Section numbers refer to docs/reference/protocol.md.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The words and values of a transaction: what the state machine works on, the store keeps and the API shows.
 
 Frozen data and what follows from it; no transition is made here (steps.py owns them all), and no I/O.
-Section numbers refer to docs/protocol.md.
+Section numbers refer to docs/reference/protocol.md.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Take part in TCC transactions from a FastAPI service. Guide: docs/sdk.md; contract: docs/protocol.md."""
+"""Take part in TCC transactions from a FastAPI service.
+
+Reference: docs/reference/sdk.md; contract: docs/reference/protocol.md.
+"""
 
 from holdfast.client import (
     Branch,

@@ -1,6 +1,6 @@
 """Hooks for Alembic's `env.py`, so that autogenerate leaves the SDK's table alone and writes migrations that run.
 
-Guide: docs/sdk.md, "The table `holdfast_branches`". Needs nothing of Alembic itself.
+Guide: docs/reference/sdk.md, "The table `holdfast_branches`". Needs nothing of Alembic itself.
 """
 
 from typing import Any, Literal

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold(Generic[T]):
-    """One branch of one transaction, as its handlers see it. Source: docs/sdk.md, "Hold".
+    """One branch of one transaction, as its handlers see it. Source: docs/reference/sdk.md, "Hold".
 
     `payload` is what Try was asked for; `result` what Try answered, as JSON (None in Try). `attempt` counts the
     coordinator's calls from 1 and is 0 when the participant itself releases. `idempotency_key` is the same for

@@ -1,7 +1,7 @@
 """For a service's own tests: drive a participant without a coordinator and without sleeping.
 
 Calls go over the participant's real router into its real database; only the clock, the coordinator's answers to
-questions and the moment of a crash are the test's. Guide: docs/sdk.md, "Testing your handlers".
+questions and the moment of a crash are the test's. Guide: docs/how-to/test-a-participant.md.
 """
 
 import uuid

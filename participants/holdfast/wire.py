@@ -1,6 +1,6 @@
 """The wire between coordinator and participant, defined once for both sides.
 
-Headers, bodies and what a status code means (docs/protocol.md, section 4). Standard library only: the
+Headers, bodies and what a status code means (docs/reference/protocol.md, section 4). Standard library only: the
 coordinator's core and the SDK's fence both read their words from here. No I/O and no clock.
 """
 
@@ -63,7 +63,7 @@ class Message:
     """One request from the coordinator to a participant.
 
     `hold_ttl_s` (seconds) is set on try only; `result` is what the branch's Try answered and is set on
-    confirm and cancel only. Source: docs/protocol.md, section 4.
+    confirm and cancel only. Source: docs/reference/protocol.md, section 4.
     """
 
     transaction_id: str

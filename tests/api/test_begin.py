@@ -1,4 +1,4 @@
-"""POST /v1/transactions: section 3 of docs/protocol.md, Begin."""
+"""POST /v1/transactions: section 3 of docs/reference/protocol.md, Begin."""
 
 import asyncio
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""The settings of docs/protocol.md, section 6, and the allow-list of URLs."""
+"""The settings of docs/reference/protocol.md, section 6, and the allow-list of URLs."""
 
 from pathlib import Path
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""What participants receive, and what their answers mean: section 4 of docs/protocol.md."""
+"""What participants receive, and what their answers mean: section 4 of docs/reference/protocol.md."""
 
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What docs/protocol.md promises about the REST API, as a model small enough to be checked by reading.
+"""What docs/reference/protocol.md promises about the REST API, as a model small enough to be checked by reading.
 
 The model is told what participants do and what clients ask, and says what must be answered and where each transaction
 comes to rest. Written from the contract alone: it knows nothing of the code, of time or of HTTP.

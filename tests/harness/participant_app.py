@@ -72,7 +72,7 @@ class Service:
 
 
 def engine_for(url: str, kind: str) -> Engine | AsyncEngine:
-    """An engine of `kind` on the database at `url`, as docs/sdk.md says to make it."""
+    """An engine of `kind` on the database at `url`, as docs/reference/sdk.md says to make it."""
     made = make_url(url).set(drivername=kind)
     options: dict[str, Any] = {}
     if made.get_backend_name() in ("mysql", "mariadb"):

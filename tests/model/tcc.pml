@@ -1,6 +1,6 @@
 /* Holdfast's protocol for spin: one transaction, two branches, two replicas of the coordinator, any network.
  *
- * `make model` searches it; docs/model.md says what is modelled, what is not, and what was found. Names are those
+ * `make model` searches it; docs/explanation/model.md says what is modelled, what is not, and what was found. Names are those
  * of the code with `_` for the dot (tables.pml). Every d_step is one step that a crash can't divide: a commit,
  * or a thought in the memory of one replica. All interleavings of these steps are searched.
  *

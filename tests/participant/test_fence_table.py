@@ -24,7 +24,7 @@ from holdfast.wire import Operation
 
 CALLS = (Event.TRY, Event.CONFIRM, Event.CANCEL)
 
-# docs/protocol.md, section 5, as it reads: what the row says → try, confirm, cancel.
+# docs/reference/protocol.md, section 5, as it reads: what the row says → try, confirm, cancel.
 CONTRACT = {
     "nothing": ("run held", "nothing-held", "mark cancelled"),
     "held": ("repeat", "run confirmed", "run cancelled"),

@@ -15,7 +15,7 @@ from tests.harness.participant_app import Service
 EVENTS = ("try", "confirm", "cancel", "lapse", "abandon")
 LENGTH_MAX = 3
 
-# Written from docs/protocol.md, section 5, independently of the code: state → event → (next state, status).
+# Written from docs/reference/protocol.md, section 5, independently of the code: state → event → (next state, status).
 MODEL = {
     None: {"try": ("held", 200), "confirm": (None, 409), "cancel": ("cancelled", 200)},
     "held": {

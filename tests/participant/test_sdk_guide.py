@@ -1,9 +1,7 @@
-"""The guide's code is what runs: examples are taken out of docs/sdk.md, and its tables are held against the code."""
+"""The participant of the README is what runs, and the SDK's reference names everything that there is."""
 
-import ast
 import asyncio
 import inspect
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,25 +11,25 @@ import httpx
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
+import holdfast
 from holdfast import Client, Participant
 from holdfast.fence.table import Refusal
 from holdfast.testing import FakeCoordinator
+from tests.harness.markdown import Page
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-(CREATE_SHOWS,) = re.findall(r"CREATE TABLE shows .*\)(?=;)", GUIDE)
+REFERENCE = Page("docs/reference/sdk.md").text
+(EXAMPLE,) = Page("README.md").code("python")
 
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The first example, as the module that a reader would save; its database beside it."""
+    """The example, as the module that a reader would save; its database beside it."""
     monkeypatch.chdir(tmp_path)
     module = ModuleType("main")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(EXAMPLES[0], "docs/sdk.md", "exec"), module.__dict__)
+    exec(compile(EXAMPLE.text, "README.md", "exec"), module.__dict__)
     with module.engine.begin() as connection:
-        connection.execute(text(CREATE_SHOWS))
-        connection.execute(text("INSERT INTO shows VALUES ('Faust', 5, 0)"))
+        connection.execute(text("UPDATE shows SET free = 5"))
     yield module
     module.engine.dispose()
 
@@ -65,26 +63,25 @@ async def test_the_example_serves_over_http(example: Any) -> None:
         assert (await http.post("/tcc/confirm", json=body)).json() == {"phase": "confirmed"}
 
 
-async def test_the_example_of_a_test_passes(example: Any) -> None:
-    (source,) = [code for code in EXAMPLES if "FakeCoordinator" in code]
-    names: dict[str, Any] = {}
-    exec(source, names)
-    await names["test_a_lapsed_hold_is_released"]()
-    assert shows(example.engine) == (5, 0)
-
-
-def test_every_example_is_python() -> None:
-    assert len(EXAMPLES) == 5
-    for code in EXAMPLES:
-        compile(code, "docs/sdk.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-
-
-def test_the_guide_names_every_argument_and_refusal() -> None:
-    for function in (Participant.__init__, Client.__init__, Client.begin):
+def test_the_reference_names_everything() -> None:
+    begin = (
+        Participant.__init__,
+        Client.__init__,
+        Client.begin,
+        Client.wait,
+        FakeCoordinator.__init__,
+        FakeCoordinator.branch,
+    )
+    for function in begin:
         for name in inspect.signature(function).parameters:
-            assert name == "self" or name in GUIDE, name
+            assert name == "self" or name in REFERENCE, name
+    for owner in (Participant, Client, FakeCoordinator, holdfast.Hold):
+        for name in vars(owner):
+            assert name.startswith("_") or name in REFERENCE, f"{owner.__name__}.{name}"
+    for name in holdfast.__all__:
+        assert name in REFERENCE, name
     for refusal in Refusal:
-        assert f"`{refusal.value}`" in GUIDE
+        assert f"`{refusal.value}`" in REFERENCE
 
 
 def test_holding_nothing_needs_no_loop(sqlite_url: str) -> None:

@@ -1,4 +1,4 @@
-"""The rules of docs/protocol.md, section 2, each as one function of one step of the machine.
+"""The rules of docs/reference/protocol.md, section 2, each as one function of one step of the machine.
 
 A function raises AssertionError when the step breaks its rule. They compare the step with the ghost (what really
 happened), so that a machine that deceives itself is found out too.

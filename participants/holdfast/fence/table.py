@@ -1,6 +1,6 @@
 """The fence: what each call means for a branch, given what its row says. One pure function, one table.
 
-This is docs/protocol.md, section 5, extended by the marks of the two-step form and by what happens when a
+This is docs/reference/protocol.md, section 5, extended by the marks of the two-step form and by what happens when a
 hold's time is up. Responsible for every transition of a row; no other module may choose a state. No I/O, no
 clock, no database: `decide` takes what was seen and says what to do, and the caller does it.
 """
@@ -159,7 +159,8 @@ def decide(seen: Seen, event: Event, *, may_reacquire: bool = False) -> Step:
 
     `may_reacquire`: whether a confirm that comes after the hold was given up may run Try again.
     Conditions beyond the table: the same identity with another payload is refused; where a handler would
-    run (or a Try may still come to hold) while another run has its lease, wait. Source: docs/protocol.md, section 5.
+    run (or a Try may still come to hold) while another run has its lease, wait.
+    Source: docs/reference/protocol.md, section 5.
     """
     step = TABLE[seen.state, event]
     if seen.state is State.EXPIRED and event is Event.CONFIRM and may_reacquire:
