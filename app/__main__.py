@@ -30,16 +30,16 @@ if sys.platform != "win32":
 log = logging.getLogger("holdfast")
 
 GRACE_S = 5.0
-"""On top of HOLDFAST_SHUTDOWN_TIMEOUT_S, for answers that are being written."""
+"""Added to HOLDFAST_SHUTDOWN_TIMEOUT_S, for answers that are still being written."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the process's exit code."""
+    """Run a command and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m app", description="The Holdfast coordinator.")
     parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the coordinator (settings: HOLDFAST_…, see docs/reference/settings.md)")
-    commands.add_parser("migrate", help="bring the database to the newest schema")
+    commands.add_parser("migrate", help="upgrade the database to the schema of this version")
     command = parser.parse_args(arguments).command
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -51,9 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error))
     except DatabaseError as error:
-        return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({error})")
-    except OSError as error:  # the lock beside the database; the listener's errors are named where they happen
-        return _fail(f"HOLDFAST_DATABASE_URL: the database can't be used ({error})")
+        return _fail(
+            f"HOLDFAST_DATABASE_URL: the database can't be used ({error}); check the URL, and that the database "
+            "is running and admits this user"
+        )
+    except OSError as error:  # of the lock file; the listener's errors are handled where they occur
+        return _fail(
+            f"HOLDFAST_DATABASE_URL: the database can't be used ({error}); check that its folder exists and is writable"
+        )
 
 
 def _migrate(settings: Settings) -> int:
@@ -64,13 +69,21 @@ def _migrate(settings: Settings) -> int:
 
 def _serve(settings: Settings) -> int:
     try:
-        listener = _bind(settings.host, settings.port)  # before the database is touched: another may be serving it
+        listener = _bind(
+            settings.host, settings.port
+        )  # before touching the database, which another process may be using
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
-        return _fail(f"HOLDFAST_HOST, HOLDFAST_PORT: can't listen on {where} ({error.strerror or error})")
+        reason = error.strerror or error
+        return _fail(
+            f"HOLDFAST_HOST, HOLDFAST_PORT: can't listen on {where} ({reason}); choose a free port of this machine"
+        )
     with listener, _sole_use(settings.database_url) as is_sole:
         if not is_sole:
-            return _fail("HOLDFAST_DATABASE_URL: another coordinator serves this file; several need a database server")
+            return _fail(
+                "HOLDFAST_DATABASE_URL: another coordinator uses this SQLite file; stop it, "
+                "or use a database server to run several"
+            )
         return _serve_on(listener, settings)
 
 
@@ -82,12 +95,14 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
         return _fail(f"the database needs a migration; run: {MIGRATE_COMMAND}")
     if not _is_loopback(settings.host):
         log.warning(
-            "event=exposed host=%s Holdfast has no authentication yet: whoever reaches this port can begin, "
+            "event=exposed host=%s Holdfast has no authentication yet: anyone who can reach this port can begin, "
             "cancel and resolve transactions. Keep it on a private network.",
             settings.host,
         )
     for name in _unknown_settings():
-        log.warning("event=unknown_setting name=%s There is no such setting; is it misspelled?", name)
+        log.warning(
+            "event=unknown_setting name=%s There is no such setting, so it has no effect. Check its spelling.", name
+        )
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -104,7 +119,7 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
 
 
 class _Server(uvicorn.Server):
-    """On SIGTERM and SIGINT the coordinator ends what is under way while clients that wait for it are still served."""
+    """On SIGTERM or SIGINT, finishes the transactions in progress and still answers the clients that wait for them."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, limit_s: float) -> None:
         super().__init__(config)
@@ -113,7 +128,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, but a stop that was asked for and went well ends with exit code 0, not by the signal."""
+        """As in uvicorn, but a clean stop on request exits with 0 instead of dying from the signal."""
         with super().capture_signals():
             yield
             self._captured_signals.clear()
@@ -132,9 +147,9 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def _sole_use(database_url: str) -> Iterator[bool]:
-    """Whether this process alone serves the database: a file of SQLite's has one coordinator, and no leases.
+    """Whether this process has the database to itself. A SQLite file has one coordinator, because it has no leases.
 
-    The lock goes with the process, however it ends; the empty file beside the database stays.
+    The lock is released when the process ends, however that happens. The empty lock file stays.
     """
     if not is_embedded(database_url) or sys.platform == "win32":
         yield True
@@ -166,7 +181,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _open_as_many_files_as_allowed() -> None:
-    """Each client and each call is a connection: the usual limit of 1024 is there for programs of another time."""
+    """Raise the limit of open files: every client and every call is a connection, and 1024 is too few."""
     if sys.platform != "win32":
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with suppress(ValueError, OSError):

@@ -1,6 +1,7 @@
 """Every limit and timeout of the coordinator, read from the environment (prefix HOLDFAST_).
 
-The table in docs/reference/settings.md is made from this; units are in the names. Nothing else reads the environment.
+The table in docs/reference/settings.md is generated from this file. Units are in the names. Nothing else reads the
+environment.
 """
 
 import json
@@ -15,7 +16,7 @@ from app.calling.registration import ParticipantName, RegistryBody
 from app.protocol.policy import Policy
 
 BRANCHES_LIMIT: Final = 1000
-"""HOLDFAST_BRANCHES_MAX goes no higher: a whole transaction is one row, and one step of one loop."""
+"""Upper bound of HOLDFAST_BRANCHES_MAX: a whole transaction is one row, and one step of one loop."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -25,41 +26,56 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore")
 
-    database_url: str = Field("sqlite:///holdfast.db", description="SQLAlchemy URL, without or with a driver")
-    host: str = Field("127.0.0.1", description="where `python -m app serve` listens")
-    port: int = Field(8000, ge=0, le=65535, description="where `python -m app serve` listens; 0 takes a free port")
+    database_url: str = Field(
+        "sqlite:///holdfast.db", description="SQLAlchemy URL of the database; the driver can be left out"
+    )
+    host: str = Field("127.0.0.1", description="address that `python -m app serve` listens on")
+    port: int = Field(
+        8000, ge=0, le=65535, description="port that `python -m app serve` listens on; 0 picks a free one"
+    )
     participants: Annotated[dict[ParticipantName, RegistryBody], NoDecode] = Field(
         default_factory=dict,
-        description="JSON: name → base URL, or name → registry body; added to the registry at start",
+        description="JSON object: name → base URL, or name → registry entry; registered at start",
     )
     allowed_endpoints: str = Field(
         ",".join(
             f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1", "[::1]")
         ),
-        description="what endpoints and base URLs may point to: scheme://host-pattern:port, comma-separated",
+        description="URLs that the coordinator may call: scheme://host-pattern:port, comma-separated",
     )
-    timeout_default_s: Seconds = Field(30.0, description="time to a decision, unless begin says otherwise")
-    timeout_max_s: Seconds = Field(86_400.0, description="the longest time to a decision that begin may ask for")
-    wait_default_s: float = Field(30.0, ge=0, le=3600, description="how long begin waits, unless the client says")
-    call_timeout_s: Seconds = Field(5.0, description="one call to a participant, unless its registry entry says")
-    retry_base_s: Seconds = Field(0.2, description="back-off after the first failure, before jitter")
-    retry_cap_s: Seconds = Field(60.0, description="the longest back-off")
-    hold_margin_s: float = Field(30.0, ge=0, description="added to the time left to the deadline for hold_ttl_s")
-    hung_attempts: int = Field(5, ge=1, description="a decided branch counts as hung after so many attempts")
-    hung_after_s: Seconds = Field(60.0, description="… or so long after the decision")
-    branches_max: int = Field(64, ge=1, le=BRANCHES_LIMIT, description="branches in one transaction")
-    body_max_bytes: int = Field(1_048_576, ge=1, description="the longest request body")
-    response_max_bytes: int = Field(65_536, ge=1, description="the longest response of a participant")
-    calls_max: int = Field(1000, ge=1, description="calls to participants under way at once, in all")
-    inflight_max: int = Field(10_000, ge=1, description="transactions worked on at once; more are answered 503")
-    lease_s: Seconds = Field(15.0, description="a replica silent for so long loses its transactions to another")
-    shutdown_timeout_s: Seconds = Field(10.0, description="time to finish what is under way after SIGTERM")
+    timeout_default_s: Seconds = Field(30.0, description="time to the decision, unless begin sets another")
+    timeout_max_s: Seconds = Field(86_400.0, description="longest time to the decision that begin may set")
+    wait_default_s: float = Field(
+        30.0, ge=0, le=3600, description="how long begin waits, unless the client sends `Prefer: wait`"
+    )
+    call_timeout_s: Seconds = Field(
+        5.0, description="time limit of a call to a participant, unless its registry entry sets another"
+    )
+    retry_base_s: Seconds = Field(
+        0.2, description="back-off after the first failure, before jitter; doubles with each further failure"
+    )
+    retry_cap_s: Seconds = Field(60.0, description="longest back-off")
+    hold_margin_s: float = Field(30.0, ge=0, description="how long past the deadline participants are asked to hold")
+    hung_attempts: int = Field(5, ge=1, description="failed attempts after which a decided branch counts as hung")
+    hung_after_s: Seconds = Field(60.0, description="time after the decision when an unfinished branch counts as hung")
+    branches_max: int = Field(64, ge=1, le=BRANCHES_LIMIT, description="maximum number of branches in a transaction")
+    body_max_bytes: int = Field(1_048_576, ge=1, description="maximum size of a request body")
+    response_max_bytes: int = Field(65_536, ge=1, description="maximum size of a participant's response")
+    calls_max: int = Field(1000, ge=1, description="maximum number of concurrent calls to all participants")
+    inflight_max: int = Field(
+        10_000, ge=1, description="maximum number of transactions in progress; further ones are answered 503"
+    )
+    lease_s: Seconds = Field(15.0, description="lease duration: after this much silence another replica takes over")
+    shutdown_timeout_s: Seconds = Field(10.0, description="how long work in progress may take to finish after SIGTERM")
 
     retention_days: float = Field(
-        30.0, ge=0, allow_inf_nan=False, description="finished transactions are purged after so many days; 0 keeps them"
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="finished transactions are purged after this many days; 0 keeps them forever",
     )
     export_directory: Path | None = Field(
-        None, description="an existing directory, to which they are appended as JSON lines before they are purged"
+        None, description="existing directory for an export as JSON lines; transactions are purged once they are in it"
     )
 
     @field_validator("participants", mode="before")
@@ -69,7 +85,9 @@ class Settings(BaseSettings):
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"not JSON ({error}); an object is wanted: name → base URL") from error
+                raise ValueError(
+                    f'not JSON ({error}); write an object such as {{"inventory": "http://10.0.0.7/tcc"}}'
+                ) from error
         if not isinstance(value, dict):
             return value
         return {name: {"base_url": body} if isinstance(body, str) else body for name, body in value.items()}
@@ -77,9 +95,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
         if self.timeout_default_s > self.timeout_max_s:
-            raise ValueError("HOLDFAST_TIMEOUT_DEFAULT_S must not exceed HOLDFAST_TIMEOUT_MAX_S")
+            raise ValueError(
+                "HOLDFAST_TIMEOUT_DEFAULT_S must not exceed HOLDFAST_TIMEOUT_MAX_S; lower the one or raise the other"
+            )
         if self.retry_base_s > self.retry_cap_s:
-            raise ValueError("HOLDFAST_RETRY_BASE_S must not exceed HOLDFAST_RETRY_CAP_S")
+            raise ValueError(
+                "HOLDFAST_RETRY_BASE_S must not exceed HOLDFAST_RETRY_CAP_S; lower the one or raise the other"
+            )
         allowed = self.allowed
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):

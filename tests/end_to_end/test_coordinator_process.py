@@ -320,7 +320,7 @@ async def test_a_file_has_one_coordinator_and_is_free_again_when_that_is_killed(
     second = CoordinatorProcess(settings)
     second.launch()
     assert second.wait_end() == 1
-    assert "another coordinator serves this file" in second.log
+    assert "another coordinator uses this SQLite file" in second.log
     assert (await begin(coordinator.url)).status_code == 201
     coordinator.kill()
     with second:
