@@ -1,1 +1,1 @@
-"""The REST API: routes that parse, call and render. No SQL, no transitions, no phase comparisons."""
+"""The REST API: routes that parse, call the engine and render. No SQL, no transitions, no comparing of phases."""

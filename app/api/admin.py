@@ -1,4 +1,4 @@
-"""/v1/admin: what hangs, and what a person can do about it. Section 3 of docs/reference/protocol.md."""
+"""/v1/admin: hung transactions, and what an operator can do about them. Section 3 of docs/reference/protocol.md."""
 
 from typing import Annotated
 

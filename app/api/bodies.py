@@ -1,4 +1,4 @@
-"""Reading what requests carry: bodies as models, the id in a path, and cursors."""
+"""Reads what requests carry: bodies, transaction ids in paths, and cursors."""
 
 import json
 from typing import Any, TypeVar
@@ -15,13 +15,13 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def read_body(model: type[_Model], body: bytes, content_type: str | None) -> _Model:
-    """The body of a request as a `model`. Raises what FastAPI raises where it reads bodies itself."""
+    """Parse a request body as a `model`. Raises the same errors as FastAPI's own parsing."""
     if not body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
     media_type = (content_type or "").partition(";")[0].strip().lower()
     try:
         if not (media_type == "application/json" or media_type.endswith("+json")):
-            raise ValueError(f"not JSON, by its Content-Type: {media_type or 'none'}")
+            raise ValueError(f"Content-Type is {media_type or 'missing'}; send application/json")
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": str(error)}]) from error
@@ -33,7 +33,7 @@ def read_body(model: type[_Model], body: bytes, content_type: str | None) -> _Mo
 
 
 def known_id(transaction_id: str) -> str:
-    """`transaction_id` when it has the form of one. Raises UnknownTransactionError."""
+    """The id in canonical form. Raises UnknownTransactionError if it can't be one."""
     known = transaction_id.lower()
     if not is_id(known):
         raise UnknownTransactionError(transaction_id)
@@ -41,8 +41,10 @@ def known_id(transaction_id: str) -> str:
 
 
 def read_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
-    """As `parse_cursor`, but what is none of ours is the problem `invalid`."""
+    """As `parse_cursor`, but raises the problem `invalid`."""
     try:
         return parse_cursor(cursor, *types)
     except ValueError as error:
-        raise Problem("invalid", "cursor: give back a next_cursor as you got it, with the same filters") from error
+        raise Problem(
+            "invalid", "cursor: send the `next_cursor` of the previous page unchanged, with the same filters"
+        ) from error

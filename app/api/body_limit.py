@@ -1,7 +1,7 @@
-"""Requests whose body is too large are refused before anything is done about them.
+"""Middleware that refuses requests with too large a body before a route runs.
 
-The framework's own limit answers a declared length with plain text, and only after a route that doesn't read its body
-has done its work. Knows nothing of what bodies mean.
+The framework's own limit is not enough: it answers in plain text, and a route that doesn't read its body would already
+have done its work. Doesn't look at what a body says.
 """
 
 from typing import Final
@@ -13,11 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.problems import Problem
 
 DIGITS_MAX: Final = 20
-"""No length has more; and Python reads no number that has thousands of them."""
+"""No real Content-Length has more digits, and int() refuses text with thousands of them."""
 
 
 class BodyLimit:
-    """Lets requests with a body of at most `bytes_max` through; the others get the problem `payload-too-large`."""
+    """Passes requests of at most `bytes_max` on, and answers others with the problem `payload-too-large`."""
 
     def __init__(self, app: ASGIApp, bytes_max: int) -> None:
         self._app = app

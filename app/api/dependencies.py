@@ -1,4 +1,4 @@
-"""What routes need from the application, as FastAPI dependencies. Nothing is made here (main.py makes it all)."""
+"""What routes need from the application, as FastAPI dependencies. main.py creates all of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Parts:
 
 
 async def _parts(request: Request) -> Parts:
-    # async, because FastAPI runs a plain function in a thread
+    # async, because FastAPI would run a plain function in a thread
     parts: Parts = request.app.state.parts
     return parts
 

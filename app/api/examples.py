@@ -25,12 +25,12 @@ class Example:
 
 
 def named(*shown: Example) -> dict[str, Any]:
-    """The examples as OpenAPI has them, each under a name made from its summary."""
+    """The examples in OpenAPI's form, each under a name made from its summary."""
     return {"-".join(each.summary.lower().split()): {"summary": each.summary, "value": each.value} for each in shown}
 
 
 def answer(description: str, *shown: Example) -> Json:
-    """What OpenAPI says of an answer that is JSON: the schema comes from the route's model."""
+    """A JSON answer for the OpenAPI document; its schema comes from the route's model."""
     return {"description": description, "content": {"application/json": {"examples": named(*shown)}}}
 
 
@@ -291,7 +291,7 @@ METRICS: Final = Example(
 
 @dataclass(frozen=True, slots=True)
 class ProblemExample:
-    """What one problem adds to the title and advice of its kind."""
+    """What the example of a problem adds to the title and advice of its kind."""
 
     detail: str | None = None
     members: Mapping[str, Any] | None = None
@@ -299,7 +299,7 @@ class ProblemExample:
 
 PROBLEMS: Final[Mapping[str, ProblemExample]] = {
     "malformed": ProblemExample(
-        "Send JSON, with Content-Type: application/json.",
+        "Send JSON with Content-Type: application/json.",
         {"errors": [{"at": "body", "message": "Expecting value: line 1 column 1 (char 0)"}]},
     ),
     "invalid": ProblemExample(
@@ -307,7 +307,7 @@ PROBLEMS: Final[Mapping[str, ProblemExample]] = {
         {"errors": [{"at": "body/timeout_s", "message": "Input should be greater than 0"}]},
     ),
     "unknown-participant": ProblemExample(
-        "No participant 'invoicing' is registered; PUT /v1/participants/invoicing does it.",
+        "No participant 'invoicing' is registered. Register it with PUT /v1/participants/invoicing.",
         {"participant": "invoicing"},
     ),
     "endpoint-not-allowed": ProblemExample(
@@ -323,4 +323,4 @@ PROBLEMS: Final[Mapping[str, ProblemExample]] = {
     "branch-finished": ProblemExample(members={"transaction": CONFIRMED.value}),
     "unknown-branch": ProblemExample(members={"transaction": CONFIRMED.value}),
 }
-"""Slug → what its example has beyond the kind's own title and advice."""
+"""Slug → what its example adds; the others have nothing to add."""

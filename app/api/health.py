@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics: for whatever looks after the process."""
+"""/healthz, /readyz and /metrics, for whatever supervises the process."""
 
 import asyncio
 from typing import Final
@@ -18,7 +18,7 @@ from app.storage.errors import DatabaseError
 from app.storage.migrations import MIGRATE_COMMAND, schema_is_current
 
 WRITE_MAX_S: Final = 5.0
-"""A write that takes longer means that this process is not ready."""
+"""If a write takes longer than this, the process is not ready."""
 
 router = APIRouter(tags=["health"])
 
@@ -50,7 +50,10 @@ async def readyz(parts: PartsOf) -> Response:
         async with asyncio.timeout(WRITE_MAX_S):
             await parts.journal.write(transactions.ping, None)
     except TimeoutError as error:
-        raise Problem("unavailable", "Writes to the database don't get through.") from error
+        raise Problem(
+            "unavailable",
+            f"A write to the database took longer than {WRITE_MAX_S:g} s. Look for locks, a full disk or overload.",
+        ) from error
     except DatabaseError as error:
         raise Problem("unavailable") from error
     if not current:

@@ -1,6 +1,6 @@
-"""The OpenAPI document: what it says of the whole API, and what FastAPI leaves out of it.
+"""The OpenAPI document: its title page, and what FastAPI leaves out.
 
-Changes nothing that routes do. Links are in openapi_links.py, examples in examples.py.
+Doesn't change what routes do. Links are in openapi_links.py, examples in examples.py.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""OpenAPI links: where what a route answers leads next. For readers of the document and for clients made from it.
+"""OpenAPI links from an answer to the operations that can follow it, for readers and for generated clients.
 
-Only documents; routes name each other by the operation ids that are here, so none can lead nowhere.
+Documentation only. Routes refer to each other by the operation ids below, so that no link is dangling.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ Links = Mapping[int | str, Mapping[str, Any]]
 
 
 def with_links(responses: Mapping[int | str, dict[str, Any]], links: Links) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of a route's answers, and by status where each of them leads."""
+    """The documented answers of a route, with the links that belong to each status."""
     assert links.keys() <= responses.keys(), "a link belongs to a documented answer"
     return {
         status: entry | ({"links": links[status]} if status in links else {}) for status, entry in responses.items()
@@ -32,32 +32,32 @@ def with_links(responses: Mapping[int | str, dict[str, Any]], links: Links) -> d
 
 
 def to_transaction(at: str) -> dict[str, Any]:
-    """To all that can be asked about a transaction, or done to it, which is at this JSON pointer in the answer."""
+    """Links to every operation on the transaction that is at this JSON pointer in the answer."""
     transaction_id = f"$response.body#{at}/id"
     branch = {"transaction_id": transaction_id, "branch": f"$response.body#{at}/branches/0/name"}
     what = {
-        GET: "Look at it again, or wait for its end with `Prefer: wait`.",
-        LIST_CALLS: "See every call that was made for it.",
-        GET_DECISION: "See what was decided.",
-        CANCEL: "Abort it while it is undecided.",
-        RETRY: "Make the calls that it waits for now.",
+        GET: "Get it again, or wait for its end with `Prefer: wait`.",
+        LIST_CALLS: "List the calls that were made for it.",
+        GET_DECISION: "Get the decision.",
+        CANCEL: "Cancel it while it is undecided.",
+        RETRY: "Make its outstanding calls now.",
     }
     links = {name: _link(name, text, {"transaction_id": transaction_id}) for name, text in what.items()}
-    return links | {RESOLVE: _link(RESOLVE, "Record that a person settled a branch by hand.", branch)}
+    return links | {RESOLVE: _link(RESOLVE, "Record that you settled a branch by hand.", branch)}
 
 
 def to_next_page(operation_id: str, *, of: str | None = None) -> dict[str, Any]:
-    """To the page after this one; `of`: the path parameter that says whose page it is. The filters stay the same."""
+    """A link to the next page with the same filters; `of` is the path parameter that says whose page it is."""
     parameters = {"cursor": "$response.body#/next_cursor"} | ({of: f"$request.path.{of}"} if of else {})
     return {"nextPage": _link(operation_id, "The next page, while `next_cursor` is not null.", parameters)}
 
 
 def to_participant(name: str) -> dict[str, Any]:
-    """To what can be done with the participant whose name this expression finds."""
+    """Links to every operation on the participant whose name this expression finds."""
     branches = {"branches": [{"participant": f"{{{name}}}"}]}
     return {
-        GET_PARTICIPANT: _link(GET_PARTICIPANT, "See how it is registered.", {"name": name}),
-        DELETE_PARTICIPANT: _link(DELETE_PARTICIPANT, "Remove it when no transaction needs it.", {"name": name}),
+        GET_PARTICIPANT: _link(GET_PARTICIPANT, "Get its registry entry.", {"name": name}),
+        DELETE_PARTICIPANT: _link(DELETE_PARTICIPANT, "Remove it, if no transaction needs it.", {"name": name}),
         BEGIN: _link(BEGIN, "Begin a transaction with it.", {}) | {"requestBody": branches},
     }
 

@@ -1,4 +1,4 @@
-"""Cursors: where a page of a list ended, as an opaque text."""
+"""Cursors: opaque text that says where a page of a list ended."""
 
 import base64
 import binascii
@@ -12,12 +12,12 @@ CURSOR_CHARS_MAX: Final = 200
 
 
 def cursor_of(*parts: str | float) -> str:
-    """An opaque cursor that says where a page ended."""
+    """The cursor for these parts of a sort key."""
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
 
 
 def parse_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
-    """The parts of a cursor. Raises ValueError when it is none of ours."""
+    """The parts of a cursor. Raises ValueError if `cursor_of` can't have made it."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         parts = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))

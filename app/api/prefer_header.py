@@ -1,6 +1,6 @@
-"""The request header `Prefer` (RFC 7240): how long a client wants to wait. Pure text in, values out.
+"""Parses the request header `Prefer` (RFC 7240), which says how long a client wants to wait. No I/O.
 
-Unknown preferences are ignored, as the RFC asks.
+Unknown preferences are ignored, as the RFC requires.
 """
 
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 WAIT_MAX_S: Final = 3600.0
-"""A client may wait so long for one answer, in seconds."""
+"""Longest wait for an answer, in seconds."""
 
 _WAIT: Final = re.compile(r"^wait\s*=\s*\"?(\d{1,9}(?:\.\d{1,9})?)\"?$", re.IGNORECASE)
 _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
@@ -16,14 +16,14 @@ _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What the client prefers: to wait so many seconds, or not at all. None: it says nothing."""
+    """The client's preferences: how many seconds to wait (None: not stated), or not to wait at all."""
 
     wait_s: float | None = None
     respond_async: bool = False
 
     @property
     def applied(self) -> dict[str, str]:
-        """The header that says which preferences were honoured."""
+        """The `Preference-Applied` header."""
         parts = ["respond-async"] if self.respond_async else []
         if self.wait_s is not None:
             parts.append(f"wait={self.wait_s:g}")
@@ -31,9 +31,9 @@ class Preferences:
 
 
 def parse_prefer(headers: list[str]) -> Preferences:
-    """Read all `Prefer` headers of a request; a repeated preference counts the first time it is given.
+    """Read all `Prefer` headers of a request. If a preference is repeated, the first one counts.
 
-    A comma inside a quoted value separates nothing.
+    A comma inside a quoted value does not separate preferences.
     """
     wait_s: float | None = None
     respond_async = False

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: every one that the API can answer is in the catalogue below.
+"""Errors as RFC 9457 problem documents. The catalogue below has every problem that the API can answer with.
 
 `type` is /problems/<slug>, and the coordinator serves a short page there. Turns exceptions into answers; raises none.
 """
@@ -29,12 +29,12 @@ MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1
 _SCHEMA: Final = "#/components/schemas/ProblemDocument"
 ERRORS_MAX: Final = 20
-"""So many of a body's faults are named, at the most."""
+"""Maximum number of faults that an answer lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of problem: its HTTP status, its title, and what whoever gets it should do."""
+    """A kind of problem: HTTP status, title, and what the client should do about it."""
 
     status: int
     title: str
@@ -42,46 +42,70 @@ class Kind:
 
 
 CATALOGUE: Final[Mapping[str, Kind]] = {
-    "malformed": Kind(400, "The request can't be read", "Send JSON, and headers in their documented form."),
-    "invalid": Kind(422, "The request says something that is not allowed", "Correct what `errors` names."),
-    "unknown-participant": Kind(422, "No such participant", "Register it with PUT /v1/participants/{name}."),
-    "endpoint-not-allowed": Kind(
-        422, "The coordinator may not call this URL", "Have HOLDFAST_ALLOWED_ENDPOINTS admit it."
+    "malformed": Kind(
+        400,
+        "The request can't be read",
+        "Send JSON with Content-Type: application/json, and check the form of the headers.",
     ),
-    "payload-too-large": Kind(413, "The request body is too large", "Send less, or raise HOLDFAST_BODY_MAX_BYTES."),
+    "invalid": Kind(422, "The request is not valid", "Correct what `errors` lists, and send it again."),
+    "unknown-participant": Kind(
+        422, "No such participant", "Register it with PUT /v1/participants/{name}, then send the request again."
+    ),
+    "endpoint-not-allowed": Kind(
+        422,
+        "The coordinator may not call this URL",
+        "Use a URL that HOLDFAST_ALLOWED_ENDPOINTS admits, or add this one to it.",
+    ),
+    "payload-too-large": Kind(
+        413, "The request body is too large", "Send a smaller body, or raise HOLDFAST_BODY_MAX_BYTES."
+    ),
     "idempotency-key-conflict": Kind(
         409,
-        "This idempotency key began another transaction",
-        "Repeat the very same body under the same key, or take a new key for a new request.",
+        "This idempotency key was used for another request",
+        "To repeat that request, send the same body. For a new request, use a new key.",
     ),
     "transaction-cancelled": Kind(
-        409, "The transaction is cancelled, not confirmed", "See `transaction.reason`; nothing was carried out."
+        409, "The transaction was cancelled", "Nothing took effect. `transaction.reason` says why."
     ),
     "transaction-mixed": Kind(
-        409, "A person resolved a branch against the decision", "See the branches' `resolution`: who, when and why."
+        409,
+        "A branch was resolved against the decision",
+        "The `resolution` of each branch says who did it, when and why.",
     ),
     "already-decided": Kind(
-        409, "The decision has been made and does not change", "A confirmed transaction needs a new one to undo it."
+        409, "The decision is final", "The transaction will be confirmed. To undo it, begin one that does the opposite."
     ),
-    "already-finished": Kind(409, "The transaction is finished", "There is nothing left to try again."),
-    "not-decided": Kind(409, "The transaction is undecided", "Cancel it first, with POST …/cancel."),
+    "already-finished": Kind(409, "The transaction is finished", "There is nothing left to retry."),
+    "not-decided": Kind(409, "The transaction is undecided", "Cancel it first with POST /v1/transactions/{id}/cancel."),
     "branch-finished": Kind(409, "The branch is finished", "There is nothing left to resolve."),
     "participant-in-use": Kind(
-        409, "Unfinished transactions need this participant", "Wait for them, or resolve them, and try again."
+        409,
+        "Unfinished transactions need this participant",
+        "Wait until they have finished, or resolve their branches, and try again.",
     ),
     "unknown-transaction": Kind(
-        404, "No such transaction", "Check the id. To a participant this means: presumed cancelled."
+        404, "No such transaction", "Check the id. To a participant in doubt this means: cancel."
     ),
-    "unknown-branch": Kind(404, "The transaction has no such branch", "Its branches are in the transaction."),
-    "participant-not-found": Kind(404, "No participant is registered under this name", "GET /v1/participants."),
-    "not-found": Kind(404, "There is nothing at this path", "The paths are in /docs."),
-    "method-not-allowed": Kind(405, "This path does not take this method", "See the header Allow, or /docs."),
-    "overloaded": Kind(503, "Too much is under way", "Nothing was recorded; repeat after `Retry-After` seconds."),
-    "schema-outdated": Kind(503, "The database needs a migration", "Run: python -m app migrate"),
+    "unknown-branch": Kind(
+        404, "The transaction has no such branch", "Use the `name` of one of `transaction.branches`."
+    ),
+    "participant-not-found": Kind(
+        404, "No participant is registered under this name", "GET /v1/participants lists the names."
+    ),
+    "not-found": Kind(404, "There is nothing at this path", "/docs lists every path."),
+    "method-not-allowed": Kind(
+        405, "This path doesn't support this method", "The `Allow` header lists the methods that it supports."
+    ),
+    "overloaded": Kind(
+        503, "The coordinator is at capacity", "Nothing was recorded. Try again after `Retry-After` seconds."
+    ),
+    "schema-outdated": Kind(503, "The database schema is out of date", "Run: python -m app migrate"),
     "unavailable": Kind(
-        503, "The database is out of reach", "Repeat after `Retry-After` seconds, with the same idempotency key."
+        503, "The database is unavailable", "Try again after `Retry-After` seconds, with the same idempotency key."
     ),
-    "internal-error": Kind(500, "The coordinator has a defect", "Its log has the details; please report it."),
+    "internal-error": Kind(
+        500, "The coordinator has a bug", "Its log has the details (`event=defect`); please report it."
+    ),
 }
 
 
@@ -98,7 +122,7 @@ class ProblemDocument(BaseModel):
 
 
 class Problem(Exception):
-    """An answer that is an error; `members` are added to the document."""
+    """Raised to answer with a problem; `members` are added to the document."""
 
     def __init__(
         self, slug: str, detail: str | None = None, *, headers: Mapping[str, str] | None = None, **members: Any
@@ -128,7 +152,7 @@ class Problem(Exception):
 
 
 def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of the problems that a route can answer."""
+    """The problems that a route can answer with, for the OpenAPI document."""
     documented: dict[int | str, dict[str, Any]] = {}
     for slug in slugs:
         kind = CATALOGUE[slug]
@@ -145,12 +169,14 @@ def _example(slug: str) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception with a problem document, and serve a page for each kind."""
+    """Answer every exception with a problem document, and serve a page about each kind."""
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(OverloadedError, _on(Problem("overloaded")))
-    app.add_exception_handler(ClientDisconnect, _on(Problem("malformed")))  # in the middle of a body; nobody reads it
+    app.add_exception_handler(
+        ClientDisconnect, _on(Problem("malformed"))
+    )  # in the middle of a body; nobody reads the answer
     app.add_exception_handler(UnknownTransactionError, _on(Problem("unknown-transaction")))
     app.add_exception_handler(ObjectedError, _on_objection)
     app.add_exception_handler(DatabaseUnavailableError, _on_database)
@@ -180,17 +206,20 @@ async def _on_problem(_request: Request, error: Exception) -> Response:
 async def _on_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = [
-        {"at": "/".join(str(part) for part in each["loc"]), "message": printable(str(each["msg"]))}
+        {
+            "at": "/".join(str(part) for part in each["loc"]),
+            "message": printable(str(each["msg"]).removeprefix("Value error, ")),
+        }
         for each in error.errors()[:ERRORS_MAX]
     ]
     if any(each["type"] == "json_invalid" or isinstance(each.get("input"), bytes) for each in error.errors()):
-        return Problem("malformed", "Send JSON, with Content-Type: application/json.", errors=found).response()
+        return Problem("malformed", "Send JSON with Content-Type: application/json.", errors=found).response()
     first = found[0]
     return Problem("invalid", f"{first['at']}: {first['message']}"[:DETAIL_CHARS_MAX], errors=found).response()
 
 
 async def _on_http(_request: Request, error: Exception) -> Response:
-    """What the framework itself raises: unknown paths, wrong methods, bodies that it can't read."""
+    """Errors that the framework raises: unknown paths, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
     slugs = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
     slug = slugs.get(error.status_code, "malformed" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "")

@@ -1,6 +1,6 @@
-"""Values of the protocol as JSON: the resources that clients see, and the lines of an export.
+"""Renders values of the protocol as JSON: the resources that clients see, and the lines of an export.
 
-Dicts, not models: the resource is rendered for every answer, and tests compare its shape with schemas.py.
+Builds dicts rather than models, because every answer renders a resource. Tests compare their shape with schemas.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from app.storage.queries import HungTotal
 
 
 def rfc3339(at: float | None) -> str | None:
-    """Seconds since the epoch as RFC 3339 in UTC, with microseconds."""
+    """Seconds since the epoch in RFC 3339 format: UTC, with microseconds."""
     if at is None:
         return None
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -72,7 +72,7 @@ def participant_json(participant: RegisteredParticipant) -> dict[str, Any]:
 
 
 def totals_json(totals: Sequence[HungTotal]) -> list[dict[str, Any]]:
-    """How many branches hang, by participant and reason (HungTotalBody)."""
+    """The number of hung branches by participant and reason (HungTotalBody)."""
     return [{"participant": each.participant, "reason": each.reason, "count": each.count} for each in totals]
 
 
@@ -106,7 +106,7 @@ def json_response(content: dict[str, Any], status: int = 200, headers: dict[str,
 
 
 def exported(transaction: Transaction, calls: Iterable[CallRecord]) -> Iterator[bytes]:
-    """The transaction resource with its calls as a JSON object, in pieces: there may be very many calls."""
+    """The transaction resource with its calls as a JSON object, in pieces, because there may be very many calls."""
     yield to_json(transaction_json(transaction)).removesuffix(b"}") + b',"calls":['
     for place, call in enumerate(calls):
         yield (b"," if place else b"") + to_json(call_json(call))

@@ -1,6 +1,6 @@
-"""What goes in and out of the API, as pydantic models. rendering.py makes the answers.
+"""Request and response bodies as pydantic models. rendering.py builds the actual answers.
 
-Unknown members of a body are errors and so are wrong types; nothing is coerced. Reads no database, decides nothing.
+Unknown members and wrong types in a request are errors; nothing is coerced. No database access and no decisions here.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ class EndpointsBody(_Body):
 
 
 class BranchRequest(_Body):
-    """One branch: a registered participant, or URLs; never both."""
+    """One branch: either a registered participant or URLs."""
 
     name: ParticipantName | None = Field(
         default=None, description="unique in the transaction; defaults to the participant", examples=["card"]
@@ -72,9 +72,9 @@ class BranchRequest(_Body):
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> Self:
         if (self.participant is None) == (self.endpoints is None):
-            raise ValueError("give either participant or endpoints, not both and not neither")
+            raise ValueError("give either participant or endpoints, not both")
         if self.participant is None and self.name is None:
-            raise ValueError("a branch given by endpoints needs a name")
+            raise ValueError("a branch with endpoints needs a name")
         return self
 
     @property
@@ -107,19 +107,21 @@ class BeginRequest(_Body):
         names = [branch.branch_name for branch in self.branches]
         twice = sorted(name for name, times in Counter(names).items() if times > 1)
         if twice:
-            raise ValueError(f"branch names must be unique in the transaction; given twice: {', '.join(twice)}")
+            raise ValueError(
+                f"branch names must be unique in the transaction; give each its own name: {', '.join(twice)}"
+            )
         return self
 
     def fault(self, settings: Settings) -> str | None:
-        """What this coordinator's limits have against the request, in a sentence; None when nothing."""
+        """Which limit of this coordinator the request exceeds, as a message for the client; None if none."""
         if len(self.branches) > settings.branches_max:
-            return f"branches: {len(self.branches)} are too many; at most {settings.branches_max}"
+            return f"branches: {len(self.branches)} given, at most {settings.branches_max} (HOLDFAST_BRANCHES_MAX)"
         if self.timeout_s is not None and self.timeout_s > settings.timeout_max_s:
-            return f"timeout_s: {self.timeout_s:g} is too long; at most {settings.timeout_max_s:g}"
+            return f"timeout_s: {self.timeout_s:g} given, at most {settings.timeout_max_s:g} (HOLDFAST_TIMEOUT_MAX_S)"
         return None
 
     def begin(self, settings: Settings, *, idempotency_key: str | None, traceparent: str | None) -> Begin:
-        """The request as the coordinator takes it."""
+        """The request in the form that the coordinator takes."""
         return Begin(
             branches=tuple(_branch(branch) for branch in self.branches),
             timeout_s=settings.timeout_default_s if self.timeout_s is None else self.timeout_s,
@@ -132,7 +134,7 @@ class BeginRequest(_Body):
         )
 
     def _hash(self) -> str:
-        """The same for the same request, however its JSON was written, and when members have been added since."""
+        """Equal for equal requests, however the JSON is written; members added in later versions don't change it."""
         canonical = json.dumps(
             self.model_dump(mode="json", by_alias=True, exclude_defaults=True), sort_keys=True, separators=(",", ":")
         )
@@ -140,7 +142,7 @@ class BeginRequest(_Body):
 
 
 class ResolveRequest(_Body):
-    """A person settled a branch by hand."""
+    """How a branch was settled by hand."""
 
     settled: Literal["confirmed", "cancelled"] = Field(alias="as", description="how you settled the branch")
     reason: Annotated[str, BeforeValidator(_on_one_line), AfterValidator(_one_line)] = Field(
@@ -149,7 +151,7 @@ class ResolveRequest(_Body):
 
 
 class _Query(BaseModel):
-    """Query parameters; one that there is not is an error, because a misspelled filter would show everything."""
+    """Query parameters. Unknown ones are errors, because a misspelled filter would list everything."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -162,7 +164,7 @@ class _Query(BaseModel):
 
 
 class TransactionsQuery(_Query):
-    """Which transactions to list; every filter that is given must match."""
+    """Which transactions to list. Every given filter must match."""
 
     phase: Phase | None = Field(default=None, description="where the transaction stands")
     name: Label | None = Field(default=None, description="the kind that it was begun with", examples=["place-order"])
@@ -211,7 +213,7 @@ class ResolutionBody(BaseModel):
 
 
 class BranchBody(BaseModel):
-    """One branch, as clients see it."""
+    """The state of a branch."""
 
     name: str
     participant: str | None
@@ -284,7 +286,7 @@ class CallPage(BaseModel):
 
 class DecisionBody(BaseModel):
     decision: Decision
-    recheck_in_s: float = Field(description="0 once it is decided")
+    recheck_in_s: float = Field(description="when to ask again, in seconds; 0 once it is decided")
 
 
 class ParticipantBody(BaseModel):

@@ -1,4 +1,4 @@
-"""/v1/transactions: begin, look, wait, cancel. Section 3 of docs/reference/protocol.md."""
+"""/v1/transactions: begin, list, get, wait, cancel. Section 3 of docs/reference/protocol.md."""
 
 import hashlib
 import logging
@@ -49,7 +49,7 @@ Prefer = Annotated[
 
 RECHECK_MIN_S: Final = 1.0
 RECHECK_MAX_S: Final = 60.0
-"""A participant in doubt is told to come back no sooner and no later, in seconds from now."""
+"""Bounds of `recheck_in_s`: when a participant in doubt is told to ask again."""
 
 _AWAITED: Final[dict[str, Callable[[Transaction], bool]]] = {
     "end": lambda transaction: transaction.finished,
@@ -59,7 +59,7 @@ _AWAITED: Final[dict[str, Callable[[Transaction], bool]]] = {
 
 
 class _BeginRoute(APIRoute):
-    """Documented as declared, but read by hand: what FastAPI does for any signature costs as much as the rest."""
+    """Documented by its signature, but parsed by hand: FastAPI's generic parsing would double the cost of a begin."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def handle(request: Request) -> Response:
@@ -74,7 +74,7 @@ class _BeginRoute(APIRoute):
 async def begin(
     request: Annotated[BeginRequest, Body(openapi_examples=examples.BEGIN)],
     parts: PartsOf,
-    prefer: Prefer = [],  # noqa: B006 - nobody changes it
+    prefer: Prefer = [],  # noqa: B006 - never mutated
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -105,7 +105,7 @@ async def begin(
         _admit(request, parts)
     except Problem:
         if not await parts.coordinator.has_begun(key):
-            raise  # else it has begun, under what was registered and allowed then
+            raise  # otherwise this is a repeat, and was admitted at the time
     asked = request.begin(parts.settings, idempotency_key=key, traceparent=parse_traceparent(traceparent))
     try:
         begun = await parts.coordinator.begin(asked)
@@ -114,7 +114,7 @@ async def begin(
     answer_at, wait_s = _waiting(request.answer_at, preferences, parts.settings.wait_default_s)
     try:
         transaction = await parts.coordinator.wait(begun.id, _AWAITED[answer_at], wait_s)
-    except DatabaseError as error:  # a 503 would say that nothing was recorded
+    except DatabaseError as error:  # not 503, which would mean that nothing was recorded
         log.warning("event=wait_failed transaction_id=%s error=%s", begun.id, error.kind)
         transaction = begun
     return _begun(transaction, answer_at, preferences)
@@ -293,7 +293,7 @@ def _key(header: str | None) -> str | None:
 
 
 def _admit(request: BeginRequest, parts: Parts) -> None:
-    """Refuse what this coordinator's limits, registry or allow-list forbid; nothing has been recorded yet."""
+    """Raise a Problem for what the limits, the registry or the allow-list forbid. Nothing has been recorded yet."""
     if fault := request.fault(parts.settings):
         raise Problem("invalid", fault)
     for branch in request.branches:
@@ -304,7 +304,8 @@ def _admit_branch(branch: BranchRequest, parts: Parts) -> None:
     if branch.participant is not None and parts.registry.get(branch.participant) is None:
         raise Problem(
             "unknown-participant",
-            f"No participant {branch.participant!r} is registered; PUT /v1/participants/{branch.participant} does it.",
+            f"No participant {branch.participant!r} is registered. "
+            f"Register it with PUT /v1/participants/{branch.participant}.",
             participant=branch.participant,
         )
     if branch.endpoints is not None:
@@ -320,7 +321,7 @@ def _waiting(answer_at: str, preferences: Preferences, wait_default_s: float) ->
 
 
 def _begun(transaction: Transaction, answer_at: str, preferences: Preferences) -> Response:
-    """201 confirmed, 202 not yet, 409 cancelled: a careless client must not take the last for a success."""
+    """201 if confirmed, 202 if not finished, 409 if cancelled, which no client can mistake for success."""
     body = transaction_json(transaction)
     headers = {"Location": f"/v1/transactions/{transaction.id}"} | preferences.applied
     cancelled = transaction.decision is Decision.CANCEL
@@ -334,5 +335,5 @@ def _begun(transaction: Transaction, answer_at: str, preferences: Preferences) -
 
 
 def _recheck_in_s(decision: Decision, left_s: float) -> float:
-    """When asking again is worth it: after the deadline, by which it will have been decided, or before by request."""
+    """When to ask again: once the deadline has passed, by which time there is a decision, within the bounds above."""
     return min(max(RECHECK_MIN_S, left_s), RECHECK_MAX_S) if decision is Decision.UNDECIDED else 0.0
