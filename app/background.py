@@ -1,6 +1,6 @@
-"""Background services: one way to start and to stop them. What they do is theirs.
+"""One way to start and stop background services, whatever they do.
 
-A service has `start()` and `stop()`, both awaited once, in this order; after `stop()` it does nothing more.
+A service has `start()` and `stop()`, each awaited once, in this order. After `stop()` it does nothing more.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 class RepeatingTask:
-    """Calls `work` again and again, in a task of its own, until it is stopped.
+    """Calls `work` repeatedly in its own task until it is stopped.
 
-    `work` returns the pause before the next call, in seconds. When it raises, that is logged, and it is called again
-    after `failure_pause_s` seconds. A call that is under way when the service stops has `stop_max_s` seconds to end.
+    `work` returns the pause before the next call, in seconds. An exception is logged, and the next call follows after
+    `failure_pause_s` seconds. A call in progress when the service stops has `stop_max_s` seconds to finish.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class RepeatingTask:
         self._stop_max_s = stop_max_s
         self._stopping = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        """What runs; None before the start."""
+        """The running task; None before the start."""
 
     async def start(self) -> None:
         self.task = asyncio.create_task(self._repeat(), name=self._name)

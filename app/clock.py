@@ -1,4 +1,4 @@
-"""The coordinator's clock: seconds since the epoch that never go back while the process lives."""
+"""The coordinator's clock: seconds since the epoch that never go backwards while the process runs."""
 
 import sys
 import time
@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 
 def anchored_clock() -> Callable[[], float]:
-    """Seconds since the epoch as they were at the start, and from there on by the monotonic clock.
+    """A clock that reads the wall clock once and then follows the monotonic clock.
 
-    A deadline or a hold's TTL must not jump because somebody set the machine's time.
+    Deadlines and holds must not jump when the machine's time is set.
     """
     anchor = time.time() - _elapsed_s()
     return lambda: anchor + _elapsed_s()
 
 
 def _elapsed_s() -> float:
-    """The monotonic clock, which on Linux is to go on while the machine sleeps: holds end meanwhile too."""
+    """The monotonic clock. On Linux one that keeps running while the machine sleeps, because holds expire meanwhile."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()

@@ -1,4 +1,4 @@
-"""The composition root: settings → storage → calling → engine → api. Everything is wired here, once."""
+"""The composition root: settings → storage → calling → engine → api. Everything is wired up here, once."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class SchemaOutdatedError(Exception):
-    """The database is not at the schema that this version needs; the message says what to run."""
+    """The database schema doesn't match this version; the message says what to run."""
 
 
 def create_app(
@@ -45,10 +45,10 @@ def create_app(
     clock: Callable[[], float] | None = None,
     open_journal: Callable[[str], Journal] = Journal,
 ) -> FastAPI:
-    """The coordinator as an ASGI application; it works from its lifespan's start to its end.
+    """The coordinator as an ASGI application, which works while its lifespan is entered.
 
-    `transport` carries the calls to participants, `clock` gives seconds since the epoch, `open_journal` opens the
-    database at a URL; all have a default.
+    `transport` carries the calls to participants, `clock` gives seconds since the epoch, and `open_journal` opens the
+    database at a URL. Each has a default.
     """
 
     @asynccontextmanager
@@ -69,7 +69,7 @@ def create_app(
         redoc_url=None,
     )
     for router in (transactions.router, participants.router, admin.router, health.router, pages.router):
-        app.router.routes += router.routes  # without include_router's layer around each of them
+        app.router.routes += router.routes  # without the layer that include_router puts around each route
     problems.install(app)
     openapi_document.install(app)
     app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)
@@ -83,7 +83,7 @@ async def running(
     clock: Callable[[], float],
     open_journal: Callable[[str], Journal],
 ) -> AsyncIterator[Parts]:
-    """The parts of a coordinator, at work; on the way out it stops, hands over what is left and closes."""
+    """The parts of a running coordinator. On exit it stops, hands over unfinished work and closes everything."""
     embedded = is_embedded(settings.database_url)
     if embedded:
         migrate(settings.database_url)
@@ -95,7 +95,7 @@ async def running(
         notifications = Notifications(journal, alone=embedded)
         parts = assemble(settings, journal, caller, clock, poll_s=lambda: notifications.poll_s, tell=notifications.tell)
         notifications.subscribe(parts.coordinator.heard)
-        if embedded:  # the file is this process's own: whoever had leases is dead
+        if embedded:  # only this process uses the file, so earlier holders of leases are dead
             await journal.write(release_leases, clock())
         for name, body in settings.participants.items():
             await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
@@ -116,7 +116,7 @@ async def running(
 
 
 def caller_of(settings: Settings, transport: httpx.AsyncBaseTransport, clock: Callable[[], float]) -> Caller:
-    """What carries one call to a participant; whoever asks for it closes it."""
+    """The caller that makes calls to participants; close it after use."""
     return Caller(transport, response_max_bytes=settings.response_max_bytes, calls_max=settings.calls_max, clock=clock)
 
 
@@ -129,7 +129,7 @@ def assemble(
     poll_s: Callable[[], float],
     tell: Callable[[str], None],
 ) -> Parts:
-    """The parts of a coordinator, not at work yet; with `poll_s` it hears of other replicas, with `tell` they of it."""
+    """The parts of a coordinator, not started yet. `poll_s` and `tell` connect it to other replicas."""
     metrics = Metrics()
     registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
     coordinator = Coordinator(
@@ -155,7 +155,7 @@ def assemble(
 
 
 def recovery_of(parts: Parts) -> Recovery:
-    """What takes over transactions that nobody works on, and hands them to the coordinator of `parts`."""
+    """The recovery that claims due transactions for the coordinator of `parts`."""
     return Recovery(
         journal=parts.journal,
         coordinator=parts.coordinator,

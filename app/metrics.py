@@ -1,4 +1,4 @@
-"""What the coordinator counts, for Prometheus. Counting only: nothing here decides anything."""
+"""The coordinator's Prometheus metrics. Only counts; makes no decisions."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -7,13 +7,13 @@ from holdfast.wire import Answer, Operation
 
 
 class Metrics:
-    """The counters of one coordinator, in a registry of its own."""
+    """The metrics of one coordinator, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.begun = Counter("holdfast_transactions_begun", "Transactions recorded", registry=self.registry)
         self.finished = Counter(
-            "holdfast_transactions_finished", "Transactions ended", ["outcome"], registry=self.registry
+            "holdfast_transactions_finished", "Transactions finished", ["outcome"], registry=self.registry
         )
         self.claimed = Counter(
             "holdfast_transactions_claimed", "Transactions that recovery took over", registry=self.registry
@@ -22,13 +22,15 @@ class Metrics:
             "holdfast_transactions_purged", "Transactions deleted after their retention", registry=self.registry
         )
         self.purge_failures = Counter(
-            "holdfast_purge_failures", "Batches that could not be exported or deleted", registry=self.registry
+            "holdfast_purge_failures", "Batches that could not be exported or purged", registry=self.registry
         )
-        self.running = Gauge("holdfast_transactions_running", "Worked on by this process now", registry=self.registry)
+        self.running = Gauge(
+            "holdfast_transactions_running", "Transactions in progress on this process", registry=self.registry
+        )
         self.unfinished = Gauge(
-            "holdfast_transactions_unfinished", "Not ended, in the database", registry=self.registry
+            "holdfast_transactions_unfinished", "Unfinished transactions in the database", registry=self.registry
         )
-        self.hung = Gauge("holdfast_transactions_hung", "In need of attention, in the database", registry=self.registry)
+        self.hung = Gauge("holdfast_transactions_hung", "Hung transactions in the database", registry=self.registry)
         self._calls = Histogram(
             "holdfast_call_duration_seconds",
             "Calls to participants",
@@ -36,10 +38,10 @@ class Metrics:
             registry=self.registry,
         )
         self._series: dict[tuple[str, Operation, Answer], Histogram] = {}
-        """Looking one up by its labels costs more than counting."""
+        """Series by label values: looking one up in the histogram costs more than counting."""
 
     def observe_call(self, participant: str | None, record: CallRecord) -> None:
-        """Count one call; branches given by URLs share one label, because labels must be few."""
+        """Count one call. All inline endpoints share one label, to bound the number of series."""
         kind = (participant or "(endpoints)", record.operation, record.answer)
         series = self._series.get(kind)
         if series is None:

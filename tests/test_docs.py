@@ -254,7 +254,7 @@ def test_the_sdk_table_of_answers_is_complete_and_true() -> None:
     for row in table_rows(Page("docs/reference/sdk.md").section("Answers")):
         documented |= {(int(status), slug) for status, slug in re.findall(r"(\d{3}) `([a-z-]+)`", row[1])}
     source = (ROOT / "participants/holdfast/participant/routes.py").read_text()
-    in_code = {(int(status), slug) for status, slug in re.findall(r'\bProblem\(\s*(\d{3}), "([a-z-]+)"', source)}
+    in_code = {(int(status), slug) for status, slug in re.findall(r'\bProblem\(\s*(\d{3}),\s*"([a-z-]+)"', source)}
     assert documented == in_code | {(409, refusal.value) for refusal in Refusal}
 
 

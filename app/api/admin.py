@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
     ),
 )
 async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Response:
-    """List the transactions that need a person's attention, oldest first.
+    """List the transactions that need an operator's attention, oldest first.
 
     A decided transaction is hung when a participant refuses to confirm or cancel, or doesn't answer for too long. It is
     still retried. `totals` counts hung branches by participant and reason, over all pages.

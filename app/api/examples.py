@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI document: requests that a person can send, and what is answered to them.
+"""Examples for the OpenAPI document: requests that you can send, and the answers to them.
 
 Data only. They fit the services that `make run` starts. tests/api/test_examples.py sends every request to a real
 application and checks every answer against the documented schema.

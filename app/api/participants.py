@@ -70,7 +70,7 @@ async def put(
 ) -> Response:
     """Register a participant under a name that branches refer to, or replace its entry.
 
-    The change applies from the next call on, to transactions that are under way, too. The base URL must be among
+    The change applies from the next call on, to transactions in progress, too. The base URL must be among
     `HOLDFAST_ALLOWED_ENDPOINTS`.
     """
     if fault := parts.allowed.base_fault(body.base_url):

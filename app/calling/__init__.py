@@ -1,1 +1,1 @@
-"""Calls to participants: where they are, what may be called, one call, and its connection."""
+"""Calls to participants: the registry, the allow-list, one call, and its connection."""

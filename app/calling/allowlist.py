@@ -1,6 +1,6 @@
-"""The allow-list of URLs that the coordinator may call, against server-side request forgery.
+"""The allow-list of URLs that the coordinator may call: its protection against server-side request forgery.
 
-Pure; resolves no names. `localhost` and the loopback addresses are all that is allowed until configured otherwise.
+Pure, and resolves no names. By default only `localhost` and the loopback addresses are allowed.
 """
 
 import re
@@ -34,43 +34,43 @@ class AllowedEndpoints:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `scheme://host-pattern:port, …`; `*` stands for any part of a host and for any port.
+        """Parse `scheme://host-pattern:port, …`; `*` matches any part of a host, or any port.
 
-        Raises ValueError naming the entry that can't be read.
+        Raises ValueError with a message that names the faulty entry.
         """
         patterns = []
         for entry in filter(None, (part.strip() for part in text.split(","))):
             match = _PATTERN.match(entry)
             if match is None:
                 raise ValueError(
-                    f"HOLDFAST_ALLOWED_ENDPOINTS: {entry!r} is not of the form scheme://host-pattern:port, "
-                    "such as https://*.internal:443 or http://10.0.0.*:*"
+                    f"HOLDFAST_ALLOWED_ENDPOINTS: {entry!r} must have the form scheme://host-pattern:port, "
+                    "for example https://*.internal:443 or http://10.0.0.*:*"
                 )
             scheme, host, port = match.groups()
             patterns.append(_Pattern(scheme, host.lower().strip("[]"), port or str(_DEFAULT_PORTS[scheme])))
         return cls(text, tuple(patterns))
 
     def base_fault(self, url: str) -> str | None:
-        """The same for a participant's base URL, to which /try, /confirm and /cancel are added."""
+        """As `fault`, for a participant's base URL, to which /try, /confirm and /cancel are appended."""
         if "?" in url:
-            return f"{url!r} has a query, but /try, /confirm and /cancel are added to a base URL"
+            return f"{url!r} has a query; remove it, because /try, /confirm and /cancel are appended to a base URL"
         return self.fault(url)
 
     def fault(self, url: str) -> str | None:
-        """What is wrong with calling `url`, in a sentence for whoever gave it; None when nothing is."""
+        """Why the coordinator may not call `url`, as a message for the client; None if it may."""
         if len(url) > URL_CHARS_MAX or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-            return f"a URL has at most {URL_CHARS_MAX} printable ASCII characters and no blanks"
+            return f"a URL must have at most {URL_CHARS_MAX} printable ASCII characters and no spaces or backslashes"
         try:
             parsed = httpx.URL(url)
             port = _DEFAULT_PORTS.get(parsed.scheme) if parsed.port is None else parsed.port
         except (httpx.InvalidURL, ValueError):
             return f"{url!r} is not a URL"
         if parsed.scheme not in _DEFAULT_PORTS or not _HOST.match(parsed.host):
-            return f"{url!r} is not an absolute http or https URL"
+            return f"{url!r} must be an absolute http or https URL"
         if port is None or not 0 < port <= 65535:
-            return f"{url!r} has no port between 1 and 65535"
+            return f"{url!r} must have a port between 1 and 65535"
         if parsed.userinfo or parsed.fragment:
-            return f"{url!r} carries a user name or a fragment, which is not sent"
+            return f"{url!r} must not have a user name, a password or a fragment, which would not be sent"
         if any(self._matches(pattern, parsed.scheme, parsed.host.lower(), str(port)) for pattern in self.patterns):
             return None
         return (
@@ -80,7 +80,7 @@ class AllowedEndpoints:
 
     @staticmethod
     def _matches(pattern: _Pattern, scheme: str, host: str, port: str) -> bool:
-        """A pattern of numbers, such as 10.0.0.*, is about addresses: 10.0.0.1.example.org is none of them."""
+        """A numeric pattern such as 10.0.0.* matches addresses only: 10.0.0.1.example.org doesn't match."""
         if _IPV4_PATTERN.match(pattern.host) and not _IPV4.match(host):
             return False
         return pattern.scheme == scheme and pattern.port in ("*", port) and fnmatchcase(host, pattern.host)

@@ -1,8 +1,8 @@
 """One HTTP call to one branch, and what its answer means.
 
-Every failure, whatever its class, is `unanswered`: only the participant itself can succeed or refuse. One deadline
-lies around the whole call, redirects are not followed, cookies not kept, and a response is read up to a limit. The
-transport is used directly, because httpx's client adds exactly what a coordinator must not do. Knows no database.
+Every failure of any kind is `unanswered`: only the participant itself can succeed or refuse. One deadline covers the
+whole call, redirects are not followed, cookies are not kept, and a response is read up to a limit. Uses the transport
+directly, because httpx's client adds exactly what a coordinator must not do. No database access here.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from holdfast import wire
 from holdfast.wire import Answer
 
 RESPONSE_CHARS_KEPT: Final = 2000
-"""How much of each response the call history keeps."""
+"""How much of each response the call history keeps, in characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a call goes: its URL, its time limit in seconds, and with whom it shares how many slots."""
+    """Where a call goes: its URL and time limit, and the group of calls with which it shares a number of slots."""
 
     url: httpx.URL
     timeout_s: float
@@ -45,7 +45,7 @@ class _UnreadableError(Exception):
 
 
 class Caller:
-    """Calls participants over `transport`, at most `calls_max` at once; `clock` gives seconds since the epoch."""
+    """Calls participants over `transport`, at most `calls_max` at a time. `clock` gives seconds since the epoch."""
 
     def __init__(
         self,
@@ -62,18 +62,20 @@ class Caller:
         self._slots: WeakValueDictionary[tuple[str, int], asyncio.Semaphore] = WeakValueDictionary()
 
     async def call(self, call: Call, target: Target | str) -> tuple[Answered, CallRecord]:
-        """Make the call; never raises but when cancelled. A `target` that is text says why there is none."""
+        """Make the call. Raises only when cancelled. A `target` that is text says why the call can't be made."""
         started_at = self._clock()
         if isinstance(target, str):
             return self._unanswered(call, started_at, target)
         for_target, for_all = self._slots_of(target), self._all_slots
         if not await self._acquired(for_target, call, target):
             return self._unanswered(
-                call, started_at, f"all {target.concurrency_max} slots were taken, nothing was sent"
+                call, started_at, f"nothing was sent: all {target.concurrency_max} slots were taken (concurrency_max)"
             )
         try:
             if not await self._acquired(for_all, call, target):
-                return self._unanswered(call, started_at, "too many calls were under way, nothing was sent")
+                return self._unanswered(
+                    call, started_at, "nothing was sent: too many calls were in progress (HOLDFAST_CALLS_MAX)"
+                )
             try:
                 return await self._call(call, target)
             finally:
@@ -82,14 +84,14 @@ class Caller:
             for_target.release()
 
     async def close(self) -> None:
-        """Close the connections that are kept alive."""
+        """Close the idle connections."""
         await self._transport.aclose()
 
     async def _call(self, call: Call, target: Target) -> tuple[Answered, CallRecord]:
         started_at = self._clock()
         timeout_s = self._timeout_s(call, target)
         if timeout_s <= 0:
-            return self._unanswered(call, started_at, "the deadline has passed, nothing was sent")
+            return self._unanswered(call, started_at, "nothing was sent: the deadline had passed")
         try:
             async with asyncio.timeout(timeout_s):
                 response = await self._exchange(call, target.url)
@@ -97,12 +99,12 @@ class Caller:
             return self._unanswered(call, started_at, f"no answer within {timeout_s:.3g} s")
         except _UnreadableError as error:
             return self._unanswered(call, started_at, str(error))
-        except Exception as error:  # transports raise what they like; rule: whatever its class, unanswered
+        except Exception as error:  # transports raise anything; whatever the class, it is no answer
             return self._unanswered(call, started_at, f"{type(error).__name__}: {error}")
         return self._read(call, started_at, response)
 
     async def _acquired(self, slots: asyncio.Semaphore, call: Call, target: Target) -> bool:
-        if not slots.locked():  # a timer costs more than a free slot
+        if not slots.locked():  # skips the timer when a slot is free
             return await slots.acquire()
         try:
             async with asyncio.timeout(self._timeout_s(call, target)):
@@ -205,7 +207,7 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
 
 
 def _request(message: wire.Message, url: httpx.URL, traceparent: str) -> httpx.Request:
-    """The request with all its headers. httpx would add them to a body that it encodes, at several times the cost."""
+    """The request with all its headers. Letting httpx encode the body and add headers costs several times as much."""
     body = message.body()
     headers = {
         "Host": url.netloc.decode("ascii"),
@@ -220,7 +222,7 @@ def _request(message: wire.Message, url: httpx.URL, traceparent: str) -> httpx.R
 
 
 def _traceparent(call: Call) -> str:
-    """A span of the initiator's trace, or of one that has the transaction's id (W3C Trace Context)."""
+    """A span in the initiator's trace, or else in a trace with the transaction's id (W3C Trace Context)."""
     trace_id, flags = call.transaction_id.replace("-", ""), "01"
     if call.traceparent is not None:
         _, trace_id, _, flags = call.traceparent.split("-")

@@ -1,4 +1,4 @@
-"""The registry entry of a participant, as clients and HOLDFAST_PARTICIPANTS give it. A value and its limits."""
+"""The registry entry of a participant, as clients and HOLDFAST_PARTICIPANTS provide it. A value and its limits."""
 
 from typing import Annotated
 
@@ -12,8 +12,13 @@ class RegistryBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    base_url: str = Field(max_length=2000, description="where the participant mounts /try, /confirm and /cancel")
-    call_timeout_s: float | None = Field(
-        default=None, gt=0, le=3600, description="one call, all of it, in seconds; default HOLDFAST_CALL_TIMEOUT_S"
+    base_url: str = Field(
+        max_length=2000, description="URL under which the participant mounts /try, /confirm and /cancel"
     )
-    concurrency_max: int = Field(default=64, ge=1, le=10_000, description="calls under way at once, at the most")
+    call_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="time limit of a whole call, in seconds; defaults to HOLDFAST_CALL_TIMEOUT_S",
+    )
+    concurrency_max: int = Field(default=64, ge=1, le=10_000, description="maximum number of concurrent calls")

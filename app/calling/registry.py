@@ -1,7 +1,7 @@
-"""Where participants are: the registered ones by name, the others by their own URLs.
+"""Where participants are: registered ones by name, inline endpoints by their own URLs.
 
-The registry is read at each call, from memory; a change made here is seen at once, one made by another replica when
-`refresh` next runs. Decides nothing about transactions.
+Each call looks its target up in memory. A change made on this replica applies at once, one made on another replica at
+the next `refresh`. Makes no decisions about transactions.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from app.storage.participants import RegisteredParticipant
 from holdfast.wire import Operation
 
 URLS_MAX: Final = 4096
-"""Parsed URLs that are remembered."""
+"""Size of the cache of parsed URLs."""
 INLINE_CONCURRENCY_MAX: Final = 64
-"""Calls under way at once to one host and port that is given by URLs."""
+"""Maximum number of concurrent calls to the inline endpoints of one host and port."""
 
 
 class Registry:
@@ -35,11 +35,11 @@ class Registry:
         self._call_timeout_s = call_timeout_s
         self._participants: dict[str, RegisteredParticipant] = {}
         self._refreshing = asyncio.Lock()
-        self._url = lru_cache(URLS_MAX)(self._checked_url)  # parsing a URL costs as much as sending to it
+        self._url = lru_cache(URLS_MAX)(self._checked_url)  # parsing a URL costs as much as a call
 
     async def refresh(self) -> None:
-        """Read the registry as it is stored."""
-        async with self._refreshing:  # one read at a time, or an older one that took longer would undo a newer one
+        """Reload the registry from the database."""
+        async with self._refreshing:  # otherwise a slow, older read could overwrite a newer one
             self._participants = {p.name: p for p in await self._journal.read(participants.list_participants)}
 
     def all(self) -> list[RegisteredParticipant]:
@@ -49,22 +49,22 @@ class Registry:
         return self._participants.get(name)
 
     async def put(self, participant: RegisteredParticipant) -> bool:
-        """Register or replace; returns whether the name is new."""
+        """Register or replace a participant; returns whether the name is new."""
         try:
             is_new = await self._journal.write(participants.put_participants, participant)
-        except DuplicateKeyError:  # another replica registered the same name at this moment
+        except DuplicateKeyError:  # another replica registered the same name at the same moment
             is_new = await self._journal.write(participants.put_participants, participant)
         await self.refresh()
         return is_new
 
     async def delete(self, name: str) -> bool | None:
-        """Remove; False when unfinished transactions need it, None when there is none of that name."""
+        """Remove a participant: False if unfinished transactions need it, None if the name is unknown."""
         deleted = await self._journal.write(participants.delete_participants, name)
         await self.refresh()
         return deleted
 
     def target(self, call: Call) -> Target | str:
-        """Where this call goes now, or why it can't go anywhere."""
+        """Where this call goes at present, or why it can't be made."""
         branch = call.branch
         if branch.endpoints is not None:
             url = self._url(_inline_url(branch.endpoints, call.operation))
@@ -77,7 +77,9 @@ class Registry:
         assert branch.participant is not None, "a branch has a participant or endpoints"
         registered = self._participants.get(branch.participant)
         if registered is None:
-            return f"participant {branch.participant} is not registered; register it, and the call is repeated"
+            return (
+                f"participant {branch.participant} is not registered; register it, and the next attempt will reach it"
+            )
         url = self._url(f"{registered.base_url.rstrip('/')}/{call.operation.value}")
         if isinstance(url, str):
             return url
@@ -89,7 +91,7 @@ class Registry:
         )
 
     def _checked_url(self, url: str) -> httpx.URL | str:
-        """The parsed URL, or in words why the allow-list (which never changes) does not admit it."""
+        """The parsed URL, or why the allow-list (which never changes) doesn't admit it."""
         return self._allowed.fault(url) or httpx.URL(url)
 
 

@@ -1,8 +1,8 @@
-"""HTTP/1.1 to participants, behind httpx's interface: the least that a call needs, over connections kept alive.
+"""HTTP/1.1 to participants behind httpx's interface: the minimum that a call needs, over persistent connections.
 
-A request goes out whole, a response comes back whole, up to a limit. There are no redirects, cookies, proxies,
-compression or repetitions here, because a coordinator must not have them, and no time limit, because the caller has
-one around the whole call. Messages are parsed by llhttp. Why this is ours: docs/decisions/0006-transport.md.
+Sends a whole request and reads a whole response, up to a limit. Has no redirects, cookies, proxies, compression or
+retries, because a coordinator must not have them, and no time limit, because the caller sets one for the whole call.
+llhttp parses the messages. docs/decisions/0006-transport.md says why this isn't a library.
 """
 
 import asyncio
@@ -15,21 +15,21 @@ import httptools
 import httpx
 
 HEAD_BYTES_MAX: Final = 65_536
-"""The longest head of a response, the informational ones before it included."""
+"""Maximum size of a response's head, including the informational responses before it."""
 FRAMING_FACTOR: Final = 8
-"""So many times a body's limit may go over the wire for it: chunks of one byte each take six bytes a byte."""
+"""How many times the body limit may go over the wire: chunks of one byte each take six bytes per byte."""
 IDLE_MAX_S: Final = 4.0
-"""A connection idle for so long is closed: just sooner than uvicorn and Node.js would, so no call meets the end."""
+"""Idle connections are closed after this long, just before uvicorn and Node.js would close them under a call."""
 
 Origin = tuple[str, bytes]
-"""Scheme, and host with port as the URL has them."""
+"""Scheme, and host with port as written in the URL."""
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Sends requests with a body in memory and answers with responses of at most `response_max_bytes`.
+    """Sends requests whose body is in memory and returns responses of at most `response_max_bytes`.
 
-    Raises httpx.ConnectError when nothing was sent; any other httpx.TransportError means that the request may have
-    arrived. Belongs to the event loop that it is first used on.
+    Raises httpx.ConnectError if nothing was sent. Any other httpx.TransportError means that the request may have
+    arrived. Belongs to the event loop that first uses it.
     """
 
     def __init__(self, *, response_max_bytes: int, idle_max_s: float = IDLE_MAX_S) -> None:
@@ -39,7 +39,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._sweep_at: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request once, over an idle connection or a new one, and return what was answered."""
+        """Send the request once, over an idle connection or a new one, and return the response."""
         origin = (request.url.scheme, request.url.netloc)
         connection = self._take(origin) or await self._connect(request.url)
         try:
@@ -54,7 +54,7 @@ class Transport(httpx.AsyncBaseTransport):
         return response
 
     async def aclose(self) -> None:
-        """Close the idle connections; those in use are closed by whoever cancels their calls."""
+        """Close the idle connections. Cancelling a call closes the connection that it uses."""
         if self._sweep_at is not None:
             self._sweep_at.cancel()
             self._sweep_at = None
@@ -76,11 +76,11 @@ class Transport(httpx.AsyncBaseTransport):
                 lambda: _Connection(self._response_max_bytes), url.host, port, ssl=tls
             )
         except OSError as error:
-            raise httpx.ConnectError(f"not reached, {error}") from error
+            raise httpx.ConnectError(f"can't connect: {error}") from error
         return connection
 
     def _take(self, origin: Origin) -> "_Connection | None":
-        """The connection that was used last: the others get old and are closed."""
+        """The most recently used idle connection, so that the others age and are closed."""
         idle = self._idle.get(origin)
         while idle:
             connection = idle.pop()
@@ -96,7 +96,7 @@ class Transport(httpx.AsyncBaseTransport):
             self._sweep_at = loop.call_later(self._idle_max_s, self._sweep)
 
     def _sweep(self) -> None:
-        """Close what has been idle for too long; the oldest of each origin is at the left."""
+        """Close connections that have been idle for too long; the oldest of each origin is leftmost."""
         loop = asyncio.get_running_loop()
         until = loop.time() - self._idle_max_s
         for origin, idle in list(self._idle.items()):
@@ -113,17 +113,17 @@ async def _body(request: httpx.Request) -> bytes:
 
 
 def _message(request: httpx.Request, body: bytes) -> bytes:
-    """The request as it goes out (RFC 9112, 3); Host and Content-Length are among its headers."""
+    """The request as sent (RFC 9112, 3); its headers already include Host and Content-Length."""
     lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
     lines += [b"%b: %b" % header for header in request.headers.raw]
     head = b"\r\n".join(lines)
     if head.count(b"\n") >= len(lines) or b"\0" in head:
-        raise httpx.LocalProtocolError("a header has a line break or NUL in it")
+        raise httpx.LocalProtocolError("a header contains a line break or NUL")
     return head + b"\r\n\r\n" + body
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, which carries one exchange at a time. The methods named on_… are called by the parser."""
+    """One connection, which carries one exchange at a time. The parser calls the methods named on_…"""
 
     _transport: asyncio.Transport
 
@@ -139,7 +139,7 @@ class _Connection(asyncio.Protocol):
         self._in_body = False
 
     def exchange(self, message: bytes) -> "asyncio.Future[httpx.Response]":
-        """Send a request; the future is done when the whole response is there, or can't come any more."""
+        """Send a request; the future is done once the whole response has arrived, or no longer can."""
         assert self._answered is None, "one exchange at a time"
         self._head_bytes = 0
         self._bytes_left = HEAD_BYTES_MAX + FRAMING_FACTOR * self._response_max_bytes
@@ -149,24 +149,24 @@ class _Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the next request can go out here: nobody closes, and nothing is left of the last one."""
+        """Whether the next request can use this connection: it isn't closing, and the last exchange is complete."""
         return not (self._transport.is_closing() or self._answered or self._transport.get_write_buffer_size())
 
     def close(self) -> None:
         self._transport.close()
 
     def abort(self) -> None:
-        """Close at once, with whatever is under way."""
+        """Close at once and abandon the exchange in progress."""
         self._answered = None
         self._transport.abort()
 
-    # --- what the event loop tells -------------------------------------------------------------------------------
+    # --- called by the event loop ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's says so only by its methods
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport isn't a subclass
 
     def data_received(self, data: bytes) -> None:
-        if self._answered is None:  # nobody asked
+        if self._answered is None:  # no request is waiting for this
             return self._transport.abort()
         self._bytes_left -= len(data)
         if not self._in_body:
@@ -174,30 +174,30 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(httpx.RemoteProtocolError(f"not HTTP: {error.__context__ or error}"))
-        except httptools.HttpParserUpgrade:  # none of its HttpParserErrors
-            self._fail(httpx.RemoteProtocolError("the connection was to change its protocol"))
+            self._fail(httpx.RemoteProtocolError(f"the response is not valid HTTP: {error.__context__ or error}"))
+        except httptools.HttpParserUpgrade:  # not a subclass of HttpParserError
+            self._fail(httpx.RemoteProtocolError("the response switches protocols"))
         if not self._in_body and self._head_bytes > HEAD_BYTES_MAX:
             self._fail(httpx.RemoteProtocolError(f"the head of the response is longer than {HEAD_BYTES_MAX} bytes"))
-        if self._bytes_left < 0 and self._answered is not None:  # chunks' extensions or trailers, without end
-            self._fail(httpx.RemoteProtocolError("the response is mostly framing"))
+        if self._bytes_left < 0 and self._answered is not None:  # endless chunk extensions or trailers
+            self._fail(httpx.RemoteProtocolError("the response has far more framing than content"))
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._in_body and exc is None and not _says_its_length(self._headers):
-            self.on_message_complete()  # RFC 9112, 6.3: it ends with the connection
+            self.on_message_complete()  # RFC 9112, 6.3: the end of the connection ends the body
         reason = "the connection was reset" if exc else "the connection was closed in the middle of the exchange"
         self._fail(httpx.ReadError(reason))
 
-    # --- what the parser tells -----------------------------------------------------------------------------------
+    # --- called by the parser -------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._answered is None:  # a second response to one request: the next one must not get it
+        if self._answered is None:  # a second response to one request must not reach the next request
             self._transport.abort()
         self._headers, self._body, self._in_body = [], bytearray(), False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # what comes after the body is never merged into the head (RFC 9110, 6.5.1)
+        if not self._in_body:  # trailers are never merged into the headers (RFC 9110, 6.5.1)
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -210,7 +210,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200 or self._answered is None:  # informational (RFC 9110, 15.2): the response is still to come
+        if status < 200 or self._answered is None:  # informational (RFC 9110, 15.2): the final response follows
             return
         answered, self._answered, self._in_body = self._answered, None, False
         if not self._parser.should_keep_alive():

@@ -1,1 +1,1 @@
-"""The loop that makes decisions durable and carries them out, on this replica and beside others."""
+"""The loop that makes decisions durable and carries them out, on this replica and alongside others."""

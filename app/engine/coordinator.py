@@ -1,6 +1,6 @@
-"""Begins transactions, takes commands, lets clients wait, and starts a run for each transaction worked on here.
+"""Begins transactions, carries out commands, lets clients wait, and starts a run for each transaction on this replica.
 
-How a transaction moves on is the run's affair (run.py); which ones are claimed because they are due is recovery's.
+Doesn't advance transactions (run.py does) and doesn't look for due ones (recovery.py does).
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from app.storage.errors import DuplicateKeyError
 from app.storage.group_commit import Journal
 
 SAVE_LIMIT_S: Final = 2.0
-"""How long a save that is under way may take when the process stops."""
+"""How long a save in progress may take when the process stops, in seconds."""
 COMMAND_ROUNDS_MAX: Final = 8
-"""How often a command is tried when others take the transaction over at the same moment."""
+"""Maximum attempts at a command whose transaction other replicas keep taking over."""
 COMMAND_PAUSE_S: Final = 0.05
-"""The longest pause before a command is tried the second time; it grows with every further one."""
+"""Longest pause before the second attempt at a command, in seconds; grows with each further attempt."""
 
 
 class OverloadedError(Exception):
-    """Too much is under way, or the process is stopping: nothing was recorded."""
+    """The coordinator is at capacity or stopping. Nothing was recorded; try again later."""
 
 
 class UnknownTransactionError(Exception):
-    """There is no transaction of this id."""
+    """There is no transaction with this id."""
 
 
 class IdempotencyKeyConflictError(Exception):
-    """The key is in use for another request; `transaction_id` is what that one began."""
+    """The key was used for another request, which began the transaction `transaction_id`."""
 
     def __init__(self, transaction_id: str) -> None:
         super().__init__(transaction_id)
@@ -64,11 +64,11 @@ class Begin:
 
 
 class Coordinator:
-    """The transactions of this process, and the way in to those of others.
+    """Runs the transactions of this process, and gives access to all others.
 
-    `clock` gives seconds since the epoch and never goes back while the process lives. As another process may work on
-    it, a waiting client's transaction is looked up every `poll_s()` seconds; `tell` is given the id of each
-    transaction that is decided or ended here, so that other processes needn't poll for it.
+    `clock` gives seconds since the epoch and never goes backwards. A transaction that a client waits for is looked up
+    every `poll_s()` seconds, because another process may be working on it. `tell` is called with the id of each
+    transaction that is decided or finished here, so that other processes needn't wait for their next poll.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class Coordinator:
     # --- for initiators ------------------------------------------------------------------------------------------
 
     async def begin(self, request: Begin) -> Transaction:
-        """Record a transaction and set it going; returns once the record is durable.
+        """Record a transaction and start it; returns once the record is durable.
 
-        With an idempotency key that is there already, returns the transaction that has it. Raises OverloadedError
-        and IdempotencyKeyConflictError, and records nothing then.
+        If the idempotency key is already known, returns the transaction that has it. Records nothing if it raises
+        OverloadedError or IdempotencyKeyConflictError.
         """
         if self._stopping or (self._is_full and not await self.has_begun(request.idempotency_key)):
             raise OverloadedError
@@ -129,7 +129,7 @@ class Coordinator:
             self._beginning -= 1
 
     async def has_begun(self, idempotency_key: str | None) -> bool:
-        """Whether a transaction has this key; none has no key."""
+        """Whether a transaction with this key exists; False for None."""
         return idempotency_key is not None and await self._journal.read(transactions.is_key_taken, idempotency_key)
 
     async def find(self, transaction_id: str) -> Transaction:
@@ -143,30 +143,32 @@ class Coordinator:
         return transaction
 
     async def wait(self, transaction_id: str, awaited: Callable[[Transaction], bool], timeout_s: float) -> Transaction:
-        """The transaction as soon as `awaited` is true of it, or as it stands after `timeout_s` seconds.
+        """Wait until `awaited` is true of the transaction, or for `timeout_s` seconds, and return it as it stands then.
 
         Raises UnknownTransactionError.
         """
         return await self._waiters.wait(transaction_id, awaited, timeout_s)
 
     def heard(self, transaction_id: str) -> None:
-        """Another process has changed this transaction: whoever waits for it looks again."""
+        """Another process has changed this transaction: wake the clients that wait for it."""
         self._waiters.look_again(transaction_id)
 
     def unsaved_calls(self, transaction_id: str) -> list[CallRecord]:
-        """The calls that have ended since the transaction was last saved, oldest first."""
+        """The calls that have finished since the transaction was last saved, oldest first."""
         run = self._runs.get(transaction_id)
         return list(run.history) if run else []
 
     # --- for people ----------------------------------------------------------------------------------------------
 
     async def command(self, transaction_id: str, command: Command) -> Transaction:
-        """Carry out a person's or an initiator's command; returns once what it changed is durable.
+        """Carry out a command of an operator or initiator; returns once its effect is durable.
 
-        Raises UnknownTransactionError, and ObjectedError when the transaction does not allow it.
+        Raises UnknownTransactionError, or ObjectedError if the transaction's state doesn't allow it.
         """
         for round_ in range(COMMAND_ROUNDS_MAX):
-            await asyncio.sleep(random.uniform(0, COMMAND_PAUSE_S * round_))  # so that two replicas don't stay in step
+            await asyncio.sleep(
+                random.uniform(0, COMMAND_PAUSE_S * round_)
+            )  # so that two replicas don't keep colliding
             pending = PendingCommand(command, asyncio.get_running_loop().create_future())
             run = self._runs.get(transaction_id)
             if run is not None and not run.latest.finished:
@@ -180,7 +182,7 @@ class Coordinator:
                 transaction = await self.find(transaction_id)
                 _check(transaction, command)
                 if transaction.finished:
-                    return transaction  # nothing left to do, and no objection: it is as was asked
+                    return transaction  # nothing left to do: it already is as requested
                 if not await self._take(transaction_id, pending):
                     continue
             try:
@@ -192,24 +194,24 @@ class Coordinator:
     # --- for recovery --------------------------------------------------------------------------------------------
 
     def is_working_on(self, transaction_id: str) -> bool:
-        """Whether this transaction is worked on here."""
+        """Whether this process is working on the transaction."""
         return transaction_id in self._runs
 
     @property
     def stopping(self) -> bool:
-        """Whether nothing more is to be adopted."""
+        """Whether the process is stopping and adopts nothing more."""
         return self._stopping
 
     @property
     def running(self) -> int:
-        """How many transactions are worked on."""
+        """How many transactions this process is working on."""
         return len(self._runs)
 
     async def adopt(self, transaction: Transaction) -> None:
-        """Work on a transaction whose lease this process has just taken.
+        """Start to work on a transaction whose lease this process has just taken.
 
-        One that is still worked on here was too slow to renew its lease: it ends at its next save, and only after
-        that, so that no Cancel overtakes a Try of this very process, is it taken up anew.
+        If this process still has a run for it, that run was too slow to renew its lease. It ends at its next save, and
+        the transaction is claimed again only after that, so that no Cancel overtakes a Try of the same process.
         """
         if self._stopped:
             await hand_over(self._context, transaction)
@@ -217,9 +219,9 @@ class Coordinator:
             self._start(transaction, place=_place_of(transaction))
 
     async def stop(self, limit_s: float) -> None:
-        """Begin nothing more, give what is under way `limit_s` seconds to end, and hand the rest over.
+        """Accept nothing new, give runs `limit_s` seconds to finish, and hand over the rest.
 
-        Called again, it waits for the first call to be done.
+        A second call waits for the first one to finish.
         """
         if self._stop is None:
             self._stop = asyncio.create_task(self._stop_once(limit_s), name="stop")
@@ -247,7 +249,7 @@ class Coordinator:
         )
         try:
             recorded = await self._journal.write(transactions.record, record)
-        except DuplicateKeyError:  # another replica recorded this idempotency key at this moment: now it is there
+        except DuplicateKeyError:  # another replica recorded this key at the same moment; the retry finds it
             recorded = await self._journal.write(transactions.record, record)
         if not recorded.created:
             if recorded.request_hash != request.request_hash:
@@ -294,9 +296,9 @@ class Coordinator:
             self._waiters.look_again(run.saved.id)
 
     async def _take(self, transaction_id: str, pending: PendingCommand) -> bool:
-        """Take one transaction over, whoever has it, once for all who ask; whether the command went along.
+        """Take a transaction over, once for all waiting commands; returns whether this command went along.
 
-        It is there before the first step: nothing is sent that the command is to stop.
+        The run gets the commands before its first step, so it sends nothing that a command was meant to stop.
         """
         self._asked.setdefault(transaction_id, []).append(pending)
         taking = self._taking.get(transaction_id)
@@ -322,11 +324,11 @@ class Coordinator:
             return
         if self._stopped:
             await hand_over(self._context, claimed[0])
-        elif transaction_id not in self._runs:  # one that is here ends as stale
+        elif transaction_id not in self._runs:  # a run that is here ends at its next save, which is stale
             self._start(claimed[0], place=_place_of(claimed[0]), commands=self._asked.pop(transaction_id, ()))
 
     async def _stop_once(self, limit_s: float) -> None:
-        self._stopping = True  # waiting clients are still answered, with whatever comes of what is under way
+        self._stopping = True  # clients that wait for runs in progress are still answered
         await _ended((run.task for run in self._runs.values()), limit_s)
         left = list(self._runs.values())
         self._stopped = True
@@ -351,7 +353,7 @@ def _check(transaction: Transaction, command: Command) -> None:
 
 
 async def _ended(tasks: Iterable[asyncio.Task[Any] | None], limit_s: float) -> None:
-    """Wait for the end of all tasks, but no longer than `limit_s` seconds."""
+    """Wait until all tasks have finished, for at most `limit_s` seconds."""
     under_way = [task for task in tasks if task is not None]
     if under_way:
         await asyncio.wait(under_way, timeout=limit_s)

@@ -1,7 +1,7 @@
 """Notifications between replicas: which transactions have changed (PostgreSQL's LISTEN and NOTIFY).
 
-A hint and no more: whoever waits for a transaction looks it up again. Nothing depends on its arrival; without it, or
-on a database that has no such thing, a waiting client's transaction is looked up at intervals.
+A notification is only a hint to look a transaction up again, and nothing depends on its arrival. Without notifications,
+and on databases that have none, the transactions that clients wait for are polled.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from app.storage.group_commit import Journal
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.25
-"""How often a waiting client's transaction is looked up where there are no notifications, in seconds."""
+"""Polling interval for waiting clients where there are no notifications, in seconds."""
 LISTENING_POLL_S: Final = 2.0
-"""… and where there are: one may be lost with a connection."""
+"""Polling interval where there are: one may be lost with a connection."""
 ALONE_POLL_S: Final = 5.0
-"""… and where no other process works on the database: only to be sure."""
+"""Polling interval where no other process uses the database, as a precaution."""
 IDS_MAX: Final = 200
-"""Transactions in one notification, whose text PostgreSQL limits to 8,000 bytes."""
+"""Maximum number of ids in a notification; PostgreSQL limits its text to 8,000 bytes."""
 GATHER_S: Final = 0.05
-"""The shortest time between two notifications, in seconds."""
+"""Minimum time between two notifications, in seconds."""
 RECONNECT_S: Final = 1.0
 LOOK_UP_S: Final = 1.0
-"""How long the listening thread waits before it sees whether it is to stop, in seconds."""
+"""How often the listening thread checks whether it should stop, in seconds."""
 
 
 class Notifications:
-    """Sends and receives notifications; with `alone` nobody else works on the database, and there is nothing to do."""
+    """Sends and receives notifications. With `alone`, no other process uses the database and it does nothing."""
 
     def __init__(self, journal: Journal, *, alone: bool) -> None:
         self._journal = journal
@@ -49,27 +49,27 @@ class Notifications:
 
     @property
     def poll_s(self) -> float:
-        """How long whoever waits may rely on being told, in seconds."""
+        """How often a waiting client's transaction should be looked up, in seconds."""
         if self._alone:
             return ALONE_POLL_S
         return LISTENING_POLL_S if self._listening else POLL_S
 
     def subscribe(self, heard: Callable[[str], None]) -> None:
-        """Have `heard` called on the event loop, with the id of each transaction that another process has changed."""
+        """Call `heard` on the event loop with the id of each transaction that another process has changed."""
         self._heard = heard
 
     def tell(self, transaction_id: str) -> None:
-        """Have the others told, soon, that this transaction has been saved."""
+        """Notify the other processes, shortly, that this transaction has been saved."""
         if self._sending is not None:
             self._changed.append(transaction_id)
             self._gathered.set()
 
     async def start(self) -> None:
-        """Begin, where the database can; elsewhere `tell` does nothing."""
+        """Start, if the database supports notifications; otherwise `tell` does nothing."""
         if self._alone:
             return
         if not await self._journal.read(notifications.is_supported):
-            log.info("event=no_notifications Clients that wait are served by polling.")
+            log.info("event=no_notifications This database has none; transactions that clients wait for are polled.")
             return
         self._sending = asyncio.create_task(self._send_until_stopped(), name="notifications")
         loop = asyncio.get_running_loop()
@@ -77,7 +77,7 @@ class Notifications:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Tell and listen no more."""
+        """Stop sending and listening."""
         self._stopped.set()
         if self._sending is not None:
             self._sending.cancel()
@@ -105,7 +105,7 @@ class Notifications:
                 self._heard(transaction_id)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread of its own, because the driver blocks while it waits."""
+        """Runs in its own thread, because the driver blocks while it waits."""
         while not self._stopped.is_set():
             try:
                 self._listen_on_one_connection(loop)

@@ -1,8 +1,8 @@
-"""Claims what is due and hands it to the coordinator: transactions that rest, and those whose process died.
+"""Claims due transactions and hands them to the coordinator: those that rest, and those whose process died.
 
-Both are the same: a crash is only a longer pause between two steps. Any number of replicas do this, because a claim is
-one conditional write. A participant that keeps everybody waiting gets a share of the places and no more: its further
-transactions are put off for a lease, and those of the others come first. Moves no transaction on by itself.
+The two are alike: a crash is only a longer pause between two steps. Any number of replicas can run this, because a
+claim is one conditional write. A failing participant gets a limited share of the places: its further transactions are
+postponed by a lease, so that those of other participants come first. Doesn't advance transactions itself.
 """
 
 import asyncio
@@ -26,19 +26,19 @@ from app.storage.group_commit import Journal
 log = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 100
-"""Transactions claimed at once."""
+"""Maximum number of transactions in a claim."""
 PARALLEL_MAX: Final = 1000
-"""Claiming pauses while so many that were claimed just now are worked on, of those that hang and of the others each."""
+"""Claiming pauses while this many recently claimed transactions are in progress; hung ones are counted separately."""
 SLOW_AFTER_S: Final = 1.0
-"""A transaction that was claimed so long ago is slow: it gives its place to the next, …"""
+"""After this long a claimed transaction counts as slow and gives its place to the next, …"""
 SLOW_MAX: Final = 64
-"""… but while one participant has so many slow ones, its others are put off."""
+"""… but while a participant has this many slow ones, its others are postponed."""
 ADOPTED_MAX: Final = 4000
-"""So many may be worked on, quick and slow, of those that hang and of the others each."""
+"""Maximum number of claimed transactions in progress, slow ones included; hung ones are counted separately."""
 PAUSE_MAX_S: Final = 1.0
-"""The longest pause between two looks, in seconds: another replica's work may become due at any time."""
+"""Longest pause between two claims, in seconds: another replica's work may become due at any time."""
 STOP_MAX_S: Final = 2.0
-"""How long a claim that is under way may take when the process stops."""
+"""How long a claim in progress may take when the process stops, in seconds."""
 PAUSE_MIN_S: Final = 0.02
 
 
@@ -50,7 +50,7 @@ class _Adopted:
 
 
 class Recovery:
-    """Looks for due transactions until it is stopped. `clock` gives seconds since the epoch."""
+    """Claims due transactions until it is stopped. `clock` gives seconds since the epoch."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class Recovery:
         self.task: Final = RepeatingTask("recovery", self._round, failure_pause_s=PAUSE_MAX_S, stop_max_s=STOP_MAX_S)
 
     async def run_once(self) -> int:
-        """Claim what is due and set it going; returns how many transactions were claimed."""
+        """Claim what is due and start it; returns how many transactions were claimed."""
         self._adopted = {id_: each for id_, each in self._adopted.items() if self._coordinator.is_working_on(id_)}
         return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
 
     async def _claim(self, place: Place, *, hung: bool) -> int:
-        """What hangs must not take the places of what only waits for its turn."""
+        """Claim hung transactions or the others; hung ones must not take the places of the others."""
         now = self._clock()
         room = self._room(place, now)
         if room <= 0 or self._coordinator.stopping:
@@ -93,7 +93,7 @@ class Recovery:
         )
         for transaction in claimed:
             waits_for = _waits_for(transaction)
-            if all(slow[each] < SLOW_MAX for each in waits_for):  # else it is due again when its lease ends
+            if all(slow[each] < SLOW_MAX for each in waits_for):  # otherwise it is due again when its lease ends
                 self._adopted[transaction.id] = _Adopted(place=place, since=now, waits_for=waits_for)
                 await self._coordinator.adopt(transaction)
                 self._metrics.claimed.inc()
@@ -108,7 +108,7 @@ class Recovery:
         await self.task.start()
 
     async def stop(self) -> None:
-        """Let a claim that is under way come to its end, or its transactions would wait for their leases."""
+        """Let a claim in progress finish; otherwise its transactions would have to wait for their leases to end."""
         await self.task.stop()
 
     async def _round(self) -> float:
@@ -132,7 +132,7 @@ class Recovery:
 
 
 def _waits_for(transaction: Transaction) -> frozenset[str]:
-    """Who is still to answer: participants by name, others by where their URLs point."""
+    """Who has yet to answer: participants by name, inline endpoints by host."""
     return frozenset(
         urlsplit(branch.endpoints.confirm_url).netloc if branch.endpoints else str(branch.participant)
         for branch in transaction.branches

@@ -1,8 +1,8 @@
-"""One transaction that this process works on: advance, save, call, and again, until it rests.
+"""One transaction in progress on this process: advance, save, call, repeat, until it rests.
 
-A new transaction and one that recovery has claimed take the same way. Nothing is decided here (app.protocol decides),
-no SQL is written here (app.storage), and no database connection is held while a participant is being called: a save is
-one write that is over before the first call leaves.
+New transactions and recovered ones take the same path. Makes no decisions (app.protocol does) and contains no SQL
+(app.storage does). No database connection is held during a call: a save is one write that completes before the first
+call leaves.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ log = logging.getLogger(__name__)
 
 
 class Place(StrEnum):
-    """What a transaction counts as while it is worked on; each has a limit of its own, so that none crowds out another.
+    """What a transaction in progress counts as. Each place has its own limit, so that none crowds out another.
 
     After a crash recovery claims it again: as adopted, or as hung.
     """
 
-    BEGUN = "begun"  # here, just now: HOLDFAST_INFLIGHT_MAX
+    BEGUN = "begun"  # by a client of this process: HOLDFAST_INFLIGHT_MAX
     ADOPTED = "adopted"  # claimed because it was due
     HUNG = "hung"  # wherever it came from
 
 
 class ObjectedError(Exception):
-    """The command can't be carried out on the transaction as it stands."""
+    """The transaction's state doesn't allow the command; `reason` says why."""
 
     def __init__(self, reason: Objection, transaction: Transaction) -> None:
         super().__init__(reason)
@@ -49,12 +49,12 @@ class ObjectedError(Exception):
 
 
 class RunEndedError(Exception):
-    """The run that should have taken the command ended first; it is safe to ask again."""
+    """The run ended before it took the command. It is safe to issue the command again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PendingCommand:
-    """A command, and the future of whoever waits for the transaction that it leads to."""
+    """A command, and the future that receives the resulting transaction."""
 
     command: Command
     done: asyncio.Future[Transaction]
@@ -64,8 +64,8 @@ class PendingCommand:
 class Context:
     """What all runs of a process share.
 
-    `places` counts the runs, `spawn` starts a task that is cancelled when the process stops, and `tell` lets other
-    replicas know that this transaction was decided or has ended. `clock` gives seconds since the epoch.
+    `places` counts the runs, `spawn` starts a task that is cancelled when the process stops, and `tell` notifies other
+    replicas that a transaction was decided or has finished. `clock` gives seconds since the epoch.
     """
 
     journal: Journal
@@ -81,7 +81,7 @@ class Context:
 
 
 class Run:
-    """One transaction at work. `latest` may be ahead of `saved` by what a crash may forget."""
+    """One transaction in progress. `latest` may be ahead of `saved` by what a crash is allowed to lose."""
 
     def __init__(
         self, context: Context, saved: Transaction, *, place: Place, commands: Iterable[PendingCommand] = ()
@@ -90,15 +90,15 @@ class Run:
         self.saved = saved
         self.latest = saved
         self.history: list[CallRecord] = []
-        """The calls that have ended since the transaction was last saved, oldest first."""
+        """The calls that have finished since the transaction was last saved, oldest first."""
         self.leaving = False
-        """It only waits for its calls to end, and takes no commands any more."""
+        """The run is only waiting for its calls to finish, and accepts no more commands."""
         self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self._place = place
         self._commands = list(commands)
         self._taken: list[asyncio.Future[Transaction]] = []
-        """Who waits for the command that is being carried out."""
+        """The futures that wait for the command in progress."""
         self._answers: list[Answered] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Event()
@@ -106,9 +106,9 @@ class Run:
         context.places[place] += 1
 
     async def drive(self, first: Step | None) -> None:
-        """Work until the transaction rests, or until somebody else has it.
+        """Work until the transaction rests, or until another replica has taken it over.
 
-        `first` is the step that was recorded already; a claimed transaction has none.
+        `first` is the step that has already been recorded; a claimed transaction has none.
         """
         try:
             await self._work(first)
@@ -118,21 +118,21 @@ class Run:
             self._context.places[self._place] -= 1
 
     def ask(self, pending: PendingCommand) -> None:
-        """Have this command carried out; it is refused with RunEndedError when the run ends first."""
+        """Carry out this command; its future gets RunEndedError if the run ends first."""
         self._commands.append(pending)
         self._arrived.set()
 
     def halt(self) -> None:
-        """Leave before the next call or pause. A save that is under way is let through, or it would be stale."""
+        """Stop before the next call or pause. A save in progress completes, because the hand-over builds on it."""
         self._halted = True
         self._arrived.set()
 
     async def hand_over(self) -> None:
-        """Give the lease back, with what has happened since the last save."""
+        """Release the lease, and save the calls made since the last save."""
         await hand_over(self._context, self.saved, self.history)
 
     async def _work(self, first: Step | None) -> None:
-        """The loop, and what becomes of a transaction when the loop can't go on."""
+        """Run the loop, and deal with a transaction whose loop can't go on."""
         try:
             await self._steps(first)
         except StaleError:
@@ -161,7 +161,7 @@ class Run:
         return advance(transaction, self._inputs(transaction), self._context.clock(), self._context.policy)
 
     def _inputs(self, transaction: Transaction) -> Sequence[Input]:
-        """One command by itself, or all the answers that are there: a command is checked against what is known."""
+        """One command alone, or else all the answers so far: a command is checked against the current state."""
         while self._commands:
             pending = self._commands.pop(0)
             reason = objection(transaction, pending.command)
@@ -174,7 +174,7 @@ class Run:
         return answers
 
     async def _save(self, step: Step) -> Transaction:
-        made = tuple(self.history)  # a call that ends while this is under way is left for the next save
+        made = tuple(self.history)  # a call that finishes during this save is left for the next one
         save = transactions.Save(before=self.saved, after=step.transaction, calls=made)
         before, self.saved = self.saved, await self._context.journal.write(transactions.save, save)
         del self.history[: len(made)]
@@ -197,7 +197,7 @@ class Run:
         self._context.waiters.show(transaction)
 
     async def _something(self, step: Step) -> None:
-        """Wait until an answer or a command is there, or until it is time to look again."""
+        """Wait for an answer, a command, or the step's wake-up time."""
         if not self._answers and not self._commands:
             self._arrived.clear()
             await wait_for_event(self._arrived, step.wake_at - self._context.clock())
@@ -207,20 +207,20 @@ class Run:
             answered, record = await self._context.caller.call(call, self._context.registry.target(call))
             self.history.append(record)
             self._context.metrics.observe_call(call.branch.participant, record)
-        except Exception as error:  # a call without an answer would be waited for for ever
+        except Exception as error:  # without an answer the run would wait for this call forever
             log.exception("event=call_broken transaction_id=%s branch=%s", call.transaction_id, call.branch.name)
             answered = Answered(
                 branch=call.branch.name,
                 operation=call.operation,
                 attempt=call.attempt,
                 answer=Answer.UNANSWERED,
-                error=f"the coordinator could not tell what came of the call ({type(error).__name__})",
+                error=f"the coordinator failed ({type(error).__name__}); its log has the details",
             )
         self._answers.append(answered)
         self._arrived.set()
 
     async def _leave(self) -> None:
-        """Stay until the calls under way have ended, so that no Cancel overtakes a Try of this very process."""
+        """Wait for the calls in progress, so that no Cancel overtakes a Try of the same process."""
         self._turn_away()
         while self._calls and not self._halted:
             await asyncio.wait(self._calls)
@@ -233,26 +233,26 @@ class Run:
                 log.warning("event=history_lost transaction_id=%s error=%s", self.saved.id, error.kind)
 
     def _turn_away(self) -> None:
-        """Take no commands any more, and send those that are there to whoever has the transaction next."""
+        """Accept no more commands; those that wait are issued again, to the next run of the transaction."""
         self.leaving = True
         for future in (*self._taken, *(pending.done for pending in self._commands)):
             if not future.done():
                 future.set_exception(RunEndedError())
 
     async def _set_aside(self) -> None:
-        """A broken invariant stops this one transaction: it is listed as hung, and looked at again later."""
+        """Stop a transaction whose invariant is broken, and no other: it is listed as hung and retried later."""
         after = broken(self.saved, self._context.clock(), self._context.policy)
         made = tuple(self.history)
         save = transactions.Save(before=self.saved, after=after, calls=made)
         try:
             await self._context.journal.write(transactions.save, save)
             del self.history[: len(made)]
-        except Exception as error:  # what broke may be what would have to be written
+        except Exception as error:  # the state itself may be what can't be written
             log.warning("event=set_aside_failed transaction_id=%s error=%s", self.saved.id, type(error).__name__)
 
 
 async def hand_over(context: Context, saved: Transaction, history: Sequence[CallRecord] = ()) -> None:
-    """Give the lease of a transaction back, so that whoever starts next need not wait for its end."""
+    """Release the lease of a transaction, so that the next process needn't wait for it to end."""
     if saved.finished:
         return
     after = replace(saved, wake_at=context.clock())

@@ -1,4 +1,4 @@
-"""Clients that wait for something to become true of a transaction. Changes nothing and reads through others."""
+"""Clients that wait until something is true of a transaction. Changes no transaction; looks them up by a callback."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,27 +9,27 @@ from app.protocol.values import Transaction
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """One client that waits; `seen` is what the transaction has become since it last looked."""
+    """One waiting client; `seen` is the transaction's newest state since it last looked."""
 
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     seen: Transaction | None = None
 
 
 class Waiters:
-    """All that wait in this process.
+    """All waiting clients of this process.
 
-    `find` looks a transaction up; `look_again_s` says after how many seconds to look again when nobody has said that
-    it has changed.
+    `find` looks a transaction up. `look_again_s` gives the number of seconds after which to look again without having
+    been woken.
     """
 
     def __init__(self, find: Callable[[str], Awaitable[Transaction]], look_again_s: Callable[[str], float]) -> None:
         self._find = find
         self._look_again_s = look_again_s
-        self._waiters: dict[str, dict[_Waiter, None]] = {}  # in the order of their coming
+        self._waiters: dict[str, dict[_Waiter, None]] = {}  # in order of arrival
         self._closed = False
 
     async def wait(self, transaction_id: str, awaited: Callable[[Transaction], bool], timeout_s: float) -> Transaction:
-        """The transaction as soon as `awaited` is true of it, or as it stands after `timeout_s` seconds.
+        """Wait until `awaited` is true of the transaction, or for `timeout_s` seconds, and return it as it stands then.
 
         Raises what `find` raises.
         """
@@ -53,18 +53,18 @@ class Waiters:
                 del self._waiters[transaction_id]
 
     def show(self, transaction: Transaction) -> None:
-        """The transaction has become this."""
+        """Give the transaction's new state to the clients that wait for it."""
         for waiter in self._waiters.get(transaction.id, ()):
             waiter.seen = transaction
             waiter.changed.set()
 
     def look_again(self, transaction_id: str) -> None:
-        """The transaction has changed: whoever waits for it looks it up."""
+        """The transaction has changed: the clients that wait for it look it up again."""
         for waiter in self._waiters.get(transaction_id, ()):
             waiter.changed.set()
 
     def close(self) -> None:
-        """Nobody waits any longer: everybody gets the transaction as it stands."""
+        """Stop all waiting: every client gets the transaction as it stands."""
         self._closed = True
         for waiters in self._waiters.values():
             for waiter in waiters:
@@ -72,7 +72,7 @@ class Waiters:
 
 
 async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for `event`; after `timeout_s` seconds it is set by this function. Costs a timer and cancels nothing."""
+    """Wait for `event`, and set it after `timeout_s` seconds. Cheaper than a timeout that cancels a task."""
     timer = asyncio.get_running_loop().call_later(max(0.0, timeout_s), event.set)
     try:
         await event.wait()

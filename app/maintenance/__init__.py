@@ -1,1 +1,1 @@
-"""Background work on what is finished. Nothing that is under way depends on it."""
+"""Background work on finished transactions. Nothing in progress depends on it."""

@@ -1,4 +1,4 @@
-"""Appends records to files as JSON lines, durably. What is exported and when is retention's affair."""
+"""Appends records to files as JSON lines, durably. Doesn't choose what to export, or when (retention.py does)."""
 
 import os
 import secrets
@@ -12,11 +12,11 @@ from app.protocol.values import CallRecord, Transaction
 from app.storage.purge import Record
 
 Render = Callable[[Transaction, Iterable[CallRecord]], Iterable[bytes]]
-"""The JSON of a record, in pieces and on one line."""
+"""Renders a record as JSON on one line, in pieces."""
 
 
 class Export:
-    """Appends records to a file of this process alone, a new one for each day (UTC)."""
+    """Appends records to a file that only this process writes; a new one for each day (UTC)."""
 
     def __init__(self, directory: Path, render: Render) -> None:
         self._directory = directory
@@ -24,7 +24,7 @@ class Export:
         self._process = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def append(self, records: Iterable[Record], at: float) -> None:
-        """Write a line for each record; returns when all are on the disk. Raises OSError, and leaves no half line."""
+        """Write a line for each record; returns when all are on disk. If it raises OSError, no partial line is left."""
         path = self._directory / f"transactions-{datetime.fromtimestamp(at, UTC):%Y-%m-%d}-{self._process}.jsonl"
         with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             whole = file.tell()
@@ -44,7 +44,7 @@ class Export:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a new file's name durable, too."""
+    """Make the new file's directory entry durable, too."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

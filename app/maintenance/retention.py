@@ -1,7 +1,7 @@
-"""Purges finished transactions once their retention is over, in small batches; exports them first where that is wanted.
+"""Purges finished transactions after their retention, in small batches, and exports them first if configured.
 
-Any number of replicas do this at once. What may be purged is said in purge.py. A record is deleted only when its line
-is durable in the export, so a crash in between exports it again: at least once, never not at all.
+Any number of replicas can do this at once. purge.py says what may be purged. A record is deleted only after its line is
+durable in the export, so that a crash in between exports it again: at least once.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from app.storage.purge import Purge, purge
 log = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 200
-"""Transactions looked at, and so purged, at once."""
+"""Maximum number of transactions that a batch looks at."""
 PAUSE_FACTOR: Final = 9.0
-"""After a batch it pauses for so many times as long as the batch took: a tenth of one connection, at the most."""
+"""The pause after a batch, as a multiple of its duration: purging takes at most a tenth of one connection."""
 PAUSE_MIN_S: Final = 0.02
 SWEEP_PAUSE_S: Final = 600.0
-"""From one sweep through all that is old enough to the next, in seconds."""
+"""Pause between two sweeps over all old transactions, in seconds."""
 RETRY_PAUSE_S: Final = 60.0
-"""After a batch that failed."""
+"""Pause after a failed batch, in seconds."""
 STOP_MAX_S: Final = 2.0
-"""How long a batch that is under way may take when the process stops."""
+"""How long a batch in progress may take when the process stops, in seconds."""
 DAY_S: Final = 86_400.0
 
 
 class Retention:
-    """Purges until it is stopped. `clock` gives seconds since the epoch; without an `export` nothing is kept."""
+    """Purges until it is stopped. `clock` gives seconds since the epoch. Without `export`, purged records are gone."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Retention:
         self._task = RepeatingTask("retention", self._round, failure_pause_s=RETRY_PAUSE_S, stop_max_s=STOP_MAX_S)
 
     async def run_once(self) -> bool:
-        """Purge one batch; returns whether there may be more to purge."""
+        """Purge one batch; returns whether there may be more."""
         now = self._clock()
         export = self._export
         batch = Purge(
@@ -74,7 +74,7 @@ class Retention:
             await self._task.start()
 
     async def stop(self) -> None:
-        """Let a batch that is under way come to its end, or it would be exported again."""
+        """Let a batch in progress finish; otherwise it would be exported again."""
         await self._task.stop()
 
     async def _round(self) -> float:
@@ -83,11 +83,11 @@ class Retention:
         try:
             more = await self.run_once()
         except StaleError:
-            log.info("event=purge_shared Another replica purges the same transactions.")
+            log.info("event=purge_shared Another replica is purging the same transactions; this one pauses.")
             return RETRY_PAUSE_S
         except (DatabaseError, OSError) as error:
             self._metrics.purge_failures.inc()
-            log.error("event=purge_failed error=%s", error)
+            log.error("event=purge_failed error=%s Nothing is lost; it is tried again in %.0f s.", error, RETRY_PAUSE_S)
             return RETRY_PAUSE_S
         except Exception:
             self._metrics.purge_failures.inc()

@@ -1,1 +1,1 @@
-"""The state machine: pure data in, pure data out. No I/O, no clock, no random source, no framework."""
+"""The state machine: pure data in, pure data out. No I/O, no clock, no randomness, no framework."""

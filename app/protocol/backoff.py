@@ -1,4 +1,4 @@
-"""Exponential back-off with full jitter, the same in every replay."""
+"""Exponential back-off with full jitter that is the same in every replay."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from app.protocol.values import Branch
 def back_off_s(transaction_id: str, branch: Branch, policy: Policy) -> float:
     """Exponential back-off with full jitter and a cap, for a branch that has failed `branch.failures` times.
 
-    The jitter is a hash of what is being repeated: evenly spread over transactions, and the same in every replay.
+    The jitter is a hash of what is retried: spread evenly over transactions, and the same in every replay.
     """
     exponent = min(branch.failures - 1, 32)
     ceiling_s = min(policy.retry_cap_s, policy.retry_base_s * 2.0**exponent)

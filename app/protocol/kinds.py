@@ -1,7 +1,6 @@
-"""The tables of the state machine: which operation a phase asks for, what an answer makes of it, and what follows
-from the decision.
+"""The tables of the state machine: which operation a phase asks for, where an answer leads, what a decision entails.
 
-TCC is the one kind of branch today. Pure data: steps.py applies it and nothing else does.
+TCC is the only kind of branch today. Pure data; only steps.py applies it.
 """
 
 from typing import Final
@@ -11,12 +10,12 @@ from holdfast.wire import Answer, Decision, Operation
 
 FOLLOWS: Final = {
     (Decision.CONFIRM, BranchPhase.HELD): BranchPhase.CONFIRMING,
-    (Decision.CANCEL, BranchPhase.PENDING): BranchPhase.CANCELLED,  # no Try was sent: no call
-    (Decision.CANCEL, BranchPhase.TRYING): BranchPhase.CANCELLING,  # an unanswered Try may have held
+    (Decision.CANCEL, BranchPhase.PENDING): BranchPhase.CANCELLED,  # no Try was sent, so no Cancel is needed
+    (Decision.CANCEL, BranchPhase.TRYING): BranchPhase.CANCELLING,  # an unanswered Try may have created a hold
     (Decision.CANCEL, BranchPhase.HELD): BranchPhase.CANCELLING,
     (Decision.CANCEL, BranchPhase.REFUSED): BranchPhase.CANCELLING,
 }
-"""(decision, phase of a branch with no call under way) → what the branch becomes once that is decided."""
+"""(decision, phase of a branch with no call in progress) → its phase after the decision."""
 
 ASKS: Final = {
     BranchPhase.PENDING: Operation.TRY,
@@ -24,17 +23,17 @@ ASKS: Final = {
     BranchPhase.CONFIRMING: Operation.CONFIRM,
     BranchPhase.CANCELLING: Operation.CANCEL,
 }
-"""Phase of a branch → the operation that it waits for; the others wait for nothing."""
+"""Phase of a branch → the operation that is outstanding; other phases have none."""
 
 ANSWERED: Final = {
     (Operation.TRY, Answer.SUCCEEDED): BranchPhase.HELD,
     (Operation.TRY, Answer.REFUSED): BranchPhase.REFUSED,
     (Operation.TRY, Answer.UNANSWERED): BranchPhase.TRYING,
     (Operation.CONFIRM, Answer.SUCCEEDED): BranchPhase.CONFIRMED,
-    (Operation.CONFIRM, Answer.REFUSED): BranchPhase.CONFIRMING,  # not done: hung at once, and repeated
+    (Operation.CONFIRM, Answer.REFUSED): BranchPhase.CONFIRMING,  # not done: hung at once, and still retried
     (Operation.CONFIRM, Answer.UNANSWERED): BranchPhase.CONFIRMING,
     (Operation.CANCEL, Answer.SUCCEEDED): BranchPhase.CANCELLED,
     (Operation.CANCEL, Answer.REFUSED): BranchPhase.CANCELLING,
     (Operation.CANCEL, Answer.UNANSWERED): BranchPhase.CANCELLING,
 }
-"""(operation, answer) → phase of the branch that was asked."""
+"""(operation, answer) → the branch's next phase."""

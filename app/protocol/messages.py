@@ -1,6 +1,6 @@
-"""What goes into the state machine and what comes out of it.
+"""Inputs and outputs of the state machine.
 
-Inputs are in the past tense (`Answered`), outputs in the imperative (`Call`). Values only; steps.py says what follows.
+Inputs are in the past tense (`Answered`), outputs in the imperative (`Call`). Values only; steps.py has the logic.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from holdfast.wire import Answer, Operation
 
 
 class Objection(StrEnum):
-    """Why a command can't be carried out; the value is the slug of the problem that a client gets."""
+    """Why a command can't be carried out; the value is the slug of the client's problem document."""
 
     ALREADY_DECIDED = "already-decided"
     ALREADY_FINISHED = "already-finished"
@@ -23,7 +23,7 @@ class Objection(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """Input: a call has ended. `result` is its JSON body, `error` says in words what was wrong."""
+    """Input: a call has finished. `result` is its JSON body, `error` describes a failure."""
 
     branch: str
     operation: Operation
@@ -37,7 +37,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested:
-    """Input: somebody wants the transaction aborted while it is undecided."""
+    """Input: an initiator or operator wants to cancel the transaction, which is possible while it is undecided."""
 
     code: ReasonCode = ReasonCode.REQUESTED
     detail: str | None = None
@@ -45,12 +45,12 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryRequested:
-    """Input: a person wants every waiting call made now, with the back-off starting over."""
+    """Input: an operator wants every outstanding call made now, with the back-off reset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchResolved:
-    """Input: a person settled this branch by hand."""
+    """Input: an operator has settled this branch by hand."""
 
     branch: str
     settled: Settled
@@ -64,7 +64,7 @@ Input = Answered | CancelRequested | RetryRequested | BranchResolved
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Output: send this. A Try is given up at `deadline` at the latest; the others only at the call's own timeout."""
+    """Output: make this call. A Try is abandoned at `deadline` at the latest; others only at the call's own timeout."""
 
     transaction_id: str
     branch: Branch
@@ -77,10 +77,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What follows: save (when `must_save`), send `calls`, come back with answers or at `wake_at`.
+    """What to do next: save (if `must_save`), make `calls`, and come back with their answers or at `wake_at`.
 
-    `rests` means that nothing is under way and nothing is due soon: the transaction is finished, or recovery picks
-    it up at `transaction.wake_at`.
+    `rests` means that no call is in progress and none is due soon: the transaction is finished, or recovery claims it
+    at `transaction.wake_at`.
     """
 
     transaction: Transaction

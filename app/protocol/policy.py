@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The timings of the protocol, in seconds, and the limit of attempts; section 6 of the contract."""
+    """The timings of the protocol in seconds, and its limit of attempts; docs/reference/protocol.md, section 6."""
 
     retry_base_s: float
     retry_cap_s: float
@@ -13,6 +13,6 @@ class Policy:
     hung_attempts: int
     hung_after_s: float
     lease_s: float
-    """How long a replica that works on a transaction may be silent before another takes it over."""
+    """Lease duration: after this much silence another replica takes a transaction over."""
     linger_s: float
-    """A pause up to this long is waited out in memory; a longer one is left to recovery."""
+    """Pauses up to this long are waited out in memory; longer ones are left to recovery."""

@@ -1,13 +1,13 @@
 """THE state machine of a transaction: pure data in, pure data out.
 
-Every transition of a transaction and of its branches is in this file and nowhere else. It knows no clock, no
-random source and no I/O: `now` comes in, and the jitter of a back-off is drawn from the identity of the call.
-It must stay importable with the standard library alone (and the words of `holdfast.wire`).
+Every transition of a transaction and its branches is in this file and nowhere else. It has no clock, no randomness and
+no I/O: `now` is an argument, and the jitter of a back-off is derived from the identity of the call. It must stay
+importable with the standard library alone (and the vocabulary of `holdfast.wire`).
 
     step = advance(transaction, inputs, now, policy)
 
-`step.transaction` is what has become of the transaction, `step.calls` what must be sent next, and
-`step.must_save` whether others must know before anything is sent. Section numbers refer to docs/reference/protocol.md.
+`step.transaction` is the transaction's new state, `step.calls` are the calls to make, and `step.must_save` says whether
+the state must be saved before they are made. Section numbers refer to docs/reference/protocol.md.
 """
 
 import math
@@ -44,15 +44,15 @@ from app.protocol.values import (
 from holdfast.wire import Answer, Decision, Operation
 
 HOLD_GUARD_MAX_S: Final = 5.0
-"""A hold counts as safe until a tenth of its TTL, and at most this many seconds, before its end."""
+"""A hold stops counting as safe a tenth of its TTL before it ends, but at most this many seconds before."""
 RETRY_AFTER_MAX_S: Final = 3600.0
-"""`Retry-After` is honoured up to here; a participant that says "in ten years" does not strand a transaction."""
+"""Upper bound for `Retry-After`, so that a participant that says "in ten years" doesn't strand a transaction."""
 
 
 def advance(transaction: Transaction, inputs: Sequence[Input], now: float, policy: Policy) -> Step:
-    """What becomes of `transaction` when `inputs` have arrived by `now`, and what must be done about it.
+    """The state of `transaction` after `inputs` have arrived by `now`, and what to do next.
 
-    Pure and total: late, duplicate and unexpected inputs change nothing (section 2, rule 7).
+    Pure and total: late, duplicate and unexpected inputs have no effect (section 2, rule 7).
     """
     after = transaction
     for each in inputs:
@@ -65,7 +65,7 @@ def advance(transaction: Transaction, inputs: Sequence[Input], now: float, polic
 
 
 def objection(transaction: Transaction, command: Command) -> Objection | None:
-    """Why `command` can't be carried out on `transaction` as it stands, or None when it can."""
+    """Why the state of `transaction` doesn't allow `command`, or None if it does."""
     match command:
         case CancelRequested():
             return Objection.ALREADY_DECIDED if transaction.decision is Decision.CONFIRM else None
@@ -83,9 +83,9 @@ def objection(transaction: Transaction, command: Command) -> Objection | None:
 
 
 def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
-    """The transaction set aside after a broken invariant: listed as hung, and tried again later.
+    """The transaction set aside after a broken invariant: listed as hung, and retried later.
 
-    Not before a lease has passed: a call of its own may still be under way, and no Cancel may overtake it.
+    Not before a lease has passed: one of its calls may still be in progress, and no Cancel may overtake it.
     """
     branches = [b if b.final else replace(b, hung_reason=HungReason.INTERNAL_ERROR) for b in transaction.branches]
     hung_since = now if transaction.hung_since is None else transaction.hung_since
@@ -122,7 +122,7 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
         or branch.calling is not answered.operation
         or branch.attempts(answered.operation) != answered.attempt
     ):
-        return transaction  # an answer to a question that nobody asks any more
+        return transaction  # an answer to a call that is no longer expected
     assert ASKS[branch.phase] is answered.operation, f"{branch.phase} does not ask for {answered.operation}"
     phase = ANSWERED[answered.operation, answered.answer]
     said: dict[str, Any] = {
@@ -147,7 +147,7 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
 
 
 def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, policy: Policy) -> float:
-    """When the hold stops being safe, counted from before the first Try left: section 2, rule 3."""
+    """When the hold stops counting as safe, measured from before the first Try was sent (section 2, rule 3)."""
     assert branch.tried_at is not None
     ttl_s = transaction.deadline - branch.tried_at + policy.hold_margin_s
     if answered.hold_ttl_s is not None:
@@ -197,7 +197,7 @@ def _decide(transaction: Transaction, now: float) -> Transaction:
         reason = Reason(
             code=ReasonCode.HOLD_EXPIRED,
             branch=expired.name,
-            detail="the participant's hold ran out before every branch held",
+            detail="the participant's hold expired before every branch held",
         )
         return _decided(transaction, Decision.CANCEL, reason, now)
     if all(b.phase is BranchPhase.HELD for b in transaction.branches):
@@ -208,8 +208,8 @@ def _decide(transaction: Transaction, now: float) -> Transaction:
 def _timed_out(transaction: Transaction) -> Reason:
     missing = next((b for b in transaction.branches if b.phase is not BranchPhase.HELD), None)
     if missing is None:
-        return Reason(code=ReasonCode.TIMED_OUT, detail="every branch held, but the deadline had passed")
-    detail = missing.last_error or "the Try was not answered in time"
+        return Reason(code=ReasonCode.TIMED_OUT, detail="every branch held, but only after the deadline")
+    detail = missing.last_error or "the Try was not answered by the deadline"
     return Reason(code=ReasonCode.TIMED_OUT, branch=missing.name, detail=detail)
 
 
@@ -228,7 +228,7 @@ def _follow_decision(transaction: Transaction, now: float) -> Transaction:
 
 
 def _follow(decision: Decision, branch: Branch) -> Branch:
-    """A branch turns to its Confirm or Cancel once its own Try call has ended (section 2, rule 6)."""
+    """A branch moves on to Confirm or Cancel once its own Try call has finished (section 2, rule 6)."""
     to = FOLLOWS.get((decision, branch.phase))
     if to is None or branch.calling is not None:
         return branch
@@ -252,7 +252,7 @@ def _call(transaction: Transaction, now: float, policy: Policy) -> tuple[Transac
 
 
 def _may_ask(transaction: Transaction, branch: Branch) -> bool:
-    """Whether this branch waits for an answer that somebody still wants, and is its turn."""
+    """Whether this branch has an outstanding operation that is still needed, and it is its turn."""
     if branch.phase not in ASKS:
         return False
     if ASKS[branch.phase] is not Operation.TRY:
@@ -284,7 +284,7 @@ def _asking(branch: Branch, operation: Operation, now: float) -> Branch:
 
 
 def _milliseconds_up(seconds: float) -> float:
-    """Rounded up, because a participant must not hold for less than is counted on."""
+    """Rounded up, because a participant must not hold for less time than the coordinator counts on."""
     return math.ceil(seconds * 1000) / 1000
 
 
@@ -315,11 +315,11 @@ def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transa
 
 
 def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) -> Branch:
-    """Mark a branch that a person should look at; once marked, it stays so until it is final."""
+    """Mark a branch that needs an operator's attention. The mark stays until the branch is final."""
     if branch.final:
         return branch
     confirming = transaction.decision is Decision.CONFIRM
-    if branch.last_answer is Answer.REFUSED:  # of Confirm or Cancel: a Try's answer is forgotten with its phase
+    if branch.last_answer is Answer.REFUSED:  # to a Confirm or Cancel: a Try's answer is cleared with its phase
         reason = HungReason.CONFIRM_REFUSED if confirming else HungReason.CANCEL_REFUSED
     elif branch.hung_reason in REFUSALS:
         return branch
@@ -353,7 +353,9 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
         after = replace(after, wake_at=due_at)
         return Step(transaction=after, calls=(), must_save=after != before, rests=True, wake_at=due_at)
     renew_before_s = policy.lease_s / 3
-    repeats = any(call.attempt > 1 for call in calls)  # whoever was overtaken finds out before it calls again
+    repeats = any(
+        call.attempt > 1 for call in calls
+    )  # a replica that lost its lease finds out before it repeats a call
     lease_ends = before.wake_at is None or before.wake_at - now <= renew_before_s
     must_save = repeats or lease_ends or _others_must_know(before, after)
     if must_save:
@@ -364,7 +366,7 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
 
 
 def _due_times(transaction: Transaction, now: float, policy: Policy) -> Iterable[float]:
-    """When something must happen even if no answer arrives."""
+    """When something is due even if no answer arrives."""
     for branch in transaction.branches:
         if branch.calling is None and _may_ask(transaction, branch):
             yield _due_at(branch, now)
@@ -378,7 +380,7 @@ def _due_times(transaction: Transaction, now: float, policy: Policy) -> Iterable
 
 
 def _others_must_know(before: Transaction, after: Transaction) -> bool:
-    """A crash may forget an answer, which can be asked again; it may not forget any of these."""
+    """A crash may lose an answer, because the call can be repeated. It may not lose any of these."""
     return before.decision is not after.decision or _known(before) != _known(after)
 
 

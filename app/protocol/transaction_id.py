@@ -1,6 +1,6 @@
-"""The ids of transactions: UUIDs of version 7 (RFC 9562, 5.7), so that the order of ids is the order of time.
+"""Transaction ids: UUIDs of version 7 (RFC 9562, 5.7), which sort by time.
 
-Pure: the time and the random bytes come in.
+Pure: the time and the random bytes are arguments.
 """
 
 import re
@@ -19,7 +19,7 @@ def new_id(now: float, entropy: bytes) -> str:
 
 
 def earliest_id(at: float) -> str:
-    """No transaction that began at this moment or later has an id below this one."""
+    """A lower bound for the ids of all transactions that begin at or after this time."""
     return _text(max(0, int(at * 1000)) << 80)
 
 

@@ -1,7 +1,6 @@
-"""The words and values of a transaction: what the state machine works on, the store keeps and the API shows.
+"""The values of a transaction: what the state machine works on, the database keeps and the API shows.
 
-Frozen data and what follows from it; no transition is made here (steps.py owns them all), and no I/O.
-Section numbers refer to docs/reference/protocol.md.
+Frozen data and properties derived from it. No transitions (steps.py owns them all) and no I/O.
 """
 
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from holdfast.wire import Answer, Decision, Operation
 
 
 class Phase(StrEnum):
-    """Where a transaction stands. It follows from the decision and from whether all branches are final."""
+    """Where a transaction stands; follows from its decision and whether all branches are final."""
 
-    TRYING = "trying"  # after a crash: recovery repeats the Trys, or cancels when the deadline has passed
-    CONFIRMING = "confirming"  # after a crash: recovery repeats the Confirms that were not acknowledged
-    CANCELLING = "cancelling"  # after a crash: recovery repeats the Cancels that were not acknowledged
+    TRYING = "trying"  # after a crash recovery repeats the Trys, or cancels after the deadline
+    CONFIRMING = "confirming"  # after a crash recovery repeats unacknowledged Confirms
+    CANCELLING = "cancelling"  # after a crash recovery repeats unacknowledged Cancels
     CONFIRMED = "confirmed"  # final
     CANCELLED = "cancelled"  # final
 
@@ -24,15 +23,15 @@ class Phase(StrEnum):
 class BranchPhase(StrEnum):
     """Where a branch stands."""
 
-    PENDING = "pending"  # certainly no Try was sent; recovery sends it, or cancels without a call
-    TRYING = "trying"  # a Try may have been sent; recovery repeats it under the same identity
-    HELD = "held"  # after a crash it may have been forgotten: then it is `trying` again, and asked again
-    REFUSED = "refused"  # moves on to cancelling in the same step
+    PENDING = "pending"  # no Try was sent; recovery sends it, or cancels without a call
+    TRYING = "trying"  # a Try may have been sent; recovery repeats it with the same identity
+    HELD = "held"  # a crash may lose this; then it is `trying` again, and the Try is repeated
+    REFUSED = "refused"  # becomes cancelling in the same step
     CONFIRMING = "confirming"  # recovery repeats the Confirm
     CONFIRMED = "confirmed"  # final
     CANCELLING = "cancelling"  # recovery repeats the Cancel
     CANCELLED = "cancelled"  # final
-    RESOLVED = "resolved"  # final: a person settled it by hand
+    RESOLVED = "resolved"  # final: an operator settled it by hand
 
 
 FINAL: Final = frozenset({BranchPhase.CONFIRMED, BranchPhase.CANCELLED, BranchPhase.RESOLVED})
@@ -49,14 +48,14 @@ PHASE_OF: Final = {
 
 
 class TryOrder(StrEnum):
-    """Whether all Trys leave at once, or each when the one before it holds."""
+    """Whether all Trys start at once, or each when the one before it holds."""
 
     PARALLEL = "parallel"
     SEQUENTIAL = "sequential"
 
 
 class ReasonCode(StrEnum):
-    """Why a transaction was cancelled, or ended as it did."""
+    """Why a transaction was cancelled, or has the outcome that it has."""
 
     REFUSED = "refused"
     TIMED_OUT = "timed_out"
@@ -66,28 +65,28 @@ class ReasonCode(StrEnum):
 
 
 class HungReason(StrEnum):
-    """Why a branch needs a person's attention."""
+    """Why a branch needs an operator's attention."""
 
     CONFIRM_REFUSED = "confirm_refused"
     CONFIRM_UNANSWERED = "confirm_unanswered"
     CANCEL_REFUSED = "cancel_refused"
     CANCEL_UNANSWERED = "cancel_unanswered"
-    INTERNAL_ERROR = "internal_error"  # an invariant of the coordinator itself broke: its log says which
+    INTERNAL_ERROR = "internal_error"  # a broken invariant of the coordinator; its log says which
 
 
 REFUSALS: Final = frozenset({HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED})
-"""A participant said no to what is decided; later silence does not take that back."""
+"""The participant refused what was decided; later silence doesn't change this reason."""
 
 
 class Settled(StrEnum):
-    """What a person found, or made, of a branch."""
+    """How an operator settled a branch."""
 
     CONFIRMED = "confirmed"
     CANCELLED = "cancelled"
 
 
 class Outcome(StrEnum):
-    """How a transaction ended; `mixed` only when a person resolved a branch against the decision."""
+    """How a transaction ended; `mixed` only if an operator resolved a branch against the decision."""
 
     CONFIRMED = "confirmed"
     CANCELLED = "cancelled"
@@ -96,7 +95,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why a transaction ended as it did: which branch, and in whose words."""
+    """Why a transaction ended as it did; `detail` is the participant's or operator's text."""
 
     code: ReasonCode
     branch: str | None = None
@@ -115,7 +114,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints:
-    """The three URLs of a branch that names no registered participant."""
+    """The URLs of a branch without a registered participant."""
 
     try_url: str
     confirm_url: str
@@ -126,9 +125,9 @@ class Endpoints:
 class Branch:
     """One participant's part of a transaction.
 
-    `failures` counts what went unacknowledged since the phase began and drives the back-off. `tried_at` is the
-    moment before the first Try left: a hold's TTL is counted from there. `calling` is what is under way at this
-    moment; it is never stored, because after a crash nothing is.
+    `failures` counts failed calls since the phase began, and drives the back-off. `tried_at` is the time before the
+    first Try was sent, from which a hold's TTL is measured. `calling` is the operation in progress; it is never stored,
+    because nothing is in progress after a crash.
     """
 
     name: str
@@ -171,9 +170,9 @@ class Branch:
 class Transaction:
     """One global transaction. Times are seconds since the epoch on the coordinator's clock.
 
-    `traceparent` is what the initiator sent (W3C Trace Context): participants are called in its trace. `version` is
-    what the store expects to find when it saves; `wake_at` is the promise to be back: once it has
-    passed, any replica may take the transaction over. None when finished.
+    `traceparent` is the initiator's (W3C Trace Context), and participants are called in that trace. A save expects to
+    find `version` in the database. `wake_at` is when the lease ends, or when the next step is due: from then on any
+    replica may take the transaction over. None when finished.
     """
 
     id: str
@@ -210,7 +209,7 @@ class Transaction:
 
     @property
     def hung_reason(self) -> HungReason | None:
-        """The reason of the first branch that hangs, refusals before silence."""
+        """The reason of the first hung branch; refusals come before silence."""
         reasons = [b.hung_reason for b in self.branches if b.hung_reason]
         return next((r for r in reasons if r in REFUSALS), reasons[0] if reasons else None)
 
@@ -225,7 +224,7 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """One call to a participant, as the history keeps it. `started_at` in seconds since the epoch."""
+    """One call to a participant in the history. `started_at` is in seconds since the epoch."""
 
     transaction_id: str
     branch: str

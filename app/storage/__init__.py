@@ -1,1 +1,1 @@
-"""The database: every table, every statement, and the two ways to run them. No transition of the protocol here."""
+"""The database: every table, every statement, and the ways to run them. No transitions of the protocol here."""

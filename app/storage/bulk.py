@@ -1,7 +1,7 @@
-"""Many rows in one statement: what a batch of writes costs is the number of its statements, most of all on PostgreSQL.
+"""Many rows in one statement: the cost of a batch is the number of its statements, above all on PostgreSQL.
 
-There all rows go over as one JSON array, which costs a seventh of what as many statements do. Elsewhere the driver
-repeats the statement for each row. Knows no table and no intent (the modules named after tables have them).
+There all rows are sent as one JSON array, at a seventh of the cost of one statement per row. On other databases the
+driver repeats the statement for each row. Independent of tables; the modules named after tables use this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from sqlalchemy import Connection, Insert, Table, TextClause, Update, bindparam,
 from sqlalchemy.dialects import postgresql
 
 EXPECTED: Final = "expected_"
-"""What the columns by which `update_all` finds its rows are called in them: `expected_id`, `expected_version`."""
+"""Prefix of the columns by which `update_all` finds its rows: `expected_id`, `expected_version`."""
 
 
 def insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that all have the same columns; none is as good as any."""
+    """Insert rows, which must all have the same columns; there may be none."""
     if not rows:
         return
     if connection.dialect.name == "postgresql":
@@ -27,7 +27,7 @@ def insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str,
 
 
 def update_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Update for each row the one that its columns named `expected_…` find; returns how many were found."""
+    """For each given row, update the row that its `expected_…` columns match; returns how many matched."""
     names = tuple(rows[0])
     if connection.dialect.name == "postgresql":
         return connection.execute(_update(table, names), {"rows": _as_json(rows)}).rowcount
@@ -48,7 +48,9 @@ def _updating(table: Table, names: tuple[str, ...]) -> Update:
 
 
 def _as_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    return to_json(rows, inf_nan_mode="constants").decode()  # which PostgreSQL refuses, rather than a null
+    return to_json(
+        rows, inf_nan_mode="constants"
+    ).decode()  # PostgreSQL refuses NaN and Infinity, rather than storing null
 
 
 @cache

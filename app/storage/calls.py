@@ -12,24 +12,24 @@ from holdfast.wire import Answer, Operation
 
 
 def add_calls(connection: Connection, items: Sequence[tuple[CallRecord, ...]]) -> list[None]:
-    """Add calls to the history that ended after their transaction was last saved by whoever made them."""
+    """Add calls to the history that finished after the process that made them last saved the transaction."""
     insert_calls(connection, [call for calls_made in items for call in calls_made])
     return [None] * len(items)
 
 
 def insert_calls(connection: Connection, made: Sequence[CallRecord]) -> None:
-    """Insert the rows of these calls, within somebody else's write."""
+    """Insert the rows of these calls, as part of another write."""
     insert_all(connection, calls, [_call_row(call) for call in made])
 
 
 def list_calls(connection: Connection, transaction_id: str, limit: int, after_id: int) -> list[tuple[int, CallRecord]]:
-    """The calls of a transaction, oldest first, from `after_id` on (exclusive), each with its id."""
+    """The calls of a transaction after `after_id`, oldest first, each with its id."""
     query = select(calls).where(calls.c.transaction_id == transaction_id, calls.c.id > after_id)
     return [(row.id, call_record(row)) for row in connection.execute(query.order_by(calls.c.id).limit(limit))]
 
 
 def call_record(row: Row[Any]) -> CallRecord:
-    """The call that a row of `calls` stands for."""
+    """The call that a row of `calls` represents."""
     return CallRecord(
         transaction_id=row.transaction_id,
         branch=row.branch,

@@ -1,21 +1,21 @@
-"""Engines as the coordinator needs them: drivers, time limits and durability of each supported database."""
+"""Engines configured for the coordinator: drivers, time limits and durability of each supported database."""
 
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 
 READERS: Final = 4
-"""Threads that read, each with a connection of its own."""
+"""Number of reading threads, each with its own connection."""
 SQLITE_BUSY_S: Final = 10
-"""How long SQLite waits for another process's lock before it gives up, in seconds."""
+"""How long SQLite waits for another process's lock, in seconds."""
 CONNECT_TIMEOUT_S: Final = 5
 """How long PostgreSQL may take to accept a connection, in seconds."""
 SILENCE_MAX_S: Final = 10
-"""A connection whose peer acknowledges nothing for so long is given up: a black hole must not hold the writer."""
+"""A connection whose peer acknowledges nothing for this long is closed: a dead network must not block the writer."""
 LOCK_WAIT_MAX_S: Final = 3
-"""How long a statement waits for another's lock: one writer serves everybody and must not be held up by one row."""
+"""How long a statement waits for a lock: the only writer must not be blocked by one row."""
 STATEMENT_MAX_S: Final = 10
-"""How long a statement may take, and how long a transaction of a frozen process keeps its locks."""
+"""How long a statement may take, and how long a frozen process can keep its locks."""
 
 _DRIVERS: Final = {
     "sqlite": "sqlite",
@@ -27,30 +27,32 @@ _DRIVERS: Final = {
 
 
 def normal_url(database_url: str) -> URL:
-    """The URL with the driver that is installed, whatever driver it named.
+    """The URL with the installed driver, whatever driver it names.
 
-    Raises ValueError when the database is not one that Holdfast speaks to.
+    Raises ValueError if the database is not supported.
     """
     try:
         url = make_url(database_url)
-    except ValueError:  # its message would quote what stands where the port should: of a password with an @, the rest
-        raise ValueError("HOLDFAST_DATABASE_URL: not a URL; %-encode @, : and / in a name or password") from None
+    except ValueError:  # its message would quote part of a password that contains an @
+        raise ValueError(
+            "HOLDFAST_DATABASE_URL: not a valid URL; %-encode @, : and / in the user name and password"
+        ) from None
     backend = url.drivername.partition("+")[0]
     if backend not in _DRIVERS:
         known = "sqlite:///…, postgresql://… or mysql://…"
-        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend} is not supported; use {known}")
+        raise ValueError(f"HOLDFAST_DATABASE_URL: {backend!r} is not supported; use {known}")
     return url.set(drivername=_DRIVERS[backend])
 
 
 def is_embedded(database_url: str) -> bool:
-    """Whether the database is a file of this process's own (SQLite)."""
+    """Whether the database is a file that this process alone uses (SQLite)."""
     return normal_url(database_url).get_backend_name() == "sqlite"
 
 
 def make_engine(database_url: str, *, patient: bool = False) -> Engine:
-    """An engine as the coordinator needs it; on SQLite durable (synchronous=FULL) and with one writer at a time.
+    """An engine for the coordinator; on SQLite durable (synchronous=FULL), with one writer at a time.
 
-    With a `patient` one statements may take as long as they like: a migration does.
+    A `patient` engine has no time limits on statements and locks; migrations use it.
     """
     url = normal_url(database_url)
     backend = url.get_backend_name()
@@ -82,11 +84,11 @@ def _postgresql_arguments(patient: bool) -> dict[str, Any]:
 
 
 def _mysql_arguments(patient: bool) -> dict[str, Any]:
-    """Whatever the server's defaults are: all of Unicode, nothing cut off silently, no gap locks."""
+    """Independent of the server's defaults: all of Unicode, no silent truncation, no gap locks."""
     connect_args = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "write_timeout": SILENCE_MAX_S,
-        "read_timeout": None if patient else STATEMENT_MAX_S + CONNECT_TIMEOUT_S,  # the server's own limit comes first
+        "read_timeout": None if patient else STATEMENT_MAX_S + CONNECT_TIMEOUT_S,  # longer than the server's own limit
         "charset": "utf8mb4",
         "sql_mode": "STRICT_ALL_TABLES",
     }
@@ -94,17 +96,17 @@ def _mysql_arguments(patient: bool) -> dict[str, Any]:
 
 
 def _connect_mysql(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-    """The driver takes what stands after the URL's `?` for arguments, and doesn't say whose they are."""
+    """Name the setting when the URL has an option that the driver doesn't know."""
     try:
         return dialect.connect(*arguments, **options)
     except TypeError as error:
-        raise ValueError(f"HOLDFAST_DATABASE_URL: {error}") from None
+        raise ValueError(f"HOLDFAST_DATABASE_URL: the driver doesn't accept an option after the `?`: {error}") from None
 
 
 def _limit_mysql(connection: Any, _record: Any) -> None:
-    """Set what this server has of limits, and that on a Galera node each transaction sees all that went before it.
+    """Set the limits that this server has, and have each transaction on a Galera node see all earlier ones.
 
-    MySQL bounds reads alone, and what a frozen process has locked only by how long its connection is idle.
+    MySQL can limit reads only; the locks of a frozen process end with the idle timeout of its connection.
     """
     limits = {
         "innodb_lock_wait_timeout": LOCK_WAIT_MAX_S,
@@ -134,7 +136,7 @@ def _sqlite_engine(url: URL) -> Engine:
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # BEGIN is ours: the driver would begin too late, and never IMMEDIATE
+    connection.isolation_level = None  # we send BEGIN: the driver would send it too late, and never IMMEDIATE
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")

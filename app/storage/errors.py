@@ -1,6 +1,6 @@
-"""What can go wrong in storage, in its own words: no other room knows the errors of SQLAlchemy or of a driver.
+"""The errors of storage. No other package sees those of SQLAlchemy or of a driver.
 
-`translated` is applied once, where a read or a write leaves this package. No SQL here.
+`translated` is applied once, where a read or write leaves this package. No SQL here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,32 +12,32 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 
 class DatabaseError(Exception):
-    """A read or a write failed in the database; `__cause__` is the error of SQLAlchemy."""
+    """A read or write failed; `__cause__` is SQLAlchemy's error."""
 
     @property
     def kind(self) -> str:
-        """The name of the underlying error's class: it says what happened without quoting statements or values."""
+        """The class name of the underlying error, which tells what happened without quoting statements or values."""
         return type(self.__cause__ or self).__name__
 
 
 class DatabaseUnavailableError(DatabaseError):
-    """The database is out of reach, overloaded or locked, and later it may work. A write may be durable or not."""
+    """The database is unreachable, overloaded or locked. A write may or may not be durable; a retry may succeed."""
 
 
 class DuplicateKeyError(DatabaseError):
-    """A unique key was taken, by a write that was committed at the same moment. Nothing was written."""
+    """A concurrent write has taken the same unique key. Nothing was written."""
 
 
 class JournalClosedError(DatabaseUnavailableError):
-    """The journal was closed before this read or write was done."""
+    """The journal was closed before this read or write."""
 
 
 class StaleError(Exception):
-    """Somebody else has written this transaction since it was read: whoever gets this must stop."""
+    """Another process has written this transaction since it was read. The caller must stop working on it."""
 
 
 class UnreadableRowError(Exception):
-    """This version can't read a row of `transactions`; the message begins with the row's id."""
+    """This version can't read a row of `transactions`. The message starts with the row's id."""
 
 
 class ConcurrentWriteError(Exception):
@@ -45,17 +45,17 @@ class ConcurrentWriteError(Exception):
 
 
 class RetryWithError(Exception):
-    """Raised by a write function: undo the batch, and write these items with `function`, which is slower but surer."""
+    """Raised by a write function to have the batch retried with `function`, which is slower but safer."""
 
     def __init__(self, function: Callable[..., Sequence[Any]], message: str) -> None:
         super().__init__(message)
         self.function = function
         self.raised_by: Callable[..., Sequence[Any]] | None = None
-        """The write function that raised this; the journal sets it, because it made the call."""
+        """The write function that raised this; set by the journal."""
 
 
 def translated(error: BaseException) -> BaseException:
-    """The error that other rooms see; anything that is not the database's comes back as it is."""
+    """The error that other packages see. Errors that don't come from the database are returned unchanged."""
     meaning: DatabaseError
     match error:
         case IntegrityError():
@@ -72,7 +72,7 @@ def translated(error: BaseException) -> BaseException:
 
 @contextmanager
 def translating() -> Iterator[None]:
-    """Raise errors of the database in the words of this module."""
+    """Translate the errors of the database."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -80,6 +80,6 @@ def translating() -> Iterator[None]:
 
 
 def _message(error: SQLAlchemyError) -> str:
-    """In the driver's words: SQLAlchemy's own text quotes the statement and its values."""
+    """The driver's message: SQLAlchemy's own quotes the statement and its values."""
     words = error.orig if isinstance(error, DBAPIError) else error
     return f"{type(error).__name__}: {words}"

@@ -1,4 +1,4 @@
-"""SQL expressions over `transactions` that several statements share, and the limit on the bytes read at once."""
+"""SQL expressions on `transactions` that several statements share, and the limit on the bytes read at once."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from app.storage.tables import transactions
 
 
 class octet_length(GenericFunction[int]):
-    """How many bytes a text takes."""
+    """The size of a text in bytes."""
 
     type = Integer()
     inherit_cache = True
@@ -22,24 +22,24 @@ class octet_length(GenericFunction[int]):
 
 @compiles(octet_length, "sqlite")
 def _octet_length_sqlite(element: octet_length, compiler: SQLCompiler, **options: Any) -> str:
-    """SQLite has the function since 3.43 only."""
+    """SQLite has this function only since 3.43."""
     return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
 
 
 DOCUMENT_BYTES: Final = octet_length(transactions.c.definition) + octet_length(transactions.c.state)
-"""The size of a row's documents: what it costs to read it."""
+"""The size of a row's documents, which is what reading it costs."""
 IS_HUNG: Final = transactions.c.hung_since.is_not(None)
 IS_UNDER_WAY: Final = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_since.is_(None))
 UNFINISHED: Final = (IS_UNDER_WAY, IS_HUNG)
-"""The two conditions that together select what is not finished; each has an index of its own."""
+"""The two conditions that together select unfinished transactions; each has its own index."""
 READ_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Maximum size of the documents that are read at once; a page of a list ends early when its own are larger."""
+"""Maximum size of the documents read at once; a page of a list ends early if its documents are larger."""
 
 
 def within_read_limit(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-    """The first of `rows` whose documents together fit into READ_BYTES_MAX; DOCUMENT_BYTES come first in each.
+    """The first `rows` whose documents together fit into READ_BYTES_MAX, but at least one row.
 
-    The first row always fits.
+    The first column of each row must be DOCUMENT_BYTES.
     """
     totals = list(accumulate(row[0] for row in rows))
     return rows[: max(1, bisect_right(totals, READ_BYTES_MAX))]

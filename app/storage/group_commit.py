@@ -1,11 +1,11 @@
-"""Group commit for writes, and a small pool of threads for reads.
+"""Group commit for writes, and a small thread pool for reads.
 
-Writes that wait at the same moment share one database transaction, made in one thread; a caller goes on only when its
-write is durable. A write that fails fails its own caller and not the batch. What is written is not known here: a write
-is a function of a connection and of all the items that wait for it (the modules named after tables have them).
+Writes that wait at the same time share one database transaction in one thread. A caller continues only when its write
+is durable. A failing write fails its own caller, not the batch. This module doesn't know what is written: a write is a
+function of a connection and of all the items that wait for it (the modules named after tables have them).
 
-SQL runs in threads and never on the event loop, so that no connection is held across an await. Errors leave this
-module in the words of errors.py.
+SQL runs in threads and never on the event loop, so that no connection is held across an await. Errors are translated
+(errors.py) when they leave this module.
 """
 
 import asyncio
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 BATCH_MAX: Final = 256
 """Maximum number of writes that share one database transaction."""
 CLOSE_MAX_S: Final = 15.0
-"""How long closing waits for the writes that are under way."""
+"""How long closing waits for writes in progress, in seconds."""
 RETRIES_MAX: Final = 5
-"""How often a batch that the database rolled back in favour of a concurrent transaction is retried at once."""
+"""Maximum immediate retries of a batch that the database rolled back in favour of a concurrent transaction."""
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
-"""SQLSTATE of serialization failure (MySQL's deadlocks and Galera's conflicts have it too) and of a deadlock."""
+"""SQLSTATEs of serialization failures (also MySQL's deadlocks and Galera's conflicts) and of deadlocks."""
 _WAITED_TOO_LONG: Final = frozenset({"55P03", "57014", "HY000", "70100"})
-"""SQLSTATE of lock_not_available and query_canceled, and the two that MySQL has for such and other troubles."""
+"""SQLSTATEs of lock_not_available and query_canceled, and the two that MySQL uses for these and other errors."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -43,7 +43,7 @@ WriteFunction = Callable[[Connection, Sequence[_Item]], Sequence[_Result]]
 
 @dataclass(slots=True)
 class PendingWrite:
-    """A write that waits for its commit, and who waits for it."""
+    """A write that waits for its commit, and the future of its caller."""
 
     function: WriteFunction[Any, Any]
     item: Any
@@ -52,7 +52,7 @@ class PendingWrite:
 
 
 class CommitFailedError(Exception):
-    """COMMIT failed: the batch may be durable or not, and nobody may take it for either."""
+    """COMMIT failed: the batch may or may not be durable, and nobody may assume either."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -60,7 +60,7 @@ class CommitFailedError(Exception):
 
 
 class Journal:
-    """Runs reads and writes against one database. Open it with the application, close it last."""
+    """Runs reads and writes on one database. Open it first and close it last."""
 
     def __init__(self, database_url: str) -> None:
         self.engine = make_engine(database_url)
@@ -72,9 +72,9 @@ class Journal:
         self._writer.start()
 
     async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
-        """Have `function(connection, items)` run with this item among others, and return this item's result.
+        """Run `function(connection, items)` with this item among others, and return this item's result.
 
-        Returns when the result is durable. Raises what the function raised for this item alone, and JournalClosedError.
+        Returns once the result is durable. Raises what the function raised for this item, or JournalClosedError.
         """
         if self._closed:
             raise JournalClosedError
@@ -84,9 +84,9 @@ class Journal:
         return await future
 
     async def write_apart(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
-        """As `write`, but nobody waits for it: in a database transaction of its own, beside the writer's.
+        """As `write`, but in its own database transaction, so that other writes don't wait for it.
 
-        On SQLite, where only one can write at a time, it goes along with the others.
+        On SQLite, which has one writer at a time, it joins the other writes.
         """
         if self.engine.dialect.name == "sqlite":
             return await self.write(function, item)
@@ -102,7 +102,7 @@ class Journal:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, function, args)
 
     async def close(self) -> None:
-        """Finish the writes that wait, then let go of the database."""
+        """Finish the waiting writes, then disconnect from the database."""
         self._closed = True
         self._queue.put(None)
         await asyncio.to_thread(self._writer.join, CLOSE_MAX_S)
@@ -125,7 +125,7 @@ class Journal:
             return function(connection, [item])[0]
 
     def commit(self, batch: list[PendingWrite]) -> list[Any]:
-        """Write a batch, in the calling thread; the results in its order, an exception for each write that failed."""
+        """Write a batch in the calling thread; returns results in order, an exception for each failed write."""
         return [translated(each) if isinstance(each, Exception) else each for each in self._outcomes(batch)]
 
     def _write_until_closed(self) -> None:
@@ -136,7 +136,7 @@ class Journal:
                 deliver(batch, self.commit(batch))
 
     def _next_batch(self) -> tuple[list[PendingWrite], bool]:
-        """Wait for one write, and take along all that wait behind it."""
+        """Wait for one write, and take all that are queued behind it."""
         batch: list[PendingWrite] = []
         while len(batch) < BATCH_MAX:
             try:
@@ -149,7 +149,7 @@ class Journal:
         return batch, False
 
     def _outcomes(self, batch: list[PendingWrite], *, again: bool = False) -> list[Any]:
-        """As `commit`, in SQLAlchemy's words: what is to be done about an error depends on its SQLSTATE."""
+        """As `commit`, but with SQLAlchemy's errors, whose SQLSTATE decides what to do."""
         try:
             return self._commit_with_retries(batch)
         except CommitFailedError as failed:
@@ -158,17 +158,19 @@ class Journal:
             return self._outcomes([_with_the_surer_function(write, retry) for write in batch])
         except Exception as error:
             if not again and _was_cut_off(error):
-                return self._outcomes(batch, again=True)  # while the connection lay in the pool; nothing was committed
+                return self._outcomes(batch, again=True)  # the connection died in the pool; nothing was committed
             if len(batch) == 1:
                 return [error]
-        except BaseException as error:  # a panic in an extension: whatever it is, the writer must live on
+        except BaseException as error:  # such as a panic in an extension; the writer must survive
             log.exception("event=write_panicked writes=%d", len(batch))
             return [RuntimeError(f"{type(error).__name__}: {error}")] * len(batch)
         results: list[Any] = []
         for position, write in enumerate(batch):
             results += self._outcomes([write])
             if _is_out_of_reach(results[-1]):
-                return results + [results[-1]] * (len(batch) - position - 1)  # no database: no use in asking on
+                return results + [results[-1]] * (
+                    len(batch) - position - 1
+                )  # the database is gone: don't try the others
         return results
 
     def _commit_with_retries(self, batch: list[PendingWrite]) -> list[Any]:
@@ -204,7 +206,7 @@ class Journal:
             try:
                 transaction.commit()
             except Exception as error:
-                connection.invalidate()  # on SQLite it would still be in the transaction, and hold the lock
+                connection.invalidate()  # on SQLite it would stay in the transaction and hold the lock
                 if _was_rolled_back(error):
                     raise
                 raise CommitFailedError(error) from error
@@ -216,38 +218,38 @@ def _with_the_surer_function(write: PendingWrite, retry: RetryWithError) -> Pend
 
 
 def _was_cut_off(error: Exception) -> bool:
-    """Whether the connection was found dead: all of the pool have been replaced then, and asking again is worth it."""
+    """Whether the connection was found dead. The whole pool has been replaced then, so a retry is worthwhile."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _is_out_of_reach(result: Any) -> bool:
-    """Whether a write failed for want of a database, not because somebody else holds what it needs."""
+    """Whether a write failed because the database is unreachable, and not because of a lock or conflict."""
     if not isinstance(result, (OperationalError, InterfaceError)):
         return False
     return getattr(result.orig, "sqlstate", None) not in _WAITED_TOO_LONG | _ROLLED_BACK
 
 
 def _was_rolled_back(error: Exception) -> bool:
-    """Whether it was rolled back in favour of others: nothing is there, even if the database said so on commit."""
+    """Whether the batch was rolled back in favour of another transaction: nothing is durable, even if COMMIT failed."""
     if isinstance(error, DBAPIError):
         return getattr(error.orig, "sqlstate", None) in _ROLLED_BACK
     return isinstance(error, ConcurrentWriteError)
 
 
 def deliver(batch: list[PendingWrite], results: list[Any]) -> None:
-    """Wake the callers, once for all those of one event loop."""
+    """Wake the callers, with one wake-up for each event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
     for write, result in zip(batch, results, strict=True):
         by_loop.setdefault(write.loop, []).append((write.future, result))
     for loop, answers in by_loop.items():
         try:
             loop.call_soon_threadsafe(settle, answers)
-        except RuntimeError:  # the loop has been closed; its callers are gone
+        except RuntimeError:  # the event loop is closed, and its callers are gone
             log.warning("event=journal_caller_gone writes=%d", len(answers))
 
 
 def settle(answers: list[tuple["asyncio.Future[Any]", Any]]) -> None:
-    """Give each future its result, or raise it there; futures that nobody waits for any more are left alone."""
+    """Set the result or exception of each future, except those that are already done."""
     for future, result in answers:
         if future.done():
             continue

@@ -1,4 +1,4 @@
-"""The statements on `hung_branches`: one row for a branch as long as it is hung, for totals without documents."""
+"""The statements on `hung_branches`: a row for each hung branch, so that totals don't need to read documents."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from app.storage.tables import hung_branches
 
 
 def replace_changed(connection: Connection, steps: Sequence[tuple[Transaction, Transaction]]) -> None:
-    """Write the rows of the transactions whose hung branches differ before and after: few do, so most cost nothing."""
+    """Update the rows of transactions whose hung branches have changed; most steps change none and cost nothing."""
     changed = [after for before, after in steps if _rows(before) != _rows(after)]
     if not changed:
         return

@@ -1,4 +1,4 @@
-"""Rows of `transactions` as values of the protocol, and back. No SQL, and no transition of the protocol."""
+"""Maps rows of `transactions` to values of the protocol, and back. No SQL and no transitions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,13 +22,13 @@ from holdfast.wire import Answer, Decision
 
 
 def definition_of(transaction: Transaction) -> str:
-    """The JSON of what never changes and is not searched."""
+    """The JSON document of everything that never changes and isn't searched."""
     branches = [_definition(branch) for branch in transaction.branches]
     return to_json({"traceparent": transaction.traceparent, "branches": branches}).decode()
 
 
 def changing_columns(transaction: Transaction) -> dict[str, Any]:
-    """The columns that a save writes, but for the version."""
+    """The columns that a save writes, except the version."""
     return {
         "phase": transaction.phase.value,
         "decision": transaction.decision.value,
@@ -42,7 +42,7 @@ def changing_columns(transaction: Transaction) -> dict[str, Any]:
 
 
 def transaction_of(row: Mapping[Any, Any]) -> Transaction:
-    """The value that a row of `transactions` stands for. Nothing is under way in it. Raises UnreadableRowError."""
+    """The transaction that a row represents, with no calls in progress. Raises UnreadableRowError."""
     try:
         return _transaction(row)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -108,7 +108,7 @@ _STATE_TYPES: dict[str, Callable[[Any], Any]] = {"phase": BranchPhase, "last_ans
 
 
 def _branch_state(branch: Branch) -> dict[str, Any]:
-    """The fields that have a value; `calling` is left out, because after a crash nothing is under way."""
+    """The fields that have a value. `calling` is left out, because no call is in progress after a crash."""
     state = {field: value for field in _STATE_FIELDS if (value := getattr(branch, field)) is not None}
     state |= {field: value for field in _COUNTERS if (value := getattr(branch, field))}
     if branch.resolution is not None:

@@ -1,4 +1,4 @@
-"""The statements on `transaction_participants`: which registered participants a transaction has."""
+"""The statements on `transaction_participants`: the registered participants of each transaction."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def insert(connection: Connection, of: Sequence[Transaction]) -> None:
 
 
 def remove(connection: Connection, of: Sequence[Transaction]) -> None:
-    """Delete the memberships of these transactions, one statement for each participant: the key begins with it."""
+    """Delete the memberships of these transactions, one statement per participant, because it leads the key."""
     ids: dict[str, list[str]] = defaultdict(list)
     for row in memberships(of):
         ids[row["participant"]].append(row["transaction_id"])

@@ -1,6 +1,6 @@
-"""The schema's version: bring a database to it, or find out whether it is there.
+"""The schema version: migrates a database, and checks whether it is current.
 
-The migrations themselves are in alembic/. Runs before the journal is opened; nothing else changes the schema.
+The migrations themselves are in alembic/. Runs before the journal is opened. Nothing else changes the schema.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ ONE_AT_A_TIME: Final = {
     "postgresql": "SELECT pg_advisory_lock(727565)",
     "mysql": "SELECT GET_LOCK(CONCAT('holdfast-migrate-', MD5(DATABASE())), 86400)",
 }
-"""Waits until nobody else migrates this database; the lock goes with the connection. SQLite has one writer anyway."""
+"""Waits until no other process migrates this database; the connection holds the lock. SQLite has one writer anyway."""
 MIGRATE_COMMAND: Final = "python -m app migrate"
 _ROOT = Path(__file__).parents[2]
 
 
 def migrate(database_url: str) -> None:
-    """Bring the database to the newest schema. Raises DatabaseError when that fails."""
+    """Upgrade the database to the newest schema. Raises DatabaseError."""
     engine = make_engine(database_url, patient=True)
     try:
         with translating(), engine.execution_options(holdfast_writes=True).begin() as connection:
@@ -39,7 +39,7 @@ def migrate(database_url: str) -> None:
 
 
 def schema_is_current(connection: Connection) -> bool:
-    """Whether the database is at the schema that this code was written for."""
+    """Whether the database has the schema that this version needs."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     return MigrationContext.configure(connection).get_current_revision() == head
 

@@ -11,7 +11,7 @@ CHANNEL: Final = "holdfast_changed"
 
 
 def notify(connection: Connection, items: Sequence[str]) -> list[None]:
-    """Send these texts to whoever listens, at the commit; only where `is_supported` has said yes."""
+    """Send these texts to all listeners at the commit. Requires `is_supported`."""
     connection.execute(
         select(func.pg_notify(bindparam("channel"), bindparam("text"))),
         [{"channel": CHANNEL, "text": item} for item in items],
@@ -20,7 +20,7 @@ def notify(connection: Connection, items: Sequence[str]) -> list[None]:
 
 
 def is_supported(connection: Connection) -> bool:
-    """Whether this database, through this connection, can notify its clients."""
+    """Whether this database supports notifications on this connection; a pooler in between may not."""
     try:
         listen(connection)
         connection.execute(text("UNLISTEN *"))
@@ -32,5 +32,5 @@ def is_supported(connection: Connection) -> bool:
 
 
 def listen(connection: Connection) -> None:
-    """Have this connection receive notifications."""
+    """Make this connection receive notifications."""
     connection.execute(text(f"LISTEN {CHANNEL}"))

@@ -12,7 +12,7 @@ from app.storage.tables import participants, transaction_participants, transacti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredParticipant:
-    """An entry of the registry; `call_timeout_s` None means the coordinator's default."""
+    """A registry entry. If `call_timeout_s` is None, the coordinator's default applies."""
 
     name: str
     base_url: str
@@ -29,12 +29,12 @@ def list_participants(connection: Connection) -> list[RegisteredParticipant]:
 
 
 def put_participants(connection: Connection, items: Sequence[RegisteredParticipant]) -> list[bool]:
-    """Register each participant or replace its entry; answers whether it is new."""
+    """Register each participant or replace its entry; returns for each whether it is new."""
     return [_put_participant(connection, item) for item in items]
 
 
 def delete_participants(connection: Connection, items: Sequence[str]) -> list[bool | None]:
-    """Remove participants by name: True when done, False when unfinished transactions need it, None when unknown."""
+    """Remove participants by name: True if done, False if unfinished transactions need it, None if unknown."""
     return [_delete_participant(connection, name) for name in items]
 
 

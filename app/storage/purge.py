@@ -1,7 +1,7 @@
-"""The SQL that deletes finished transactions, with all that belongs to them; retention.py says when.
+"""The SQL that deletes finished transactions with everything that belongs to them; retention.py says when.
 
-Nothing else deletes transactions. What is unfinished or hung is never deleted, nor what a person resolved: its
-participant may still ask, and unknown would be read as cancel. No commit and no clock here.
+Nothing else deletes transactions. Never deletes unfinished or hung ones, nor those that an operator resolved: a
+participant may still ask about them, and would read "unknown" as cancel. No commit and no clock here.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from app.storage.tables import calls, transactions
 from app.storage.transactions import find_all
 
 CALLS_AT_ONCE: Final = 500
-"""Calls that are held in memory while they are exported."""
+"""Maximum number of calls held in memory during an export."""
 
 Record = tuple[Transaction, Iterator[CallRecord]]
 """A finished transaction and all its calls, oldest first."""
@@ -29,10 +29,11 @@ Record = tuple[Transaction, Iterator[CallRecord]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purge:
-    """Which records to purge: of `limit` transactions behind `after_id`, those finished by then that nobody resolved.
+    """Which records to purge: among the next `limit` ids between `after_id` and `before_id`, those finished by
+    `finished_by` that no operator resolved.
 
-    None that began later is looked at: ids below `before_id` were made before. `export` has made the records
-    durable somewhere else when it returns; when it raises, nothing is deleted.
+    Ids sort by time, so `before_id` excludes transactions that began later. `export` returns once it has made the
+    records durable elsewhere; if it raises, nothing is deleted.
     """
 
     finished_by: float
@@ -44,7 +45,7 @@ class Purge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purged:
-    """How many were purged, and up to which id all has been looked at; None when nothing was left to look at."""
+    """How many were purged, and the last id that was looked at; None if there was nothing left to look at."""
 
     count: int
     last_id: str | None
@@ -53,8 +54,8 @@ class Purged:
 def purge(connection: Connection, items: Sequence[Purge]) -> list[Purged]:
     """Delete a batch of finished transactions, their calls and their memberships.
 
-    Works in the order of ids, which is that of time, from where the last batch ended: what is kept is walked over once
-    and not at every batch, and no finished row needs an index for this. What another replica is purging is left to it.
+    Walks through the ids, which sort by time, from where the last batch ended. So rows that are kept are visited once
+    and not by every batch, and finished rows need no index for this. Skips what another replica is purging.
     """
     return [_purge(connection, item) for item in items]
 
@@ -91,13 +92,13 @@ def _delete(connection: Connection, item: Purge, purged: Sequence[Transaction]) 
     ids = [transaction.id for transaction in purged]
     gone = connection.execute(delete(transactions).where(transactions.c.id.in_(ids), *_purgeable(item)))
     if gone.rowcount != len(ids):
-        raise StaleError("somebody else purges the same transactions")
+        raise StaleError("another replica purges the same transactions")
     connection.execute(delete(calls).where(calls.c.transaction_id.in_(ids)))
     memberships.remove(connection, purged)
 
 
 def _with_calls(connection: Connection, read: Sequence[Transaction]) -> Iterator[Record]:
-    """Each with its calls, which are read as they are asked for: there may be very many."""
+    """Each transaction with its calls, which are read lazily because there may be very many."""
     query = select(calls).where(calls.c.transaction_id.in_([transaction.id for transaction in read]))
     rows = connection.execute(
         query.order_by(calls.c.transaction_id, calls.c.id), execution_options={"yield_per": CALLS_AT_ONCE}

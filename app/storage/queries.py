@@ -1,7 +1,7 @@
-"""What the API shows: lists, pages, totals and counts. Read only.
+"""Reads for the API: lists, pages, totals and counts. Read only.
 
-A page costs the same wherever it is and whatever the filters, because it looks at a limited number of rows and reads a
-limited number of bytes; where that is too little for its limit it ends early, and the next page goes on from there.
+A page costs the same at any position and with any filters, because it looks at a limited number of rows and reads a
+limited number of bytes. If that doesn't fill the page it ends early, and the next page continues from there.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from app.storage.transactions import find_all
 from holdfast.wire import Decision
 
 CANDIDATES_MAX: Final = 2_000
-"""Rows that a page of a list with several filters looks at: it ends early rather than search a table of millions."""
+"""Maximum number of rows that a page with several filters looks at; it ends early rather than search millions."""
 IS_NOT_CONFIRMED: Final = text("transactions.phase <> 'confirmed'")
-"""Said in words that the databases recognise: ix_transactions_phase_id is of these rows only."""
+"""Worded as in the condition of ix_transactions_phase_id, so that the database recognises that the index applies."""
 _DECISION: Final = select(transactions.c.decision, transactions.c.deadline).where(transactions.c.id == bindparam("id"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What a list shows; every member that is not None must match."""
+    """Which transactions a list shows; every member that isn't None must match."""
 
     phase: str | None = None
     name: str | None = None
@@ -45,9 +45,9 @@ class HungFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What a list shows, and behind which key the next page begins; None at the end.
+    """The transactions of a page, and the key after which the next page begins; None on the last page.
 
-    A page may be short, or empty, and not the last: see expressions.READ_BYTES_MAX and CANDIDATES_MAX.
+    A page may be short or empty without being the last: see expressions.READ_BYTES_MAX and CANDIDATES_MAX.
     """
 
     transactions: list[Transaction]
@@ -56,7 +56,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HungTotal:
-    """How many branches hang at one participant for one reason; `participant` None for branches given by URLs."""
+    """The number of hung branches of a participant with one reason; `participant` is None for inline endpoints."""
 
     participant: str | None
     reason: str
@@ -64,7 +64,7 @@ class HungTotal:
 
 
 def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Page:
-    """Transactions, newest first, from `before_id` on (exclusive): ids are ordered by time."""
+    """Transactions before `before_id`, newest first; ids sort by time."""
     candidates, others = _candidates(wanted)
     id_ = candidates.selected_columns.id
     newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
@@ -78,17 +78,17 @@ def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: s
 
 
 def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None) -> Page:
-    """Hung transactions, oldest first, from `after` on (exclusive): since when, and id."""
+    """Hung transactions after `after` (hung since, id), oldest first."""
     since, id_ = transactions.c.hung_since, transactions.c.id
     conditions = [IS_HUNG, *_hung_conditions(wanted)]
     keys = select(DOCUMENT_BYTES, since, id_).where(*conditions).order_by(since, id_)
-    if after is not None:  # said twice, because MySQL finds the place in the index by the first alone
+    if after is not None:  # redundant, but MySQL can only use the first for its index
         keys = keys.where(since >= after[0], tuple_(since, id_) > tuple_(*after))
     return _page(connection, keys, limit, conditions)
 
 
 def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
-    """How many branches hang, by participant and reason."""
+    """The number of hung branches by participant and reason."""
     columns = (hung_branches.c.participant, hung_branches.c.reason)
     query: Select[Any] = select(*columns, func.count()).group_by(*columns).order_by(*columns)
     if wanted.participant is not None:
@@ -116,9 +116,9 @@ def count_hung(connection: Connection) -> int:
 
 
 def _page(connection: Connection, keys: Select[Any], limit: int, conditions: Sequence[ColumnElement[bool]]) -> Page:
-    """The first rows of `keys`, which has the bytes of each, and its key with the id at the end.
+    """A page of the rows that `keys` selects: DOCUMENT_BYTES, then the sort key, which ends with the id.
 
-    Rows to which the conditions no longer apply, and those that can't be read, are left out.
+    Leaves out rows that no longer meet the conditions, and rows that can't be read.
     """
     rows = connection.execute(keys.limit(limit + 1)).all()
     here = within_read_limit(rows[:limit])
@@ -127,10 +127,10 @@ def _page(connection: Connection, keys: Select[Any], limit: int, conditions: Seq
 
 
 def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]:
-    """The ids that match the filter which most likely leaves the fewest, from an index in their order; and the others.
+    """The ids that match the most selective filter, read from an index in order, and the remaining conditions.
 
-    That is not left to the database, which can't know how many rows match several filters at once. What matches nearly
-    all rows has no index and is among the others.
+    This isn't left to the database, which can't estimate how many rows match several filters at once. Conditions that
+    match nearly all rows have no index and are among the remaining ones.
     """
     column, member = transactions.c, transaction_participants.c
     has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
@@ -150,7 +150,7 @@ def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]
 
 
 def _changing(wanted: Filter) -> list[ColumnElement[bool]]:
-    """What may have become untrue of a transaction a moment after it was found to match."""
+    """The conditions that a transaction may have stopped meeting since it was found."""
     column = transactions.c
     conditions = [] if wanted.phase is None else [column.phase == wanted.phase]
     if wanted.hung is not None:

@@ -1,8 +1,8 @@
-"""The coordinator's tables, and no statement on them.
+"""The coordinator's tables. No statements here.
 
-One row of `transactions` holds a whole transaction: `definition` is what the client asked for and never changes,
-`state` is what has become of its branches. Whatever is searched has a column; everything else is in those two JSON
-documents, so that a step of the protocol is one UPDATE. mapping.py turns rows into values and back.
+A row of `transactions` holds a whole transaction. `definition` is what the client asked for and never changes; `state`
+is the state of the branches. Whatever is searched has a column, and everything else is in these two JSON documents, so
+that a step of the protocol is one UPDATE. mapping.py maps rows to values and back.
 """
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, Table, text
@@ -28,15 +28,15 @@ class _Table(SQLModel):
 
 
 def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
-    """An index of the rows that it is for; of all rows where the database has no partial indexes."""
+    """A partial index; it covers all rows where the database has no partial indexes."""
     return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class TransactionRow(_Table, table=True):
-    """One global transaction. `wake_at` is null when it is finished; `version` is bumped by every write.
+    """One global transaction. `wake_at` is null once it is finished. Every write increments `version`.
 
-    `resolved_at` is when a person last settled a branch of it: such a record is kept for ever. No index is
-    of all rows but the primary key: each save writes an entry into every index that the row is in.
+    `resolved_at` is when an operator last settled one of its branches; such a record is kept forever. Only the primary
+    key indexes all rows, because a save writes an entry into every index that contains the row.
     """
 
     __tablename__ = "transactions"
@@ -73,7 +73,7 @@ class TransactionRow(_Table, table=True):
 
 
 class TransactionParticipantRow(_Table, table=True):
-    """Which registered participants a transaction has: for the filter, and for deleting one from the registry."""
+    """The registered participants of a transaction: for filters, and for removing one from the registry."""
 
     __tablename__ = "transaction_participants"
 
@@ -82,7 +82,7 @@ class TransactionParticipantRow(_Table, table=True):
 
 
 class HungBranchRow(_Table, table=True):
-    """One branch that hangs, as long as it does: totals by participant and reason without reading documents."""
+    """A branch, as long as it is hung: for totals by participant and reason without reading documents."""
 
     __tablename__ = "hung_branches"
 
@@ -93,7 +93,7 @@ class HungBranchRow(_Table, table=True):
 
 
 class CallRow(_Table, table=True):
-    """One call to a participant and what it came to."""
+    """One call to a participant, and its answer."""
 
     __tablename__ = "calls"
     __table_args__ = (Index("ix_calls_transaction_id_id", "transaction_id", "id"),)

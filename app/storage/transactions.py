@@ -1,7 +1,7 @@
 """The statements that the engine needs: record, save, claim and find whole transactions.
 
-One function, one intent; the writing ones take all the items that wait (group_commit.py) and answer each. Every UPDATE
-names the version that it expects. No commit, no clock and no transition of the protocol here. The same code runs on
+Each function is one intent. Those that write take all waiting items (group_commit.py) and return a result for each.
+Every UPDATE names the version that it expects. No commits, no clock and no transitions here. The same code runs on
 SQLite, PostgreSQL, MySQL and MariaDB.
 """
 
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class SomeStaleError(StaleError, RetryWithError):
-    """At least one of several saves is stale: they are saved again by the function that finds out which."""
+    """At least one save of a batch is stale. The batch is retried with the function that finds out which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRecord:
-    """A transaction to record, with the client's idempotency key and the hash of what it asked for, if any."""
+    """A transaction to record, with the client's idempotency key and the hash of its request, if any."""
 
     transaction: Transaction
     idempotency_key: str | None = None
@@ -40,7 +40,7 @@ class NewRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What there is under an idempotency key now; `created` says whether this very record made it."""
+    """The transaction recorded under an idempotency key; `created` says whether this item created it."""
 
     transaction_id: str
     request_hash: str | None
@@ -49,7 +49,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """A step to save: what was last known to be stored, what is to be, and the calls made since."""
+    """A step to save: the state last stored, the new state, and the calls made in between."""
 
     before: Transaction
     after: Transaction
@@ -58,9 +58,9 @@ class Save:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Which unfinished transactions to take over: those due by then, at the most so many, or one by its id.
+    """Which unfinished transactions to take over: up to `limit` that are due by `due_by`, or one by its id.
 
-    `due_by` None means whenever they are due; `hung` restricts them to those that hang, or to those that don't.
+    If `due_by` is None, it doesn't matter when they are due. `hung` selects only hung ones, or only the others.
     """
 
     due_by: float | None
@@ -70,7 +70,7 @@ class Claim:
     hung: bool | None = None
 
 
-# Frequent statements are built once: building a statement costs more than sending it.
+# Frequent statements are built once, because building one costs more than sending it.
 _ONE: Final = select(transactions).where(transactions.c.id == bindparam("id"))
 _RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash).where(
     transactions.c.idempotency_key.in_(bindparam("keys", expanding=True))
@@ -88,7 +88,7 @@ _NEXT_WAKE_AT: Final = select(
 
 
 def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]:
-    """Insert new transactions, but for those whose idempotency key is there already."""
+    """Insert new transactions, except those whose idempotency key is already recorded."""
     present = _recorded_under(connection, [item.idempotency_key for item in items if item.idempotency_key])
     answers: list[Recorded] = []
     new: list[NewRecord] = []
@@ -110,9 +110,9 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]
 
 
 def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
-    """Write steps of transactions, each only if it is still at the version it was read at.
+    """Write steps of transactions, each only if the row still has the version that was read.
 
-    Returns them with their new versions. Raises StaleError for a single one, and SomeStaleError for several.
+    Returns them with their new versions. Raises StaleError for a single item, and SomeStaleError for several.
     """
     try:
         return _save(connection, items)
@@ -123,10 +123,10 @@ def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
 
 
 def save_all_but_stale(connection: Connection, items: Sequence[Save]) -> list[Transaction | StaleError]:
-    """As `save`, but the answer to a stale save is a StaleError, and the others are saved.
+    """As `save`, but the result of a stale save is a StaleError, and the others are saved.
 
-    Where a replica loses many transactions at once, each batch has some that are stale. Committing the others one by
-    one took longer than their leases, so they were lost as well, and so on without end.
+    When a replica loses many transactions at once, every batch has some stale ones. Committing the rest one by one
+    would take longer than their leases, so that they would be lost as well, and so on without end.
     """
     ids = sorted(item.after.id for item in items)
     look = select(transactions.c.id, transactions.c.version).where(transactions.c.id.in_(ids))
@@ -138,21 +138,21 @@ def save_all_but_stale(connection: Connection, items: Sequence[Save]) -> list[Tr
 
 
 def ping(connection: Connection, items: Sequence[None]) -> list[bool]:
-    """Whether writes get through: answers True, once the transactions table could be read by the writer."""
+    """Check that writes get through: returns True once the writer has read the transactions table."""
     connection.execute(select(transactions.c.id).limit(1)).first()
     return [True] * len(items)
 
 
 def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transaction]]:
-    """Take over unfinished transactions: bump the version, which stops whoever had them, and take the lease.
+    """Take over unfinished transactions: take the lease and increment the version, which stops the previous owner.
 
-    A row that can't be read is leased like the others, but not answered: it stays, and is logged at each try.
+    A row that can't be read is leased like the others but not returned. It stays, and is logged at each attempt.
     """
     return [_claim(connection, item) for item in items]
 
 
 def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
-    """Make everything unfinished due at once, at the time given in seconds since the epoch; answers how many."""
+    """Make all unfinished transactions due at this time (seconds since the epoch); returns how many were changed."""
     return [
         sum(
             connection.execute(
@@ -168,13 +168,13 @@ def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
 
 
 def find(connection: Connection, transaction_id: str) -> Transaction | None:
-    """The transaction of this id, as it is stored. Raises UnreadableRowError."""
+    """The stored transaction with this id, or None. Raises UnreadableRowError."""
     row = connection.execute(_ONE, {"id": transaction_id}).mappings().first()
     return None if row is None else transaction_of(row)
 
 
 def find_all(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[Transaction]:
-    """The transactions of these ids of which the conditions hold, in this order, but for those that can't be read."""
+    """The transactions with these ids that meet the conditions, in this order, except those that can't be read."""
     if not ids:
         return []
     query = select(transactions).where(transactions.c.id.in_(ids), *conditions)
@@ -188,12 +188,12 @@ def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
 
 
 def next_wake_at(connection: Connection) -> float | None:
-    """When the first unfinished transaction is due."""
+    """When the next unfinished transaction is due."""
     wake_at: float | None = connection.execute(_NEXT_WAKE_AT).scalar_one()
     return wake_at
 
 
-# --- how -------------------------------------------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def _save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
@@ -248,7 +248,9 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
         }
         for row in rows
     ]
-    if update_all(connection, transactions, lease) != len(rows):  # not locked after all: TiDB's SKIP LOCKED is no lock
+    if update_all(connection, transactions, lease) != len(
+        rows
+    ):  # not locked after all: on TiDB, SKIP LOCKED takes no lock
         raise ConcurrentWriteError
     return _readable(dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows)
 
@@ -266,11 +268,13 @@ def _claimable(given: tuple[str, ...], hung: bool | None) -> Select[Any]:
 
 
 def _readable(rows: Iterable[Mapping[Any, Any]]) -> list[Transaction]:
-    """The transactions of these rows, but for those that can't be read: one odd row must not keep the others."""
+    """The transactions of these rows, except unreadable ones: one bad row must not block the others."""
     read: list[Transaction] = []
     for row in rows:
         try:
             read.append(transaction_of(row))
         except UnreadableRowError as error:
-            log.error("event=row_unreadable error=%s", error)
+            log.error(
+                "event=row_unreadable error=%s Was it written by a newer version? It is tried again later.", error
+            )
     return read

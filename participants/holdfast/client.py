@@ -1,7 +1,7 @@
-"""`Client`: for initiators, who begin transactions. A small asynchronous client of the coordinator's REST API.
+"""`Client`: for initiators, which begin transactions. A small asynchronous client of the coordinator's REST API.
 
-Responsible for beginning safely (one idempotency key for all repeats) and for making an end that is not a success
-hard to mistake for one. Source: docs/reference/protocol.md, section 3. Knows nothing of participants or databases.
+Begins safely (one idempotency key for all retries), and makes a failed transaction hard to mistake for a success.
+Source: docs/reference/protocol.md, section 3. Independent of participants and databases.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ log = logging.getLogger("holdfast")
 BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 3.0
 RETRY_S: Final = 30.0
-"""Longer than a coordinator takes to restart (some 5 s), or another replica to take over (its lease, 15 s)."""
+"""Longer than a coordinator needs to restart (5 s) or another replica to take over (its lease, 15 s)."""
 WAIT_S: Final = 30.0
 WAIT_MARGIN_S: Final = 5.0
-"""How much longer than the wait it asked for the client waits for the answer."""
+"""How much longer than the requested wait the client waits for the answer."""
 CAUSE_CHARS_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """One branch of a transaction to begin: a registered `participant`, or `endpoints` (try, confirm, cancel).
+    """A branch of a new transaction: a registered `participant`, or `endpoints` (try, confirm, cancel).
 
-    `name` defaults to the participant. `payload` is anything that pydantic can turn into JSON.
+    `name` defaults to the participant. `payload` is anything that pydantic can convert to JSON.
     """
 
     participant: str | None = None
@@ -53,7 +53,7 @@ class _Frozen(BaseModel):
 
 
 class Reason(_Frozen):
-    """Why a transaction is cancelled: refused, timed_out, hold_expired, requested or operator."""
+    """Why a transaction was cancelled: refused, timed_out, hold_expired, requested or operator."""
 
     code: str
     branch: str | None = None
@@ -73,7 +73,7 @@ class BranchRecord(_Frozen):
 
 
 class Transaction(_Frozen):
-    """A transaction as the coordinator reported it; a later `get` may say more."""
+    """A transaction as the coordinator reported it; a later `get` may show more."""
 
     id: str
     phase: str
@@ -94,37 +94,37 @@ class Transaction(_Frozen):
 
     @property
     def finished(self) -> bool:
-        """Whether every branch is where the decision wants it."""
+        """Whether the decision has been carried out in every branch."""
         return self.phase in ("confirmed", "cancelled")
 
     @property
     def confirmed(self) -> bool:
-        """Finished, and every branch confirmed. A decided confirm that is still being carried out is not yet."""
+        """Finished, with every branch confirmed; False while a decided confirm is still being carried out."""
         return self.phase == "confirmed" and not self.mixed
 
     @property
     def cancelled(self) -> bool:
-        """Finished, and every branch cancelled."""
+        """Finished, with every branch cancelled."""
         return self.phase == "cancelled" and not self.mixed
 
     @property
     def mixed(self) -> bool:
-        """Finished, but a person resolved a branch against the decision: neither all nor nothing."""
+        """Finished, but an operator resolved a branch against the decision: neither all nor nothing."""
         return self.outcome == "mixed"
 
 
 class HoldfastError(Exception):
-    """Everything that the client raises for what the network or the coordinator does.
+    """Base class of what the client raises when the network or the coordinator fails.
 
-    `idempotency_key` is what `begin` was sent with, None after the other methods: beginning the same again with it is
-    safe, and tells what became of it.
+    `idempotency_key` is the key that `begin` was sent with, and None after other methods. Calling `begin` again with it
+    and the same arguments is safe, and tells what happened to the transaction.
     """
 
     idempotency_key: str | None = None
 
 
 class ProblemError(HoldfastError):
-    """The coordinator said no (RFC 9457). `members` are the problem's members beyond the standard ones."""
+    """The coordinator refused the request (RFC 9457). `members` are the problem's non-standard members."""
 
     def __init__(self, status: int, document: Mapping[str, Any]) -> None:
         self.status: Final = status
@@ -141,7 +141,7 @@ class ProblemError(HoldfastError):
 
 
 class TransactionCancelled(HoldfastError):
-    """Cancel was decided: nothing of it took, or will take, effect."""
+    """The transaction was cancelled: no part of it has taken effect, or will."""
 
     def __init__(self, transaction: Transaction) -> None:
         self.transaction: Final = transaction
@@ -151,15 +151,15 @@ class TransactionCancelled(HoldfastError):
 
 
 class TransactionUndecided(HoldfastError):
-    """Nothing was decided in the time that the caller would wait. It will be, without the caller."""
+    """There is no decision yet, after the time that the caller was willing to wait. It goes on without the caller."""
 
     def __init__(self, transaction: Transaction) -> None:
         self.transaction: Final = transaction
-        super().__init__(f"transaction {transaction.id} is not decided yet")
+        super().__init__(f"transaction {transaction.id} is not decided yet; wait() for it, or cancel() it")
 
 
 class TransactionMixed(HoldfastError):
-    """A person resolved a branch against the decision: some of it took effect, and some did not."""
+    """An operator resolved a branch against the decision: a part of the transaction took effect, and a part didn't."""
 
     def __init__(self, transaction: Transaction) -> None:
         self.transaction: Final = transaction
@@ -169,9 +169,9 @@ class TransactionMixed(HoldfastError):
 
 
 class CoordinatorUnreachable(HoldfastError):
-    """No answer that can be understood, after all repeats. What became of the request is not known.
+    """No valid answer after all attempts. The request may or may not have taken effect.
 
-    `url` is what was asked, `attempts` how often; the last failure is the `__cause__`, when it was an exception.
+    `url` is what was requested, `attempts` how often. If the last failure was an exception, it is the `__cause__`.
     """
 
     def __init__(self, why: str, *, url: str, attempts: int) -> None:
@@ -182,7 +182,7 @@ class CoordinatorUnreachable(HoldfastError):
 
 
 def idempotency_key_of(error: BaseException | None) -> str | None:
-    """The key of a `begin` that `error` ended, whatever it is: also of the TimeoutError of an outer asyncio.timeout."""
+    """The key of the `begin` that `error` ended; also for the TimeoutError of an outer asyncio.timeout."""
     for _ in range(10):
         if error is None:
             return None
@@ -194,12 +194,12 @@ def idempotency_key_of(error: BaseException | None) -> str | None:
 
 
 class Client:
-    """A client of the coordinator at `coordinator_url`; close it, or use it with `async with`.
+    """A client of the coordinator at `coordinator_url`. Close it, or use it with `async with`.
 
-    A request is repeated, with back-off, for `retry_s` seconds beyond the wait that it asks for; then the client gives
-    up. One attempt takes `timeout_s` seconds at most, beside that wait; `attempts_max` limits their number, too.
-    Usable from several event loops: each gets connections of its own. Every method raises a HoldfastError for what
-    the network or the coordinator does. Raises ValueError for a URL that can't be a coordinator's.
+    Retries a request with back-off for `retry_s` seconds on top of the wait that it asks for, then gives up. An attempt
+    takes at most `timeout_s` seconds on top of that wait. `attempts_max` limits their number, too. Usable from
+    several event loops; each has its own connections. Every method raises a HoldfastError when the network or the
+    coordinator fails. Raises ValueError for a URL that can't be a coordinator's.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections of this event loop; those of loops that have ended are gone."""
+        """Close the connections of this event loop; those of closed loops are gone already."""
         self._closed = True
         http = self._http.pop(asyncio.get_running_loop(), None)
         if http is not None:
@@ -247,12 +247,12 @@ class Client:
         wait_s: float = WAIT_S,
         idempotency_key: str | None = None,
     ) -> Transaction:
-        """Begin a transaction and wait up to `wait_s` seconds; returns it only when confirm is decided.
+        """Begin a transaction, wait up to `wait_s` seconds, and return it if confirm was decided.
 
-        `timeout_s` is the time to the decision. With `answer_at="record"` returns at once, undecided.
-        Raises TransactionCancelled, TransactionMixed, TransactionUndecided, ProblemError (nothing was recorded) or
-        CoordinatorUnreachable, each with the `idempotency_key`, and so does a cancellation from outside
-        (`idempotency_key_of`). Give a key that you keep with the order to be able to ask after a crash, too.
+        `timeout_s` is the time to the decision. With `answer_at="record"` it returns at once, undecided. Raises
+        TransactionCancelled, TransactionMixed, TransactionUndecided, ProblemError (nothing was recorded) or
+        CoordinatorUnreachable. Each carries the `idempotency_key`, and so does a cancellation from outside
+        (`idempotency_key_of`). Pass a key that you store with the order, so that you can repeat the call after a crash.
         """
         key = str(uuid.uuid4()) if idempotency_key is None else idempotency_key
         wanted = {
@@ -277,11 +277,11 @@ class Client:
             raise
 
     async def get(self, transaction_id: str) -> Transaction:
-        """The transaction as it stands. ProblemError `unknown-transaction` when there is none."""
+        """The transaction as it stands. Raises ProblemError `unknown-transaction` if there is none."""
         return self._transaction(await self._request("GET", _path(transaction_id)))
 
     async def wait(self, transaction_id: str, *, wait_s: float = 60.0) -> Transaction:
-        """Wait up to `wait_s` seconds for the end; the transaction, finished or not: look at `finished`."""
+        """Wait up to `wait_s` seconds for the end, and return the transaction; `finished` says whether it has ended."""
         until = time.monotonic() + wait_s
         while True:
             left_s = max(0.0, min(WAIT_S, until - time.monotonic()))
@@ -291,11 +291,11 @@ class Client:
             transaction = self._transaction(response)
             if transaction.finished or time.monotonic() >= until:
                 return transaction
-            if time.monotonic() - asked_at < BACKOFF_BASE_S:  # it didn't wait: don't spin
+            if time.monotonic() - asked_at < BACKOFF_BASE_S:  # the coordinator didn't wait: don't spin
                 await self._sleep(BACKOFF_BASE_S)
 
     async def cancel(self, transaction_id: str) -> Transaction:
-        """Abort what is undecided. ProblemError `already-decided` when confirm is decided."""
+        """Cancel an undecided transaction. Raises ProblemError `already-decided` if confirm was decided."""
         return self._transaction(await self._request("POST", f"{_path(transaction_id)}/cancel"))
 
     async def _request(
@@ -307,9 +307,9 @@ class Client:
         headers: Mapping[str, str] | None = None,
         wait_s: float = 0.0,
     ) -> httpx.Response:
-        """A response that says something: 2xx, or a problem with the transaction in it. Repeats what went unanswered.
+        """Send a request until it is answered, and return the 2xx response. Raises what a refusal means.
 
-        Every request here may be repeated: begin carries its key, the others are idempotent.
+        Every request here can be repeated: begin carries its key, and the others are idempotent.
         """
         http = self._connections()
         until = self._clock() + wait_s + self._retry_s
@@ -323,7 +323,7 @@ class Client:
             try:
                 async with asyncio.timeout(timeout_s):
                     response = await http.send(request)
-            except Exception as error:  # whatever its class: no answer
+            except Exception as error:  # whatever the class, it is no answer
                 why, cause = _cause(error, timeout_s), error
             else:
                 if 200 <= response.status_code <= 299:
@@ -337,9 +337,9 @@ class Client:
             await self._sleep(pause_s)
 
     def _connections(self) -> httpx.AsyncClient:
-        """The HTTP client of the running event loop: a connection belongs to the loop that it was made on."""
+        """The HTTP client of the running event loop; a connection belongs to the loop on which it was opened."""
         if self._closed:
-            raise RuntimeError("this Client is closed")
+            raise RuntimeError("this Client is closed: create a new one")
         if not self._announced:
             self._announced = True
             log.info("event=client_started coordinator=%s retry_s=%s", printable_url(self._base_url), self._retry_s)
@@ -350,7 +350,7 @@ class Client:
                 self._http.pop(ended, None)
             none = CookieJar(
                 DefaultCookiePolicy(allowed_domains=[])
-            )  # one that can't be sent back breaks every request
+            )  # a cookie that can't be sent back would break every request
             http = httpx.AsyncClient(base_url=self._base_url, transport=self._transport, cookies=none)
             self._http[loop] = http
         return http
@@ -362,11 +362,11 @@ class Client:
         try:
             return Transaction.model_validate(document)
         except ValidationError:
-            why = "what answered is no coordinator: its answer is no transaction"
+            why = "the answer is not a transaction; check coordinator_url"
             raise CoordinatorUnreachable(why, url=printable_url(self._base_url), attempts=1) from None
 
     def _said_no(self, response: httpx.Response) -> NoReturn:
-        """Raise what a 4xx means; the ones about a finished transaction carry it."""
+        """Raise the error that a 4xx means; it carries the transaction if that is finished."""
         document = parse_json(response.content)
         members = document if isinstance(document, dict) else {"detail": refusal_detail(response.content)}
         end = _ENDS.get(str(members.get("type")).rpartition("/")[2])
@@ -393,7 +393,7 @@ def _begun(transaction: Transaction, *, may_be_undecided: bool) -> Transaction:
 
 
 def _cause(error: Exception, timeout_s: float) -> str:
-    """What became of an attempt, in words: some exceptions say nothing but their class."""
+    """Describe a failed attempt; some exceptions have no message beyond their class."""
     if isinstance(error, TimeoutError | httpx.TimeoutException) and not str(error):
         return f"{type(error).__name__}: no answer within {timeout_s:.1f} s"
     return f"{type(error).__name__}: {printable(str(error))}"[:CAUSE_CHARS_MAX].rstrip(": ")
@@ -418,9 +418,9 @@ def _path(transaction_id: str) -> str:
 
 
 def _quoted(key: str) -> str:
-    """As a structured string (RFC 8941, 3.3.3)."""
+    """The key as a structured string (RFC 8941, 3.3.3)."""
     if not (key.isascii() and key.isprintable()):
-        raise ValueError("idempotency_key must be printable ASCII")
+        raise ValueError("idempotency_key must consist of printable ASCII characters")
     escaped = key.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

@@ -1,8 +1,8 @@
-"""Keeps other people's values out of the SDK's log: a payload may be quoted by any exception's message.
+"""Keeps payloads out of the SDK's log, because the message of any exception may quote one.
 
-A filter on the logger `holdfast` replaces what a record says about an exception: the stack and the types stay, the
-messages go, unless the SDK itself raised it. For database errors the SQLSTATE or the driver's number is added, for
-validation errors their kinds. Standard library only; must not format anything else.
+A filter on the logger `holdfast` rewrites the exception of a log record: stack and types stay, messages are removed
+unless the SDK raised the exception. Database errors keep their SQLSTATE or driver code, validation errors their types.
+Standard library only; must not format anything else.
 """
 
 import logging
@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any, Final
 
 CHAIN_MAX: Final = 10
-"""So many causes, and so many members of a group, are described."""
+"""Maximum number of causes, and of members of a group, that are described."""
 FRAMES_MAX: Final = 30
-"""So many frames of a stack are described, the innermost."""
+"""Maximum number of stack frames that are described; the innermost ones."""
 LOGGER: Final = "holdfast"
 
 
 class WithoutValues(logging.Filter):
-    """Describes the exception of a record by itself, so that no formatter prints its message."""
+    """Describes the exception of a record itself, so that no formatter prints its message."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Never drops a record."""
@@ -38,7 +38,7 @@ def install() -> None:
 
 
 def described(error: BaseException) -> str:
-    """`error`, its causes and its members, with stacks and without anybody's values."""
+    """Describe `error`, its causes and its members, with stacks but without messages that may quote values."""
     chain: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in chain and len(chain) < CHAIN_MAX:
@@ -48,7 +48,7 @@ def described(error: BaseException) -> str:
 
 
 def summary(error: BaseException) -> str:
-    """What can be said of `error` on one line, without anybody's values."""
+    """Describe `error` on one line, without a message that may quote values."""
     name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     said = "; ".join(_details(error))
     return f"{name}: {said}" if said else name
@@ -88,7 +88,7 @@ def _details(error: BaseException) -> Iterator[str]:
 
 
 def _kinds(errors: Any) -> str:
-    """The kinds of a pydantic error; where they occurred may quote a value, so that stays out."""
+    """The types of a pydantic error. Its locations are left out, because they may quote a value."""
     try:
         found = errors(include_url=False, include_context=False, include_input=False)
         return ", ".join(sorted({str(one["type"]) for one in found}))
@@ -97,7 +97,7 @@ def _kinds(errors: Any) -> str:
 
 
 def _raised_by_the_sdk(trace: TracebackType | None) -> bool:
-    """Whether the innermost frame is the SDK's: it quotes no values."""
+    """Whether the SDK raised the exception; its messages quote no values."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))

@@ -1,7 +1,7 @@
-"""For a service's own tests: drive a participant without a coordinator and without sleeping.
+"""For a service's own tests: drives a participant without a coordinator and without sleeping.
 
-Calls go over the participant's real router into its real database; only the clock, the coordinator's answers to
-questions and the moment of a crash are the test's. Guide: docs/how-to/test-a-participant.md.
+Calls go through the participant's real router to its real database. The test controls only the clock, the coordinator's
+answers, and when a crash happens. Guide: docs/reference/sdk.md, "Testing your handlers".
 """
 
 import uuid
@@ -23,16 +23,16 @@ from holdfast.participant.participant import Participant
 from holdfast.wire import Message, Operation, hold_ttl_s, parse_json, retry_after_s
 
 Decided = Literal["confirm", "cancel", "undecided", "unknown", "unreachable"]
-"""What a fake coordinator answers to a participant that asks."""
+"""What the fake coordinator answers when the participant asks for a decision."""
 
 
 class Crash(BaseException):
-    """The process dies here: nothing catches it, nothing is tidied up."""
+    """Simulates the death of the process: nothing catches it, and nothing is cleaned up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the participant answered to one call."""
+    """A participant's answer to a call."""
 
     status: int
     body: Any
@@ -43,14 +43,14 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the coordinator would take it for done."""
+        """Whether the coordinator would count it as done."""
         return self.status == 200
 
 
 class FakeCoordinator:
     """Stands in for the coordinator of one participant; use it with `async with`.
 
-    `decision` is what it answers to questions from now on; `asked` are the transaction ids that it was asked about.
+    `decision` is what it answers from now on; `asked` has the transaction ids that it was asked about.
     """
 
     def __init__(self, participant: Participant, *, decision: Decided = "undecided") -> None:
@@ -66,7 +66,7 @@ class FakeCoordinator:
     async def __aenter__(self) -> Self:
         self.participant._rules = replace(self._rules, clock=self._now, probe=_probe)
         self.participant._transport = httpx.MockTransport(self._answer)
-        self.participant._is_alone_known = True  # time passes when the test says so: no background task
+        self.participant._is_alone_known = True  # only the test moves time: no background task
         await self.participant._prepare()
         return self
 
@@ -97,7 +97,7 @@ class FakeCoordinator:
         self._passed_s += seconds
 
     async def reap(self) -> int:
-        """One round of the participant's background task; how many rows need no more looking after."""
+        """Run one round of the participant's background task; returns how many rows were settled."""
         return await self.participant.reap()
 
     def _now(self) -> float:
@@ -116,7 +116,7 @@ class FakeCoordinator:
 
 @dataclass(slots=True, kw_only=True)
 class Branch:
-    """One branch that the fake coordinator drives. Attempts are counted per operation, as the real one does."""
+    """A branch that the fake coordinator drives. Counts attempts per operation, as the real one does."""
 
     coordinator: FakeCoordinator
     transaction_id: str
@@ -127,22 +127,22 @@ class Branch:
     result: Any = None
 
     async def try_(self) -> Answer:
-        """Ask to hold."""
+        """Call try."""
         answer = await self._call(Operation.TRY)
         if answer.ok:
             self.result = answer.body
         return answer
 
     async def confirm(self) -> Answer:
-        """Ask to make it final."""
+        """Call confirm."""
         return await self._call(Operation.CONFIRM)
 
     async def cancel(self) -> Answer:
-        """Ask to give it back."""
+        """Call cancel."""
         return await self._call(Operation.CANCEL)
 
     async def crash(self, operation: Operation | str, *, at: CrashPoint | str) -> None:
-        """One call, with the process dying at a point of it; AssertionError when it never came there."""
+        """Make a call during which the process dies at a point; AssertionError if the call never gets there."""
         point = CrashPoint(at)
         token = _dies_at.set(point)
         try:
@@ -151,10 +151,10 @@ class Branch:
             return
         finally:
             _dies_at.reset(token)
-        raise AssertionError(f"{operation} did not come to {point.value!r}")
+        raise AssertionError(f"{operation} never reached the crash point {point.value!r}")
 
     async def phase(self) -> str | None:
-        """What the participant's row says, or None when there is none."""
+        """The state of the participant's row, or None if there is no row."""
         participant = self.coordinator.participant
         key = Key(participant.name, self.transaction_id, self.name)
 
@@ -181,7 +181,7 @@ class Branch:
         return _answer(response)
 
 
-_dies_at: ContextVar[CrashPoint | None] = ContextVar("_dies_at", default=None)  # of this call, not of others
+_dies_at: ContextVar[CrashPoint | None] = ContextVar("_dies_at", default=None)  # per call
 
 
 def _probe(reached: CrashPoint) -> None:

@@ -1,10 +1,10 @@
-"""The coordinator's URL, as participants and clients are configured with it: checked, and printed without secrets."""
+"""The coordinator's URL in the configuration of participants and clients: validation, and printing without secrets."""
 
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 
 def base_url(coordinator_url: str) -> str:
-    """`coordinator_url` without a slash at its end. Raises ValueError when no coordinator can be there."""
+    """`coordinator_url` without a trailing slash. Raises ValueError if it can't be a coordinator's base URL."""
     parts = urlsplit(coordinator_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
@@ -12,15 +12,15 @@ def base_url(coordinator_url: str) -> str:
             f"not {printable_url(coordinator_url)!r}"
         )
     if parts.query or parts.fragment:
-        raise ValueError("coordinator_url must not have a query or a fragment")
+        raise ValueError("coordinator_url must not have a query or a fragment: give the base URL alone")
     if parts.path.rstrip("/").endswith("/v1"):
-        raise ValueError("coordinator_url must not end in /v1: give the base URL, the SDK adds the version")
-    _ = parts.port  # raises ValueError when it is no number
+        raise ValueError("coordinator_url must not end in /v1: give the base URL, the SDK appends the version")
+    _ = parts.port  # raises ValueError if it is invalid
     return coordinator_url.rstrip("/")
 
 
 def printable_url(url: str) -> str:
-    """`url` without user, password and query, for logs and errors."""
+    """`url` without user name, password and query, for logs and errors."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(SplitResult(parts.scheme, host, parts.path, "", ""))

@@ -1,7 +1,7 @@
 """The wire between coordinator and participant, defined once for both sides.
 
-Headers, bodies and what a status code means (docs/reference/protocol.md, section 4). Standard library only: the
-coordinator's core and the SDK's fence both read their words from here. No I/O and no clock.
+Headers, bodies, and what a status code means (docs/reference/protocol.md, section 4). Standard library only, because
+the coordinator's core and the SDK's fence both take their vocabulary from here. No I/O and no clock.
 """
 
 import json
@@ -22,10 +22,10 @@ HOLD_TTL_HEADER: Final = "Tcc-Hold-Ttl"
 IDEMPOTENCY_KEY_HEADER: Final = "Idempotency-Key"
 
 DETAIL_CHARS_MAX: Final = 500
-"""A refusal's detail and a call's error are cut here: they are for people and land in logs."""
+"""Maximum length of a refusal's detail and of a call's error, which are for people and end up in logs."""
 
 JSON_DEPTH_MAX: Final = 100
-"""Payloads and results nest at most so deep."""
+"""Maximum nesting depth of payloads and results."""
 
 _HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
@@ -43,7 +43,7 @@ class Operation(StrEnum):
 
 
 class Answer(StrEnum):
-    """What a call came to. There are three answers, never two: a timeout is no refusal."""
+    """The outcome of a call. There are three answers, never two: a timeout is not a refusal."""
 
     SUCCEEDED = "succeeded"
     REFUSED = "refused"
@@ -51,7 +51,7 @@ class Answer(StrEnum):
 
 
 class Decision(StrEnum):
-    """Where a transaction is headed; once it is not `undecided` it never changes."""
+    """What was decided about a transaction; once it isn't `undecided`, it never changes."""
 
     UNDECIDED = "undecided"
     CONFIRM = "confirm"
@@ -62,8 +62,8 @@ class Decision(StrEnum):
 class Message:
     """One request from the coordinator to a participant.
 
-    `hold_ttl_s` (seconds) is set on try only; `result` is what the branch's Try answered and is set on
-    confirm and cancel only. Source: docs/reference/protocol.md, section 4.
+    `hold_ttl_s` (seconds) is set on try only. `result` is the answer to the branch's Try, and is set on confirm and
+    cancel only. Source: docs/reference/protocol.md, section 4.
     """
 
     transaction_id: str
@@ -75,7 +75,7 @@ class Message:
     result: Any = None
 
     def headers(self) -> dict[str, str]:
-        """The headers that say in short what the body says, for gateways, logs and services without the SDK."""
+        """Headers that summarise the body, for gateways, logs and services without the SDK."""
         return {
             "Content-Type": "application/json",
             "Accept": "application/json, application/problem+json",
@@ -103,14 +103,14 @@ class Message:
 
 @lru_cache(1024)
 def header_text(text: str) -> str:
-    """`text` as a header can carry it: what is not plain ASCII, and quotes and backslashes, percent-encoded (UTF-8)."""
+    """`text` in a form that a header can carry: non-ASCII, quotes and backslashes are percent-encoded (UTF-8)."""
     return quote(text, safe=_HEADER_SAFE, errors="replace")
 
 
 def answer_of(status: int) -> Answer:
     """What an HTTP status means as an answer to a try, confirm or cancel.
 
-    202 is "still working: ask again"; a redirect is not followed and therefore no answer.
+    202 means "still working, try again". A redirect is not followed, and is therefore no answer.
     """
     if 200 <= status <= 299 and status != 202:
         return Answer.SUCCEEDED
@@ -122,8 +122,8 @@ def answer_of(status: int) -> Answer:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """The seconds that `Retry-After` asks for (RFC 9110, 10.2.3), or None.
 
-    A date is read against the response's own `Date`, so that two machines' clocks are never compared;
-    without one, or when it can't be read, the header is passed over.
+    A date is compared with the response's own `Date`, never with the clock of this machine. Without a valid `Date` such
+    a header is ignored.
     """
     value = headers.get("retry-after")
     if value is None:
@@ -140,15 +140,15 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def hold_ttl_s(headers: Mapping[str, str]) -> float | None:
-    """How long the participant says it can hold (`Tcc-Hold-Ttl`, seconds), or None when it says nothing."""
+    """How long the participant can hold (`Tcc-Hold-Ttl`, in seconds), or None if it doesn't say."""
     value = headers.get(HOLD_TTL_HEADER.lower())
     return None if value is None else _seconds(value)
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON value in `body`, or None when there is none: a 2xx without JSON is still a 2xx.
+    """The JSON value in `body`, or None if there is none: a 2xx without JSON is still a 2xx.
 
-    What could not be stored and sent on again counts as none: see `is_portable`.
+    A value that isn't portable (see `is_portable`) counts as none.
     """
     try:
         value = json.loads(body)
@@ -158,16 +158,16 @@ def parse_json(body: bytes) -> Any:
 
 
 def is_portable(value: Any) -> bool:
-    """Whether a parsed JSON value can be stored and sent on by everyone.
+    """Whether every database and every service can store and send a parsed JSON value.
 
-    It must nest at most JSON_DEPTH_MAX levels deep and hold no NaN, no infinity (RFC 8259, section 6) and no lone
-    surrogate (section 8.2).
+    It must nest at most JSON_DEPTH_MAX levels deep, and contain no NaN, no infinity (RFC 8259, section 6) and no lone
+    surrogates (section 8.2).
     """
     return _is_portable(value, JSON_DEPTH_MAX)
 
 
 def refusal_detail(body: bytes) -> str:
-    """Why a participant refused: its JSON `detail` (problem+json or not), else the first characters of its body."""
+    """Why a participant refused: the `detail` of its JSON body, or else the start of the body."""
     document = parse_json(body)
     if isinstance(document, dict) and isinstance(document.get("detail"), str):
         return printable(document["detail"])
@@ -175,7 +175,7 @@ def refusal_detail(body: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without control characters and cut to DETAIL_CHARS_MAX characters."""
+    """`text` on one line, without control characters, truncated to DETAIL_CHARS_MAX characters."""
     cut = text[: 2 * DETAIL_CHARS_MAX]
     return "".join(c if c.isprintable() else " " for c in cut).strip()[:DETAIL_CHARS_MAX]
 

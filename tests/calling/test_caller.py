@@ -201,7 +201,7 @@ async def test_headers_are_read_whatever_their_case() -> None:
 
 @pytest.mark.parametrize(
     ("deadline", "error"),
-    [(1000.0, "the deadline has passed, nothing was sent"), (1000.001, None), (None, None)],
+    [(1000.0, "nothing was sent: the deadline had passed"), (1000.001, None), (None, None)],
 )
 async def test_nothing_is_sent_at_the_deadline_or_after(deadline: float | None, error: str | None) -> None:
     transport = Answers()
@@ -253,8 +253,8 @@ async def test_whatever_a_transport_raises_is_unanswered(raised: Exception, erro
 @pytest.mark.parametrize(
     ("calls_max", "timeout_s", "error"),
     [
-        (10, 0.01, "all 2 slots were taken, nothing was sent"),
-        (1, 0.01, "too many calls were under way, nothing was sent"),
+        (10, 0.01, "nothing was sent: all 2 slots were taken (concurrency_max)"),
+        (1, 0.01, "nothing was sent: too many calls were in progress (HOLDFAST_CALLS_MAX)"),
     ],
 )
 async def test_who_gets_no_slot_in_time_sends_nothing_and_takes_none(

@@ -276,7 +276,7 @@ async def test_a_try_is_given_up_at_the_deadline(server: FaultServer, caller: Ca
         over = call(deadline=time.time() - 5)
         answered, record = await caller.call(over, target(server.url("/try"), timeout_s=PATIENT_S))
         check_unanswered(answered, record)
-        assert answered.error == "the deadline has passed, nothing was sent"
+        assert answered.error == "nothing was sent: the deadline had passed"
     assert len(server.requests) == 1
     await server.wait_until_left()
 
@@ -292,7 +292,7 @@ async def test_a_slow_participant_takes_no_slots_of_another(server: FaultServer,
     impatient = target(server.url("/slow"), timeout_s=0.05, slots_of="slow", concurrency_max=3)
     answered, record = await caller.call(call(), impatient)
     check_unanswered(answered, record)
-    assert answered.error == "all 3 slots were taken, nothing was sent"
+    assert answered.error == "nothing was sent: all 3 slots were taken (concurrency_max)"
     assert len(server.received("/slow")) == 3
     await cancelled(waiting)
 
@@ -307,7 +307,7 @@ async def test_there_is_a_limit_for_all_participants_together(server: FaultServe
     await server.wait_for_requests(CALLS_MAX, "/slow")
     answered, record = await caller.call(call(), target(server.url("/try"), timeout_s=0.05))
     check_unanswered(answered, record)
-    assert answered.error == "too many calls were under way, nothing was sent"
+    assert answered.error == "nothing was sent: too many calls were in progress (HOLDFAST_CALLS_MAX)"
     assert len(server.received("/slow")) == CALLS_MAX
     assert server.received("/try") == []
     await cancelled(waiting)

@@ -210,7 +210,7 @@ def test_a_refusal_decides_at_once_and_says_who_refused_and_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last_error", "detail"), [("503 from there", "503 from there"), (None, "the Try was not answered in time")]
+    ("last_error", "detail"), [("503 from there", "503 from there"), (None, "the Try was not answered by the deadline")]
 )
 def test_the_deadline_cancels_and_names_the_branch_that_is_missing(last_error: str | None, detail: str) -> None:
     before = undecided(held("a"), trying("b", last_error=last_error))
@@ -224,7 +224,7 @@ def test_the_deadline_cancels_and_names_the_branch_that_is_missing(last_error: s
 def test_when_every_branch_held_too_late_none_is_blamed() -> None:
     result = step(undecided(held("a"), trying("b")), DEADLINE, said("b", Operation.TRY, Answer.SUCCEEDED))
     assert result.transaction.reason == Reason(
-        code=ReasonCode.TIMED_OUT, detail="every branch held, but the deadline had passed"
+        code=ReasonCode.TIMED_OUT, detail="every branch held, but only after the deadline"
     )
     assert called(result) == [("a", CANCEL, 1), ("b", CANCEL, 1)]
 
@@ -236,7 +236,7 @@ def test_a_hold_that_runs_out_cancels_and_says_whose() -> None:
     assert result.transaction.decision is Decision.CANCEL
     assert result.transaction.decided_at == NOW + 2
     assert result.transaction.reason == Reason(
-        code=ReasonCode.HOLD_EXPIRED, branch="c", detail="the participant's hold ran out before every branch held"
+        code=ReasonCode.HOLD_EXPIRED, branch="c", detail="the participant's hold expired before every branch held"
     )
 
 

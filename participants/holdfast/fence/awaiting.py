@@ -1,4 +1,4 @@
-"""Notices a forgotten `await` on a handler's AsyncSession: what was never awaited was never sent."""
+"""Detects a missing `await` on a handler's AsyncSession: a call that isn't awaited is never sent."""
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterator
@@ -8,15 +8,15 @@ from typing import Any, Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 Started = list[tuple[str, Coroutine[Any, Any, Any]]]
-"""The coroutines that a session's methods returned, each with the method's name."""
+"""The coroutines that a session's methods returned, with the names of the methods."""
 
 STARTED_MAX: Final = 256
-"""After so many calls those that have been awaited are forgotten."""
+"""After this many calls, awaited ones are dropped from the list."""
 _STARTED: Final = "_holdfast_started"
 
 
 def remembering(session_class: type[AsyncSession]) -> type[AsyncSession]:
-    """A subclass whose sessions remember, within `all_awaited`, what their coroutine methods returned."""
+    """A subclass whose sessions record, within `all_awaited`, what their coroutine methods return."""
     methods = {
         name: _remembering(name, method)
         for name, method in inspect.getmembers(session_class, inspect.iscoroutinefunction)
@@ -27,14 +27,14 @@ def remembering(session_class: type[AsyncSession]) -> type[AsyncSession]:
 
 @contextmanager
 def all_awaited(session: AsyncSession, handler_name: str) -> Iterator[None]:
-    """Raise RuntimeError at the end of the block when a call of a `remembering` session was never awaited."""
+    """Raise RuntimeError at the end of the block if a call on a `remembering` session was never awaited."""
     started: Started = []
     setattr(session, _STARTED, started)
     try:
         yield
         if forgotten := _not_awaited(started):
             called = ", ".join(f"session.{name}()" for name, _ in forgotten)
-            raise RuntimeError(f"{handler_name} never awaited {called}: it was not sent")
+            raise RuntimeError(f"{handler_name} never awaited {called}, so it was not sent: add the missing await")
     finally:
         delattr(session, _STARTED)
         for _, coroutine in _not_awaited(started):

@@ -1,7 +1,7 @@
 """The participant's own database: one way to run a unit of work on an Engine or an AsyncEngine.
 
-Work is a plain function of a Session. It runs in a worker thread (Engine) or inside `AsyncSession.run_sync`
-(AsyncEngine), so that nothing has to be written twice. Also says which failures will pass by themselves.
+A unit of work is a plain function of a Session. It runs in a worker thread (Engine) or in `AsyncSession.run_sync`
+(AsyncEngine), so that nothing is written twice. Also tells transient failures from others.
 """
 
 import asyncio
@@ -25,24 +25,24 @@ from holdfast.fence.rows import DIALECTS, VALIDATED, adding_validated
 T = TypeVar("T")
 
 HANDLER_THREADS_MAX: Final = 40
-"""How many handlers of one participant on a synchronous engine run at once, in threads that are not the service's."""
+"""Maximum number of concurrent handlers of a participant on a synchronous engine; they have their own threads."""
 
 AnyDatabase = Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]
 
 _COLLISIONS: Final = frozenset({"40001", "40P01"})
-"""SQLSTATE of serialization failure and deadlock (PostgreSQL; MySQL's drivers say a number instead)."""
+"""SQLSTATEs of serialization failures and deadlocks on PostgreSQL; MySQL's drivers report a number instead."""
 _MYSQL_COLLISIONS: Final = frozenset({1213, 1020})
-"""A deadlock, or a conflict with another node of a cluster; a row that changed since this transaction read it."""
+"""1213: a deadlock, or a conflict with another node of a cluster. 1020: a row changed since it was read."""
 _SQLITE_ERROR: Final = 1
-"""SQLite's code for a mistake in SQL, such as a table that isn't there; its driver calls that operational, too."""
+"""SQLite's code for errors in SQL, such as a missing table; its driver reports them as operational errors, too."""
 _MYSQL_MISTAKES: Final = frozenset({1054, 1146, 1305, 1364})
-"""Unknown column, table or procedure, a column without a value: some drivers call them operational."""
+"""Unknown column, table or procedure, or a column without a value; some drivers call these operational."""
 _PASSING_CLASSES: Final = ("08", "40", "53", "55", "57")
 """SQLSTATE classes: connection, rollback, resources, object in use (lock not available), operator intervention."""
 
 
 class Database:
-    """Sessions of a service's own engine or session factory. Raises TypeError or ValueError when it can't be one."""
+    """Sessions of the service's own engine or session factory. Raises TypeError or ValueError for anything else."""
 
     def __init__(self, database: AnyDatabase) -> None:
         self._sync: sessionmaker[Any] | None = None
@@ -68,7 +68,7 @@ class Database:
             raise ValueError(f"holdfast supports {', '.join(sorted(DIALECTS))}, not {engine.dialect.name}")
         if engine.dialect.name == "sqlite" and _is_in_memory(engine):
             raise ValueError(
-                "an in-memory SQLite database forgets its holds with each connection: give a file, sqlite:///service.db"
+                "an in-memory SQLite database loses its holds with each connection: use a file, such as sqlite:///service.db"
             )
         refuse_autocommit(engine)
         watch(engine)
@@ -84,10 +84,10 @@ class Database:
         return self._bind()
 
     async def run(self, work: Callable[[Session, Invoke], T], *, calls_handlers: bool = False) -> T:
-        """Run `work` with a new session, which is closed afterwards; `work` commits what it wants to keep.
+        """Run `work` with a new session, which is closed afterwards; `work` has to commit.
 
-        `calls_handlers`: in a thread that handlers have for themselves, where there are threads. However many of
-        them hang, the service's other endpoints and the reaper's own queries find a thread.
+        `calls_handlers`: on a synchronous engine, use the threads that are reserved for handlers. However many of them
+        hang, the service's other endpoints and the reaper's own queries find a thread.
         """
         if self._async is not None:
             session: AsyncSession
@@ -108,15 +108,15 @@ class Database:
 
         try:
             await self.run(work)
-        except DBAPIError:  # somebody else was quicker: now it is there, or it is a real failure
+        except DBAPIError:  # another replica may have created it meanwhile; otherwise this fails again
             await self.run(work)
 
     async def has_validated(self, table: Table) -> bool | None:
-        """Whether `table` has the column that older versions did not make; None when there is no table."""
+        """Whether `table` has the column that older versions didn't create; None if there is no table."""
         return await self.run(lambda session, _: _has_validated(session.connection(), table))
 
     def _limiter(self) -> CapacityLimiter:
-        """One for each event loop, since it wakes waiters on its own."""
+        """One per event loop, because a limiter belongs to its loop."""
         return self._limiters.setdefault(asyncio.get_running_loop(), CapacityLimiter(HANDLER_THREADS_MAX))
 
     def _run_here(self, work: Callable[[Session, Invoke], T]) -> T:
@@ -132,7 +132,7 @@ class Database:
             return bind.sync_engine
         if isinstance(bind, Engine):
             return bind
-        raise TypeError("the session factory must be bound to an engine: sessionmaker(engine)")
+        raise TypeError("database: the session factory must be bound to an engine, as in sessionmaker(engine)")
 
 
 def printable_database(url: URL) -> str:
@@ -141,7 +141,7 @@ def printable_database(url: URL) -> str:
 
 
 def _is_in_memory(engine: Engine) -> bool:
-    """Whether each connection would have a database of its own. One that all share, by a StaticPool, is for tests."""
+    """Whether each connection has its own database. A StaticPool shares one connection, which is fine for tests."""
     name, options = engine.url.database or "", engine.url.query
     in_memory = name in ("", ":memory:", "file::memory:") or options.get("mode") == "memory" or "mode=memory" in name
     return in_memory and not isinstance(engine.pool, StaticPool)
@@ -156,12 +156,12 @@ def _has_validated(connection: Connection, table: Table) -> bool | None:
 
 
 def collided(error: BaseException) -> bool:
-    """Whether the database undid this transaction in favour of another: repeating it at once is what it asks for."""
+    """Whether the database rolled the transaction back in favour of another, so that it should be retried at once."""
     return isinstance(error, Undone) or _sqlstate(error) in _COLLISIONS or _mysql_code(error) in _MYSQL_COLLISIONS
 
 
 def will_pass(error: BaseException) -> bool:
-    """Whether `error` is the database's trouble (down, full, locked, slow), not the handler's mistake."""
+    """Whether `error` is a transient problem of the database (down, full, locked, slow), not a bug of the handler."""
     if _is_mistake(error):
         return False
     if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError | OSError):
@@ -173,7 +173,7 @@ def will_pass(error: BaseException) -> bool:
 
 
 def hide_values(error: BaseException) -> None:
-    """Keep statements' parameters, which hold payloads, out of the error's text before it is logged."""
+    """Remove statement parameters, which contain payloads, from the error's text before it is logged."""
     seen: BaseException | None = error
     for _ in range(10):
         if seen is None:
@@ -184,7 +184,7 @@ def hide_values(error: BaseException) -> None:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    """Whether the statement can't succeed however often it is repeated."""
+    """Whether the statement will fail however often it is repeated."""
     orig = error.orig if isinstance(error, DBAPIError) else None
     return getattr(orig, "sqlite_errorcode", None) == _SQLITE_ERROR or _mysql_code(error) in _MYSQL_MISTAKES
 

@@ -1,8 +1,8 @@
-"""Carrying out what the fence decides: rows and handlers, in one local transaction or, two-step, around it.
+"""Executes what the fence decides: rows and handlers in one local transaction or, in the two-step form, around it.
 
-One plain function of a Session serves calls of the coordinator and findings of the reaper alike. Responsible for
-the order of writes, commits and handlers. Must not decide transitions (table.py), speak HTTP or wait for anything
-but the database and the handler.
+One plain function of a Session serves both the coordinator's calls and the reaper's findings. Responsible for the order
+of writes, commits and handlers. Must not choose transitions (table.py does), speak HTTP, or wait for anything but the
+database and the handler.
 """
 
 import asyncio
@@ -46,15 +46,15 @@ from holdfast.wire import Operation
 log = logging.getLogger("holdfast")
 
 ROUNDS_MAX: Final = 5
-"""How often one call looks again because the row moved under it, before it answers "busy"."""
+"""How often a call starts over because the row changed concurrently, before it answers "busy"."""
 BACKOFF_BASE_S: Final = 1.0
 BACKOFF_CAP_S: Final = 300.0
 TTL_DEFAULT_S: Final = 60.0
-"""How long to hold when neither the message nor the participant says: then ask."""
+"""Time to live of a hold, in seconds, if neither the message nor the participant sets one."""
 
 
 class CrashPoint(StrEnum):
-    """Where a test may let the process die."""
+    """Points at which a test can simulate the death of the process."""
 
     MARKED = "marked"
     HANDLED = "handled"
@@ -62,7 +62,7 @@ class CrashPoint(StrEnum):
 
 
 class Declined(Exception):
-    """The call is turned away: the fence says so."""
+    """The fence refuses the call."""
 
     def __init__(self, refusal: Refusal, detail: str = "") -> None:
         super().__init__(refusal)
@@ -71,7 +71,7 @@ class Declined(Exception):
 
 
 class Busy(Exception):
-    """A handler of this branch may be running: ask again."""
+    """A handler of this branch may still be running; try again after `after_s` seconds."""
 
     def __init__(self, after_s: float) -> None:
         super().__init__(after_s)
@@ -80,9 +80,9 @@ class Busy(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happening:
-    """Something that happens to a branch. `payload` is JSON text; None when the message carried none.
+    """An event on a branch. `payload` is JSON text, or None if the message had none.
 
-    `version` is the row's when the reaper found it; what a call brings has none.
+    `version` is the row's version when the reaper found it; calls have none.
     """
 
     key: Key
@@ -95,16 +95,16 @@ class Happening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of it. `must_ask`: the coordinator has to be asked before anything can be done."""
+    """The row after an event. `must_ask`: ask the coordinator for its decision before anything else."""
 
     row: Row | None
     must_ask: bool = False
-    is_first: bool = False  # the first Try: the hold's time starts with it
+    is_first: bool = False  # the first Try, with which the hold's time starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a participant was told once and for all. Seconds by its own clock."""
+    """A participant's configuration. Times are seconds on its own clock."""
 
     table: Table
     handlers: Handlers
@@ -120,16 +120,16 @@ class Rules:
 
 
 def payload_hash(payload: str) -> str:
-    """The identity of a JSON text: the same for 1 and 1.0, and for any order of members."""
+    """A hash that identifies a JSON value: equal for 1 and 1.0, and for any order of members."""
     canonical = json.dumps(_canonical(json.loads(payload)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def carry_out(rules: Rules, happening: Happening, session: Session, invoke: Invoke) -> Outcome:
-    """Let `happening` happen, and commit it.
+    """Process an event on a branch and commit the result.
 
-    Raises Declined, Busy, Refused (the handler's), InvalidPayload, or whatever the handler or the database raises;
-    then nothing of it is kept, but for the marks of the two-step form.
+    Raises Declined, Busy, Refused (from the handler), InvalidPayload, or whatever the handler or the database raises.
+    Then nothing is kept, except the marks of the two-step form.
     """
     for _ in range(ROUNDS_MAX):
         try:
@@ -180,18 +180,18 @@ def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) 
 
 
 def _is_outdated(happening: Happening, row: Row | None, step: Step) -> bool:
-    """Whether the reaper found a row that somebody has finished since: then it has been dealt with.
+    """Whether the row that the reaper found has been finished by someone else since.
 
-    It is not the reaper's to release once more, and if it is to be swept, whoever finished it has planned when.
+    The reaper must not release it again. If it has to be swept, that is scheduled already.
     """
     moved = happening.version is not None and row is not None and row.version != happening.version
     return moved and (isinstance(step, Rest) or (isinstance(step, Run) and _is_sweep(step)))
 
 
 def _seize(rules: Rules, happening: Happening, session: Session) -> tuple[Row | None, bool]:
-    """The row, ours until the end of the database transaction, and whether we have just inserted it.
+    """The row, locked until the end of the database transaction, and whether this call has just inserted it.
 
-    Where the call may create the row it inserts first: two at the same time meet in the primary key.
+    A call that may create the row inserts first, so that concurrent calls are serialised by the primary key.
     """
     step = decide(Seen(state=State.NOTHING), happening.event)
     if isinstance(step, Run | Mark):
@@ -199,7 +199,7 @@ def _seize(rules: Rules, happening: Happening, session: Session) -> tuple[Row | 
         if rows.insert_if_absent(session, rules.table, row):
             return row, True
         found = rows.lock(session, rules.table, happening.key)
-        if found is None:  # removed since the insert met it
+        if found is None:  # removed since the insert found it
             raise Superseded
         return found, False
     return rows.lock(session, rules.table, happening.key), False
@@ -241,9 +241,9 @@ def _seen(rules: Rules, happening: Happening, row: Row | None) -> Seen:
 def _run(
     rules: Rules, happening: Happening, session: Session, invoke: Invoke, *, row: Row, step: Run, is_new: bool
 ) -> Row:
-    """Handlers and row, in one transaction; two-step: mark, then handlers, then one transaction."""
+    """Run the handlers and write the row in one transaction; two-step: mark, run the handlers, write in another one."""
     if rules.two_step:
-        _parse(rules, step, row)  # before there is a mark to take back
+        _parse(rules, step, row)  # fails before there is a mark to remove
         if not is_new:
             row = rows.write(session, rules.table, row, **_mark(rules, row, step))
         session.commit()
@@ -255,7 +255,7 @@ def _run(
         session.commit()
     except Superseded:
         session.rollback()
-        if not rules.two_step:  # nobody else can have moved a locked row
+        if not rules.two_step:  # no other run can have changed a locked row
             raise Undone from None
         _after_losing(rules, happening, session, invoke, step)
         raise
@@ -273,7 +273,7 @@ def _run(
 
 
 def _mark(rules: Rules, row: Row, step: Run) -> dict[str, Any]:
-    """What the row says while a two-step handler runs."""
+    """The row's values while a two-step handler runs."""
     now = rules.clock()
     lease_ran_out = row.state in RUNNING and row.busy_until is not None
     acquires = step.via is State.REACQUIRING and row.state is State.EXPIRED
@@ -283,12 +283,12 @@ def _mark(rules: Rules, row: Row, step: Run) -> dict[str, Any]:
         "busy_until": now + rules.lease_s,
         "doubtful": row.doubtful or lease_ran_out,
         "acquisition": row.acquisition + acquires,
-        "check_at": check_at.get(step.via, now + rules.lease_s),  # the reaper ends releases that crashed
+        "check_at": check_at.get(step.via, now + rules.lease_s),  # the reaper finishes releases that crashed
     }
 
 
 def _end(rules: Rules, row: Row, step: Run, result: str | None) -> dict[str, Any]:
-    """What the row says when the handlers have run."""
+    """The row's values after the handlers have run."""
     now = rules.clock()
     changes: dict[str, Any] = {"state": step.then, "busy_until": None, "checks": 0}
     if result is not None:
@@ -309,7 +309,7 @@ def _end(rules: Rules, row: Row, step: Run, result: str | None) -> dict[str, Any
 def _call_handlers(
     rules: Rules, happening: Happening, session: Session, invoke: Invoke, *, row: Row, step: Run
 ) -> str | None:
-    """Run the step's handlers in order; Try's result as JSON text, None when Try was not among them."""
+    """Run the step's handlers in order; returns Try's result as JSON text, or None if Try isn't among them."""
     result: str | None = None
     reacquires = step.via is State.REACQUIRING
     acquisition = row.acquisition + (reacquires and not rules.two_step)
@@ -340,7 +340,7 @@ def _call_handlers(
 
 
 def _is_sweep(step: Run) -> bool:
-    """A sweep undoes what a lost run did outside; what Try wrote to this database has been dealt with."""
+    """Whether the step is a sweep, which undoes the external effects of a lost run; local ones are undone already."""
     return step.via is step.then
 
 
@@ -357,21 +357,21 @@ def _idempotency_key(row: Row, acquisition: int) -> str:
 def _give_up_lease(
     rules: Rules, session: Session, *, row: Row, step: Run, error: BaseException, is_first: bool
 ) -> None:
-    """A two-step handler failed: say that it no longer runs, so that nobody waits for its lease to end.
+    """Release the lease of a two-step handler that failed, so that nobody waits for it to end.
 
-    Only a Try that refused in its very first run has surely left nothing outside: that row goes.
-    Raises Superseded when the lease was lost before.
+    Only a Try that refuses in its very first run has certainly had no external effect; its row is removed.
+    Raises Superseded if the lease was already lost.
     """
     now = rules.clock()
     try:
         if step.via is State.TRYING and is_first and isinstance(error, Refused):
             rows.remove(session, rules.table, row)
-        elif isinstance(error, Declined):  # re-acquiring was refused: given up for good; sweep what it left outside
+        elif isinstance(error, Declined):  # re-acquiring was refused: expired for good; sweep its external effects
             rows.write(session, rules.table, row, state=State.EXPIRED, busy_until=None, check_at=now)
         else:
             changes: dict[str, Any] = {"busy_until": None}
             if Operation.TRY in step.operations and not isinstance(error, Refused):
-                changes["doubtful"] = True  # what it sent may still arrive, after a cancel even
+                changes["doubtful"] = True  # what it sent may still arrive, even after a cancel
             if step.operations == (Operation.CANCEL,):
                 changes["checks"] = row.checks + 1
                 changes["check_at"] = now + backoff_s(rules, row.checks)
@@ -379,7 +379,7 @@ def _give_up_lease(
         session.commit()
     except Superseded:
         raise
-    except Exception as trouble:  # the handler's failure is the news; the lease ends by itself
+    except Exception as trouble:  # the handler's failure matters more; the lease ends by itself
         session.rollback()
         hide_values(trouble)
         log.warning(
@@ -391,10 +391,10 @@ def _give_up_lease(
 
 
 def _after_losing(rules: Rules, happening: Happening, session: Session, invoke: Invoke, step: Run) -> None:
-    """A run outlived its lease, and another moved the row: undo outside what the lost run may have done there.
+    """Undo the external effects of a run that lost its lease and was overtaken by another.
 
-    Durably first, so that a crash leaves it to the reaper; where the release is still under way, its own end
-    plans a sweep because the row is doubtful.
+    Marks the row durably first, so that the reaper takes over after a crash. If the release is still in progress, its
+    end schedules the sweep, because the row is doubtful.
     """
     if Operation.TRY not in step.operations:
         return
@@ -407,7 +407,7 @@ def _after_losing(rules: Rules, happening: Happening, session: Session, invoke: 
     session.commit()
     try:
         _once(rules, Happening(key=happening.key, event=Event.DUE), session, invoke)
-    except Exception as error:  # the reaper will do it
+    except Exception as error:  # the reaper will retry
         session.rollback()
         hide_values(error)
         log.warning(
@@ -419,12 +419,12 @@ def _after_losing(rules: Rules, happening: Happening, session: Session, invoke: 
 
 
 def backoff_s(rules: Rules, checks: int) -> float:
-    """Exponential back-off with full jitter and a cap, in seconds; never quite nothing."""
+    """Exponential back-off with full jitter, in seconds, between 0.1 and a cap."""
     return max(0.1, rules.jitter() * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(checks, 20)))
 
 
 def _canonical(value: Any) -> Any:
-    """JSON numbers as doubles compare, because databases and languages on the way rewrite them."""
+    """The value with numbers normalised to doubles, because databases and languages on the way rewrite them."""
     match value:
         case dict():
             return {name: _canonical(member) for name, member in value.items()}

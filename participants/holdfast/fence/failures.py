@@ -1,7 +1,7 @@
-"""Whose failure an exception is: the participant's own database, which will recover, or the handler.
+"""Attributes an exception to the participant's own database, which will recover, or to the handler.
 
-Judges by where the exception came from, not by its class alone: a handler's OSError or TimeoutError is the
-handler's, the same from the session in use is the database's. Must not log, answer or retry.
+Judges by where the exception was raised, not only by its class: an OSError or TimeoutError in a handler's own code is
+the handler's, but from its session it is the database's. Must not log, answer or retry.
 """
 
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ _MYSQL_UNDEFINED_TABLE: Final = 1146
 
 
 class Failure(StrEnum):
-    """What a failure is to the coordinator; all but a refusal are answered with 5xx, and the call is repeated."""
+    """The kind of a failure. Each is answered with a 5xx, and the coordinator repeats the call."""
 
-    DATABASE = "database"  # passes by itself: down, full, locked, slow
+    DATABASE = "database"  # transient: down, full, locked, slow
     TABLE_MISSING = "table_missing"  # the SDK's own table
     HANDLER = "handler"
 
 
 def failure_of(error: BaseException, engine: Engine) -> Failure:
-    """Whose failure `error` is; `engine` is the one that the participant's sessions use."""
+    """The kind of failure that `error` is; `engine` is the one that the participant's sessions use."""
     if _is_missing_table(error):
         return Failure.TABLE_MISSING
     in_handler = any(frame_code is _HANDLER_CALL for frame_code, _ in _frames(error.__traceback__))
@@ -43,7 +43,7 @@ def failure_of(error: BaseException, engine: Engine) -> Failure:
 
 
 def _is_foreign(error: BaseException, engine: Engine) -> bool:
-    """Whether an exception out of a handler has nothing to do with the participant's own database."""
+    """Whether an exception from a handler has nothing to do with the participant's own database."""
     pools = [pool for _, owner in _frames(error.__traceback__) if (pool := _pool_of(owner)) is not None]
     if isinstance(error, SQLAlchemyError):
         return bool(pools) and engine.pool not in pools
@@ -62,7 +62,7 @@ def _pool_of(owner: Any) -> Pool | None:
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[CodeType, Any]]:
-    """The code of each frame of a stack, and whose method it is."""
+    """The code of each stack frame, and the object whose method it is."""
     for frame, _ in walk_tb(trace):
         yield frame.f_code, frame.f_locals.get("self")
 

@@ -1,7 +1,7 @@
-"""Keeps a handler inside the local transaction that it was given: its changes go with the SDK's row or not at all.
+"""Keeps a handler inside its local transaction, so that its changes are committed with the SDK's row or not at all.
 
-Commits are stopped before they happen; what the database undid on its own is noticed before the SDK commits.
-Responsible for connections and transactions. Must not know rows, states or handlers.
+Stops commits before they happen, and notices a rollback by the database before the SDK commits. Deals with connections
+and transactions only; must not know rows, states or handlers.
 """
 
 import re
@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 _OPTION: Final = "holdfast_guard"
 _SAVEPOINT: Final = "holdfast"
 _AUTOCOMMIT: Final = (
-    "the engine is in AUTOCOMMIT: holdfast needs real transactions, in which a handler's changes and the hold "
-    "are committed together; give the participant an engine without it"
+    "the engine is in AUTOCOMMIT mode, but holdfast commits a handler's changes together with the hold; "
+    "give the participant an engine without AUTOCOMMIT"
 )
 _COMMITS: Final = "a handler must not commit: holdfast commits its changes together with the hold"
 _ROLLS_BACK: Final = "a handler must not roll back: raise Refused or another exception instead"
@@ -34,19 +34,21 @@ _COMMITS_IMPLICITLY: Final = re.compile(
     rf"{_BLANK}(?:(?:create|drop)(?!\s+temporary\b)|alter|rename|truncate|grant|revoke|lock|unlock)\b",
     re.IGNORECASE | re.DOTALL,
 )
-"""What MySQL and MariaDB commit the transaction for."""
+"""Statements for which MySQL and MariaDB commit the transaction implicitly."""
 _SETS_SAVEPOINT: Final = re.compile(rf"{_BLANK}savepoint\b", re.IGNORECASE | re.DOTALL)
 
 
 class Undone(Exception):
-    """The database undid the transaction while a handler ran, and the handler went on as if nothing had happened."""
+    """The database rolled the transaction back while a handler ran, and the handler carried on regardless."""
 
     def __init__(self) -> None:
-        super().__init__("the database rolled the transaction back, and the handler went on: let its errors pass")
+        super().__init__(
+            "the database rolled the transaction back, but the handler carried on: don't catch the database's errors"
+        )
 
 
 class _Guard:
-    """Watches one run of a handler. `open_already`: in a transaction that it must not roll back either."""
+    """Watches one run of a handler. `open_already`: in a transaction that the handler must not roll back either."""
 
     __slots__ = ("active", "broken", "open_already", "undone", "was_open")
 
@@ -55,18 +57,18 @@ class _Guard:
         self.active = True
         self.broken: str | None = None
         self.undone = False
-        self.was_open = False  # SQLite: whether there was a transaction before the statement under way
+        self.was_open = False  # SQLite: whether a transaction was open before the current statement
 
 
 def refuse_autocommit(engine: Engine) -> None:
-    """Raise ValueError when `engine` says that each of its statements is to be committed by itself."""
+    """Raise ValueError if `engine` commits each statement by itself."""
     options = (engine.get_execution_options().get("isolation_level"), _level_on_connect(engine))
     if any(str(level).replace(" ", "").upper() == "AUTOCOMMIT" for level in options):
         raise ValueError(_AUTOCOMMIT)
 
 
 def watch(engine: Engine) -> None:
-    """Let handlers' sessions on `engine` be guarded; statements of others cost one look at their options."""
+    """Install the guard on `engine`. Sessions that aren't guarded only pay for a look at their options."""
     listeners: dict[str, Any] = {
         "commit": _on_commit,
         "rollback": _on_rollback,
@@ -80,7 +82,7 @@ def watch(engine: Engine) -> None:
 
 
 def require_transaction(connection: Connection) -> None:
-    """Raise RuntimeError when the connection commits each statement by itself, whoever told it to."""
+    """Raise RuntimeError if the connection commits each statement by itself, for whatever reason."""
     driver = connection.connection.dbapi_connection
     assert driver is not None
     dialect = connection.dialect
@@ -97,11 +99,10 @@ def require_transaction(connection: Connection) -> None:
 
 @contextmanager
 def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
-    """While a handler runs: its changes go with the SDK's own row or not at all.
+    """Ensure that a handler's changes are committed together with the SDK's own row, or not at all.
 
-    A commit raises at once, however it is spelt; the end of the block raises when the handler swallowed that, when
-    a transaction that was `open_already` was rolled back, or (Undone) when the database undid it. Savepoints are
-    the handler's own affair.
+    Any form of commit raises at once. The end of the block raises if the handler swallowed that error, if it rolled
+    back a transaction that was `open_already`, or (Undone) if the database rolled it back. Savepoints are allowed.
     """
     guard = _Guard(open_already=open_already)
 
@@ -115,7 +116,7 @@ def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
     began = session.get_transaction()
     if open_already:
         session.connection().execution_options(**{_OPTION: guard})
-    elif began is not None:  # the second handler of a re-acquiring confirm goes on in the first one's transaction
+    elif began is not None:  # the second handler of a re-acquiring confirm continues the first one's transaction
         begun(session, began, session.connection())
     event.listen(session, "after_begin", begun)
     try:
@@ -127,7 +128,7 @@ def transaction_kept(session: Session, *, open_already: bool) -> Iterator[None]:
 
 
 def _check(guard: _Guard, session: Session, began: SessionTransaction | None) -> None:
-    """Raise when the transaction is not what it was when the handler began."""
+    """Raise if the transaction is no longer the one in which the handler started."""
     if guard.undone:
         raise Undone
     if guard.broken is not None:
@@ -135,13 +136,13 @@ def _check(guard: _Guard, session: Session, began: SessionTransaction | None) ->
     if guard.open_already:
         if session.get_transaction() is not began:
             raise RuntimeError(_ROLLS_BACK)
-        return  # the row's version tells whether it was undone
+        return  # the row's version shows a rollback by the database
     if session.in_transaction() and session.get_bind().dialect.name in _MYSQL:
         while (nested := session.get_nested_transaction()) is not None:
             nested.commit()
         try:
             session.connection().exec_driver_sql(f"RELEASE SAVEPOINT {_SAVEPOINT}")
-        except DBAPIError as error:  # there is no such savepoint: the transaction that had it is gone
+        except DBAPIError as error:  # the savepoint is gone, and so is its transaction
             raise Undone from error
 
 
@@ -153,7 +154,7 @@ def _guarding(connection: Connection | None) -> _Guard | None:
 def _on_commit(connection: Connection) -> None:
     if (guard := _guarding(connection)) is not None:
         guard.broken = _COMMITS
-        connection.dialect.do_rollback(connection.connection)  # at once: SQLAlchemy holds it to be committed
+        connection.dialect.do_rollback(connection.connection)  # at once: SQLAlchemy considers it committed
         raise RuntimeError(_COMMITS)
 
 
@@ -183,7 +184,7 @@ def _on_statement(connection: Connection, cursor: Any, statement: str, *_: Any) 
 
 
 def _on_error(context: ExceptionContext) -> None:
-    """SQLite undoes whole transactions on its own (a full disk, ON CONFLICT ROLLBACK): then it has none any more."""
+    """SQLite can roll back the whole transaction itself (full disk, ON CONFLICT ROLLBACK); then none is open."""
     connection = context.connection
     guard = _guarding(connection)
     if guard is not None and connection is not None and connection.dialect.name == "sqlite":
@@ -191,7 +192,7 @@ def _on_error(context: ExceptionContext) -> None:
 
 
 def _begin_on_sqlite(connection: Connection) -> None:
-    """The driver begins before INSERT, UPDATE and DELETE only; releasing an outermost savepoint would commit."""
+    """The driver only begins before INSERT, UPDATE and DELETE, and releasing an outermost savepoint would commit."""
     if connection.dialect.name == "sqlite" and not _sqlite_is_open(connection):
         cursor = connection.connection.cursor()
         cursor.execute("BEGIN")
@@ -203,7 +204,7 @@ def _sqlite_is_open(connection: Connection) -> bool:
 
 
 def _sqlite_commits_each(connection: Connection) -> bool:
-    """In autocommit, and without a BEGIN that an engine's own listener has sent."""
+    """Whether the driver is in autocommit mode and no listener of the engine has sent BEGIN."""
     driver = connection.connection.driver_connection
     return (getattr(driver, "isolation_level", "") is None or _pep249_autocommit(driver)) and not _sqlite_is_open(
         connection
@@ -211,7 +212,7 @@ def _sqlite_commits_each(connection: Connection) -> bool:
 
 
 def _pep249_autocommit(driver: Any) -> bool:
-    """sqlite3's `autocommit=True` of Python 3.12; aiosqlite keeps its connection to itself."""
+    """sqlite3's `autocommit=True` of Python 3.12; aiosqlite hides its connection."""
     return getattr(getattr(driver, "_conn", driver), "autocommit", None) is True
 
 

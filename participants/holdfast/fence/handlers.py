@@ -1,7 +1,7 @@
-"""A service's three functions: what they take, which payload they want, how they are called.
+"""The service's three handlers: their parameters, their payload type, and how they are called.
 
-Responsible for reading annotations when a handler is decorated and for calling it with what it asked for.
-Must not know the table, the rows or HTTP.
+Reads annotations when a handler is decorated, and calls it with what it asked for. Must not know the table, the rows or
+HTTP.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ from holdfast.hold import Hold, Refused
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
 Invoke = Callable[["Handler", Hold[Any], Session, float | None], Any]
-"""Calls a handler with a hold and the right kind of session, within so many seconds if it can."""
+"""Calls a handler with a hold, the right kind of session, and a time limit if it can be enforced."""
 
 
 class InvalidPayload(Exception):
-    """The payload is not what the handler's annotation asks for. The message quotes no values."""
+    """The payload doesn't match the handler's annotation. The message quotes no values."""
 
 
 class HandlerBroke(Exception):
-    """A handler ended in something that is no Exception, such as the cancellation of a task of its own."""
+    """A handler raised something that isn't an Exception, such as the cancellation of its own task."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"the handler raised {type(error).__name__}")
 
 
 class _Inherited:
-    """The annotation of a confirm or cancel handler that has none: Try's."""
+    """Stands for a missing annotation, which means the payload type of the try handler."""
 
 
 class Handler:
@@ -53,7 +53,7 @@ class Handler:
 
 
 class Handlers:
-    """The handlers of one participant. `asynchronous`: the database is; `two_step`: so are they."""
+    """The handlers of one participant, on an `asynchronous` database or not, in the `two_step` form or not."""
 
     def __init__(self, *, asynchronous: bool, two_step: bool) -> None:
         self._asynchronous = asynchronous
@@ -66,20 +66,24 @@ class Handlers:
         return operation in self._by_operation
 
     def add(self, operation: Operation, function: Callable[..., Any]) -> None:
-        """Take `function` for `operation`. Raises TypeError when it can't be one, ValueError on a second one."""
+        """Register the handler of `operation`. Raises TypeError if it can't be one, ValueError if there is one."""
         handler = Handler(function)
         name = handler.name
         if operation in self._by_operation:
-            raise ValueError(f"{name}: there is an on_{operation} handler already")
+            raise ValueError(
+                f"{name}: on_{operation} is already registered; a participant has one handler for each operation"
+            )
         if handler.is_async and not self._asynchronous:
-            raise TypeError(f"{name} is async def, but the participant's database is a synchronous Engine: use def")
+            raise TypeError(
+                f"{name} is async def, but the participant's database is synchronous: use def, or an AsyncEngine"
+            )
         if not handler.is_async and self._asynchronous and self._two_step:
             raise TypeError(f"{name} would block the event loop while it calls out: make it async def")
         _check_session(handler)
         self._by_operation[operation] = handler
 
     def parse(self, operation: Operation, payload: str, validated: str | None = None) -> Any:
-        """The JSON `payload` as the handler of `operation` wants it, as it was `validated` at Try if it was.
+        """Parse the JSON `payload` into the type that the handler of `operation` expects, as it was `validated` at Try.
 
         Raises InvalidPayload.
         """
@@ -94,9 +98,9 @@ class Handlers:
             raise InvalidPayload(_without_values(error)) from None
 
     def validated(self, payload: str) -> str | None:
-        """What Try's annotation makes of `payload`, as text for `parse`: empty when it is the payload itself.
+        """The value that Try's annotation gives for `payload`, as text for `parse`; empty if it equals the payload.
 
-        None when there is nothing to keep: no annotation, an invalid payload, or a value that no JSON brings back.
+        None if there is nothing to keep: no annotation, an invalid payload, or a value that JSON can't represent.
         """
         adapter = self._adapter_of(Operation.TRY)
         if adapter is None:
@@ -116,10 +120,10 @@ class Handlers:
         *,
         timeout_s: float | None,
     ) -> Any:
-        """Run the handler of `operation`, if there is one; what Try returned, as JSON values.
+        """Run the handler of `operation`, if there is one; returns Try's result as JSON values.
 
-        What confirm and cancel return is ignored, whatever it is. A group of refusals alone, as a TaskGroup raises
-        them, is a refusal.
+        The results of confirm and cancel are ignored. An exception group of refusals only, as a TaskGroup raises it, is
+        a refusal.
         """
         handler = self._by_operation.get(operation)
         if handler is None:
@@ -166,23 +170,23 @@ class Handlers:
 
 
 def ends_the_task(error: BaseException) -> bool:
-    """Whether `error` is meant for whoever runs this task, and not the failure of foreign code in it."""
+    """Whether `error` is meant to end this task, and isn't a failure of the code that it calls."""
     if isinstance(error, asyncio.CancelledError):
         try:
             task = asyncio.current_task()
-        except RuntimeError:  # a worker thread: nobody cancels it
+        except RuntimeError:  # a worker thread, which nobody cancels
             return False
         return task is not None and task.cancelling() > 0
     return isinstance(error, KeyboardInterrupt | GeneratorExit)
 
 
 def invoke_def(handler: Handler, hold: Hold[Any], session: Session, timeout_s: float | None) -> Any:
-    """Call a `def` handler where we are. It can't be stopped, so `timeout_s` is ignored."""
+    """Call a `def` handler in this thread. It can't be interrupted, so `timeout_s` is ignored."""
     return handler.function(hold, session)
 
 
 def invoker_for(asynchronous: AsyncSession) -> Invoke:
-    """Calls handlers from within `AsyncSession.run_sync`: the async ones are awaited outside of its greenlet."""
+    """An Invoke for use in `AsyncSession.run_sync`; awaits async handlers outside its greenlet."""
 
     def invoke(handler: Handler, hold: Hold[Any], session: Session, timeout_s: float | None) -> Any:
         if handler.is_async:
@@ -213,7 +217,7 @@ def _stopped_after(timeout_s: float | None) -> Iterator[None]:
 
 
 def _refusal(group: ExceptionGroup[Exception]) -> Refused | None:
-    """The first refusal of a group that holds nothing else."""
+    """The first refusal of a group that contains nothing else."""
     refusals, others = group.split(Refused)
     first: Any = refusals
     while isinstance(first, ExceptionGroup):
@@ -229,12 +233,12 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> Any:
-    """T of the first parameter's `Hold[T]`; _Inherited without annotation. Raises TypeError."""
+    """T of the first parameter's `Hold[T]`, or _Inherited if there is no annotation. Raises TypeError."""
     parameters = list(inspect.signature(function).parameters.values())
     try:
         inspect.signature(function).bind(object(), object())
     except TypeError:
-        raise TypeError(f"{name} must take (hold, session)") from None
+        raise TypeError(f"{name} must accept two positional arguments: (hold, session)") from None
     _check_dependencies(parameters, name)
     annotation = parameters[0].annotation
     if annotation is inspect.Parameter.empty:
@@ -244,19 +248,19 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
     if annotation is Hold or annotation is Any:
         return Any
     if get_origin(annotation) is not Hold:
-        raise TypeError(f"{name}: annotate its first parameter as Hold or Hold[...], not {annotation!r}")
+        raise TypeError(f"{name}: annotate the first parameter as Hold or Hold[...], not {annotation!r}")
     (wanted,) = get_args(annotation)
     return Any if isinstance(wanted, TypeVar) else wanted
 
 
 def _check_session(handler: Handler) -> None:
-    """Raise TypeError when the session that the handler will get is not the one that it is annotated with."""
+    """Raise TypeError if the handler's annotation doesn't match the session that it will get."""
     parameters = list(inspect.signature(handler.function).parameters.values())
     annotation = parameters[1].annotation if len(parameters) > 1 else inspect.Parameter.empty
     if isinstance(annotation, str):
         try:
             annotation = _evaluated(annotation, inspect.unwrap(handler.function), handler.name)
-        except Exception:  # what is imported for type checkers only can't be looked at
+        except Exception:  # imported for type checkers only, so it can't be evaluated
             return
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
@@ -276,29 +280,29 @@ def _discard(awaitable: Any) -> None:
 
 
 def _check_dependencies(parameters: list[inspect.Parameter], name: str) -> None:
-    """Raise TypeError for a parameter that FastAPI would fill: it calls routes, and not handlers."""
+    """Raise TypeError for a parameter that FastAPI would inject: it does so for routes, not for handlers."""
     for parameter in parameters:
         for marker in (parameter.default, *getattr(parameter.annotation, "__metadata__", ())):
             if type(marker).__module__ == "fastapi.params":
                 raise TypeError(
                     f"{name}: {type(marker).__name__}(...) of parameter {parameter.name!r} is for routes only; "
-                    "a handler gets (hold, session): call what it depends on inside"
+                    "a handler gets (hold, session): call the dependency inside the handler"
                 )
 
 
 def _evaluated(annotation: str, function: Callable[..., Any], name: str) -> Any:
-    """What a postponed annotation means where the function was defined."""
+    """Evaluate a postponed annotation in the scope in which the function was defined."""
     closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     try:
         return eval(annotation, getattr(function, "__globals__", {}), dict(closure))
     except NameError as error:
         raise TypeError(
-            f"{name}: can't find {error.name!r} of annotation {annotation!r}; define it before the handler"
+            f"{name}: can't find {error.name!r} in the annotation {annotation!r}; define it before the handler"
         ) from None
 
 
 def _without_values(error: ValidationError) -> str:
-    """What is wrong with a payload, without quoting it: it may be logged by anyone on the way."""
+    """Describe validation errors without quoting the payload, because the text may be logged on the way."""
     wrong = error.errors(include_url=False, include_context=False, include_input=False)
     lines = (f"{'.'.join(str(part) for part in one['loc']) or 'payload'}: {one['msg']}" for one in wrong)
     return "; ".join(lines)[:DETAIL_CHARS_MAX]

@@ -1,8 +1,8 @@
-"""What was validated at Try, kept as JSON and restored for confirm and cancel, by then with nothing that can fail.
+"""Keeps the value that Try validated as JSON, and restores it for confirm and cancel without validation that can fail.
 
-Validating anew what was sent can give another value (`default_factory=uuid4`) or none (`FutureDatetime`). So the
-validated value is dumped by the fields' names, and restored by the same schema without its conditions: no limits, no
-defaults, no validators but pydantic's own. A value that doesn't come back equal isn't kept. Knows neither rows nor
+Validating the payload again could give another value (`default_factory=uuid4`) or none (`FutureDatetime`). So the
+validated value is dumped by field names, and restored with the same schema minus its conditions: no limits, no
+defaults, and no validators except pydantic's own. A value that isn't restored equal isn't kept. Independent of rows and
 handlers.
 """
 
@@ -21,11 +21,11 @@ _CONDITIONS: Final = frozenset(
     }
 )
 _VALUES: Final = frozenset({"default", "expected", "members", "cls", "function", "config", "ref", "schema_ref"})
-"""Members of a schema that hold no schema."""
+"""Members of a schema that don't contain a schema."""
 
 
 class Restorer:
-    """Dumps and restores validated values of one annotation."""
+    """Dumps and restores the validated values of one annotation."""
 
     def __init__(self, adapter: TypeAdapter[Any]) -> None:
         self._adapter = adapter
@@ -35,11 +35,11 @@ class Restorer:
             schema = _unconditional(adapter.core_schema)
             self._validator = SchemaValidator(schema, _use_prebuilt=False)
             self._serializer = SchemaSerializer(schema, _use_prebuilt=False)
-        except (SchemaError, TypeError, KeyError):  # a schema that can't be told apart: validate anew
+        except (SchemaError, TypeError, KeyError):  # an unsupported schema: validate again instead
             pass
 
     def dump(self, value: Any) -> str | None:
-        """`value` as JSON from which it can be restored; None when it can't."""
+        """`value` as JSON from which it can be restored, or None if that is impossible."""
         if self._serializer is None:
             return None
         try:
@@ -49,18 +49,18 @@ class Restorer:
         return dumped if _equal(self._restored(dumped), value) else None
 
     def restore(self, dumped: str, sent: str) -> Any:
-        """The value that was validated at Try. Where validating `sent` anew still gives it, that is it.
+        """The value that Try validated; the result of validating `sent` again, if that is equal.
 
-        Raises ValidationError when neither is possible, since the annotation has changed.
+        Raises ValidationError if neither is possible because the annotation has changed.
         """
         restored = self._restored(dumped)
         try:
-            anew = self._adapter.validate_json(sent)
+            again = self._adapter.validate_json(sent)
         except ValidationError:
             if restored is _NOTHING:
                 raise
             return restored
-        return anew if restored is _NOTHING or _equal(anew, restored) else restored
+        return again if restored is _NOTHING or _equal(again, restored) else restored
 
     def _restored(self, dumped: str) -> Any:
         try:
@@ -77,7 +77,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _unconditional(schema: Any) -> Any:
-    """The same schema without what could refuse, replace or rename a value that was valid once."""
+    """The same schema without anything that could reject, replace or rename a value that was valid."""
     if isinstance(schema, list):
         return [_unconditional(each) for each in schema]
     if isinstance(schema, tuple):
@@ -94,11 +94,11 @@ def _unconditional(schema: Any) -> Any:
 
 
 def _is_schema(members: dict[str, Any]) -> bool:
-    """Whether these are the members of a schema, and not the fields of a model, which may have any name."""
+    """Whether these are the members of a schema and not the fields of a model, which can have any name."""
     return isinstance(members.get("type"), str)
 
 
 def _is_pydantics_own(function: Any) -> bool:
-    """Whether a validator belongs to one of pydantic's types, such as `SecretStr`, and makes its values."""
+    """Whether a validator belongs to one of pydantic's own types, such as `SecretStr`, and creates its values."""
     called = function["function"] if isinstance(function, dict) else function
     return str(getattr(called, "__module__", "")).split(".")[0] in ("pydantic", "pydantic_core")

@@ -1,8 +1,8 @@
 """The table `holdfast_branches` and every SQL statement of the SDK, as plain functions of a Session.
 
-Responsible for conditional writes: a write names the version that it expects, and `Superseded` says that
-somebody else was there first. Must not choose states (that is table.py), commit, or call anybody. The SQL stays
-within what SQLite, PostgreSQL, MySQL and MariaDB share, but for the one statement that inserts if absent.
+Responsible for conditional writes: a write names the version that it expects, and raises `Superseded` if another run
+was first. Must not choose states (table.py does), commit, or make calls. Uses only SQL that SQLite, PostgreSQL, MySQL
+and MariaDB share, except for the one statement that inserts if absent.
 """
 
 from collections.abc import Sequence
@@ -49,16 +49,16 @@ TRANSACTION_ID_CHARS_MAX: Final = 64
 BRANCH_CHARS_MAX: Final = 200
 PARTICIPANT_CHARS_MAX: Final = 200
 STATEMENTS_MAX: Final = 256
-"""Built statements that are remembered: a dozen for each table that a process uses."""
+"""Size of the cache of built statements; a process needs a dozen for each table."""
 DIALECTS: Final = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
 
 
 class Superseded(Exception):
-    """The row is no longer as it was seen: another run has moved it."""
+    """The row has changed since it was read: another run has moved it on."""
 
 
 class Key(NamedTuple):
-    """What a row is found by."""
+    """The primary key of a row."""
 
     participant: str
     transaction_id: str
@@ -67,27 +67,27 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row. Times are seconds since the epoch by the participant's own clock."""
+    """One row. Times are seconds since the epoch on the participant's own clock."""
 
     participant: str
     transaction_id: str
     branch: str
     state: State
-    version: int = 1  # rises with every transition; writes are conditional on it
+    version: int = 1  # incremented by every transition; writes are conditional on it
     payload: str | None = None  # JSON
     payload_hash: str | None = None
     result: str | None = None  # JSON
-    acquisition: int = 1  # rises when a late confirm acquires again: a new idempotency key
-    doubtful: bool = False  # a run lost its lease and may still be under way somewhere
-    busy_until: float | None = None  # the lease of the run under way
+    acquisition: int = 1  # incremented when a late confirm re-acquires: a new idempotency key
+    doubtful: bool = False  # a run lost its lease and may still be in progress somewhere
+    busy_until: float | None = None  # end of the lease of the run in progress
     expires_at: float
     created_at: float
     held_at: float | None = None
     finished_at: float | None = None
     check_at: float | None = None  # when the reaper looks at this row
-    checks: int = 0  # how often it looked in vain: its back-off
+    checks: int = 0  # fruitless checks so far, for the back-off
     locked: bool = field(default=False, compare=False, repr=False)  # by this database transaction; no column
-    validated: str | None = None  # what Try's annotation made of the payload, JSON; empty: the payload itself
+    validated: str | None = None  # the payload as validated by Try, JSON; empty: equal to the payload
 
     @property
     def key(self) -> Key:
@@ -95,7 +95,7 @@ class Row:
 
 
 def branches_table(metadata: MetaData) -> Table:
-    """The table in `metadata`, defined there once however many participants share it."""
+    """The table in `metadata`; participants that share the metadata share the table."""
     name = TABLE_NAME if metadata.schema is None else f"{metadata.schema}.{TABLE_NAME}"
     if name in metadata.tables:
         return metadata.tables[name]
@@ -126,26 +126,26 @@ def branches_table(metadata: MetaData) -> Table:
 
 
 def without_validated(table: Table) -> Table:
-    """The table as versions before 0.2 made it: one that has not been migrated yet."""
+    """The table without the newer column, as it is before a migration."""
     columns = (Column(column.name, column.type, primary_key=column.primary_key) for column in table.columns)
     return Table(table.name, MetaData(), *(one for one in columns if one.name != VALIDATED), schema=table.schema)
 
 
 def adding_validated(table: Table, dialect: Dialect) -> TextClause:
-    """The statement that migrates a table that the SDK has made itself."""
+    """The statement that migrates a table that the SDK created itself."""
     name, kind = dialect.identifier_preparer.format_table(table), dialect.type_compiler_instance.process(DOCUMENT)
     return text(f"ALTER TABLE {name} ADD COLUMN {VALIDATED} {kind}")
 
 
 def insert_if_absent(session: Session, table: Table, row: Row) -> bool:
-    """Insert `row`; False when its key is there. Waits for a concurrent insert of the same key."""
+    """Insert `row`; False if its key exists. Waits for a concurrent insert of the same key."""
     values = {column.name: getattr(row, column.name) for column in table.columns} | {"state": row.state.value}
     return _changed(session, inserting_if_absent(session.get_bind().dialect.name, table), values) == 1
 
 
 @lru_cache(STATEMENTS_MAX)
 def inserting_if_absent(dialect: str, table: Table) -> Insert:
-    """The one statement that each database spells in its own way."""
+    """The one statement whose syntax differs between databases."""
     match dialect:
         case "postgresql":
             return postgresql.insert(table).on_conflict_do_nothing()
@@ -153,16 +153,16 @@ def inserting_if_absent(dialect: str, table: Table) -> Insert:
             return sqlite.insert(table).on_conflict_do_nothing()
         case "mysql" | "mariadb":
             return insert(table).prefix_with("IGNORE")
-    raise ValueError(f"holdfast does not know how to insert if absent on {dialect}")
+    raise ValueError(f"database: {dialect} is not supported")
 
 
 def lock(session: Session, table: Table, key: Key) -> Row | None:
-    """The row, locked until the end of the database transaction; None when there is none.
+    """The row, locked until the end of the database transaction, or None.
 
-    Locks by an update: it is the first statement, so SQLite takes its write lock at once instead of failing to
-    upgrade a read lock, and the others queue on the row. Until it is written the locked row has its version negated:
-    so MySQL counts the update whatever its driver's flags, and when something undoes this transaction, `write`
-    meets the version from before and raises Superseded.
+    Locks with an update. As the first statement it makes SQLite take its write lock at once instead of failing to
+    upgrade a read lock; other databases queue on the row. The update negates the version until the next `write`: so
+    MySQL counts the row as changed whatever the driver's flags, and if anything rolls this transaction back, `write`
+    finds the old version and raises Superseded.
     """
     row: Row | None
     if session.get_bind().dialect.update_returning:
@@ -174,13 +174,13 @@ def lock(session: Session, table: Table, key: Key) -> Row | None:
 
 
 def read(session: Session, table: Table, key: Key) -> Row | None:
-    """The row as it is, not locked."""
+    """The row as it stands, without a lock."""
     found = session.execute(_reading(table), _by(key)).mappings().one_or_none()
     return None if found is None else _row(found)
 
 
 def write(session: Session, table: Table, row: Row, **changes: Any) -> Row:
-    """Write `changes` to a row that is still as it was seen; its version rises. Raises Superseded."""
+    """Write `changes` and increment the version, if the row hasn't changed since it was read. Raises Superseded."""
     after = replace(row, version=abs(row.version) + 1, locked=False, **changes)
     written = changes | {"version": after.version, "state": after.state.value}
     seen = _as_seen(row) | {"seen_state": row.state.value}
@@ -190,45 +190,45 @@ def write(session: Session, table: Table, row: Row, **changes: Any) -> Row:
 
 
 def remove(session: Session, table: Table, row: Row) -> None:
-    """Remove a row that is still as it was seen. Raises Superseded."""
+    """Remove the row, if it hasn't changed since it was read. Raises Superseded."""
     if _changed(session, _removing(table), _as_seen(row)) != 1:
         raise Superseded
 
 
 def due(session: Session, table: Table, participant: str, *, now: float, limit: int) -> Sequence[Row]:
-    """The rows to look at by now, the longest overdue first."""
+    """The rows that are due by `now`, the most overdue first."""
     values = {"key_participant": participant, "now": now, "limit": limit}
     return [_row(found) for found in session.execute(_finding_due(table), values).mappings()]
 
 
 def claim(session: Session, table: Table, row: Row, *, now: float, until: float) -> bool:
-    """Make a due row not due until `until`, so that no other replica looks at it; False when one was quicker.
+    """Postpone a due row until `until`, so that no other replica looks at it; False if another one was first.
 
-    Does not raise the version: a handler that is running keeps its place.
+    Does not increment the version, so that a running handler keeps its lease.
     """
     values = _as_seen(row) | {"now": now, "new_check_at": until}
     return _changed(session, _claiming(table), values) == 1
 
 
 def look_again(session: Session, table: Table, row: Row, *, at: float | None, checks: int) -> bool:
-    """Look at a row at another time, or never (None), unless it has moved. Does not raise the version."""
+    """Schedule the next look at a row, or none (None), unless it has changed. Does not increment the version."""
     values = _as_seen(row) | {"new_check_at": at, "new_checks": checks}
     return _changed(session, _planning(table), values) == 1
 
 
 def finished(session: Session, table: Table, participant: str, *, finished_before: float, limit: int) -> Sequence[Key]:
-    """Up to `limit` rows that were finished before then and that nobody looks at any more."""
+    """Up to `limit` rows that were finished before `finished_before` and have no look scheduled."""
     values = {"key_participant": participant, "finished_before": finished_before, "limit": limit}
     return [Key(*found) for found in session.execute(_finding_old(table), values)]
 
 
 def purge(session: Session, table: Table, keys: Sequence[Key], *, finished_before: float) -> int:
-    """Remove these rows, each by its own identity, if they are still finished; returns how many were."""
+    """Remove those of these rows that are still finished; returns how many were removed."""
     before = {"finished_before": finished_before}
     return sum(_changed(session, _purging(table), _by(key) | before) for key in keys)
 
 
-# --- the statements, built once for each table: building one takes several times as long as sending it -----------
+# --- statements, built once per table, because building one takes several times as long as sending it -----------
 
 
 @lru_cache(STATEMENTS_MAX)
@@ -322,5 +322,5 @@ def _row(found: Any) -> Row:
 
 
 def _changed(session: Session, statement: Executable, values: dict[str, Any]) -> int:
-    options = {"preserve_rowcount": True}  # or some drivers won't say it of an INSERT
+    options = {"preserve_rowcount": True}  # some drivers don't report it for INSERT otherwise
     return cast("CursorResult[Any]", session.execute(statement, values, execution_options=options)).rowcount

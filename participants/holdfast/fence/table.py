@@ -1,8 +1,8 @@
-"""The fence: what each call means for a branch, given what its row says. One pure function, one table.
+"""The fence: what each call means for a branch, given the state of its row. One pure function and one table.
 
-This is docs/reference/protocol.md, section 5, extended by the marks of the two-step form and by what happens when a
-hold's time is up. Responsible for every transition of a row; no other module may choose a state. No I/O, no
-clock, no database: `decide` takes what was seen and says what to do, and the caller does it.
+Implements docs/reference/protocol.md, section 5, extended by the marks of the two-step form and by what happens when
+a hold expires. Owns every transition of a row; no other module may choose a state. No I/O, no clock, no database:
+`decide` takes what is known and returns what to do, and the caller does it.
 """
 
 from collections.abc import Mapping
@@ -15,34 +15,34 @@ from holdfast.wire import Operation
 
 
 class State(StrEnum):
-    """Where a branch stands at this participant. The comment says who moves it on after a crash."""
+    """Where a branch stands at this participant. The comments say who moves it on after a crash."""
 
     NOTHING = "nothing"  # there is no row
-    TRYING = "trying"  # two-step: Try's handler may have run; the coordinator's repeat, or the reaper
-    HELD = "held"  # the coordinator, or the reaper when the hold's time is up
-    CONFIRMING = "confirming"  # two-step: confirm's handler may have run; the coordinator's repeat
+    TRYING = "trying"  # two-step: the try handler may have run; the coordinator's retry, or the reaper
+    HELD = "held"  # the coordinator, or the reaper once the hold has expired
+    CONFIRMING = "confirming"  # two-step: the confirm handler may have run; the coordinator's retry
     CONFIRMED = "confirmed"  # final
-    CANCELLING = "cancelling"  # two-step: cancel's handler may have run; the coordinator's repeat, or the reaper
+    CANCELLING = "cancelling"  # two-step: the cancel handler may have run; the coordinator's retry, or the reaper
     CANCELLED = "cancelled"  # final
-    EXPIRING = "expiring"  # two-step: being given up past the hard limit; the reaper
-    EXPIRED = "expired"  # given up without being told; final unless a confirm may re-acquire
-    REACQUIRING = "reacquiring"  # two-step: a late confirm runs Try and confirm; the coordinator's repeat
+    EXPIRING = "expiring"  # two-step: being released past the hard limit; the reaper
+    EXPIRED = "expired"  # released without a decision; final unless a confirm may re-acquire
+    REACQUIRING = "reacquiring"  # two-step: a late confirm runs try and confirm; the coordinator's retry
 
 
 class Event(StrEnum):
-    """What happens to a branch: three calls of the coordinator, four findings of the reaper."""
+    """Events on a branch: three calls of the coordinator, and four findings of the reaper."""
 
     TRY = "try"
     CONFIRM = "confirm"
     CANCEL = "cancel"
-    DUE = "due"  # the time at which to look at this row again has come
+    DUE = "due"  # the row's next look is due
     TOLD_CONFIRM = "told_confirm"  # asked, and the decision is confirm
     TOLD_CANCEL = "told_cancel"  # asked, and the decision is cancel, or the transaction is unknown
-    ABANDONED = "abandoned"  # past the hard limit, and nobody said confirm
+    ABANDONED = "abandoned"  # past the hard limit without a confirm
 
 
 class Refusal(StrEnum):
-    """Why a call is turned away; the slugs of the problems."""
+    """Why a call is refused; the slug of the problem document."""
 
     NOTHING_HELD = "nothing-held"
     ALREADY_CANCELLED = "already-cancelled"
@@ -53,9 +53,9 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run the handlers of `operations`; then the row says `then`, committed with what they wrote.
+    """Run the handlers of `operations` and commit the state `then` together with what they wrote.
 
-    In the two-step form the row says `via` durably before they run; else `via` is never seen by anybody.
+    In the two-step form the state is durably `via` before they run; otherwise `via` is never visible.
     """
 
     operations: tuple[Operation, ...]
@@ -72,19 +72,19 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """It is done already: give the stored answer again."""
+    """It is already done: return the stored answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Turn the call away."""
+    """Refuse the call."""
 
     refusal: Refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A handler of this branch may be running: ask again after so many seconds."""
+    """A handler of this branch may still be running: try again after `after_s` seconds."""
 
     after_s: float
 
@@ -96,7 +96,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """Nothing to do, and no need to look at this row again."""
+    """Nothing to do, and no further look needed."""
 
 
 Step = Run | Mark | Repeat | Refuse | Wait | Ask | Rest
@@ -104,10 +104,10 @@ Step = Run | Mark | Repeat | Refuse | Wait | Ask | Rest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What is known of a branch when something happens to it.
+    """What is known of a branch when an event occurs.
 
-    `payload_differs`: the call brings another payload than the Try before it; the reaper brings none.
-    `busy_s`: for how many seconds the run that is under way still has its lease; 0 when none is.
+    `payload_differs`: the call's payload differs from that of the earlier Try; the reaper has none.
+    `busy_s`: the remaining lease of the run in progress, in seconds; 0 if there is none.
     """
 
     state: State
@@ -151,16 +151,15 @@ _LINES: Final[Mapping[State, _Line]] = {
 TABLE: Final[Mapping[tuple[State, Event], Step]] = MappingProxyType(
     {(state, event): step for state, line in _LINES.items() for event, step in zip(Event, line, strict=True)}
 )
-"""The whole table: (what the row says, what happens) → what to do. `decide` adds the three conditions."""
+"""The whole table: (state of the row, event) → what to do. `decide` adds the three conditions."""
 
 
 def decide(seen: Seen, event: Event, *, may_reacquire: bool = False) -> Step:
-    """What `event` means for a branch of which `seen` is known.
+    """What to do about `event` on a branch of which `seen` is known.
 
-    `may_reacquire`: whether a confirm that comes after the hold was given up may run Try again.
-    Conditions beyond the table: the same identity with another payload is refused; where a handler would
-    run (or a Try may still come to hold) while another run has its lease, wait.
-    Source: docs/reference/protocol.md, section 5.
+    `may_reacquire`: whether a confirm after the hold was released may run Try again. Conditions beyond the table: the
+    same identity with another payload is refused; while another run has its lease, a call waits if a handler would run,
+    or if the Try may still succeed. Source: docs/reference/protocol.md, section 5.
     """
     step = TABLE[seen.state, event]
     if seen.state is State.EXPIRED and event is Event.CONFIRM and may_reacquire:

@@ -1,4 +1,4 @@
-"""What a service mounts: a participant with its routes, its reaper and its inquiry to the coordinator."""
+"""What a service mounts: a participant with its routes, its reaper, and its inquiry to the coordinator."""
 
 from holdfast.participant.participant import Participant
 

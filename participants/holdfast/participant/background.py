@@ -1,4 +1,4 @@
-"""Keeps one background task running for each event loop, however many lifespans ask for it."""
+"""Keeps one background task per event loop running, however many lifespans use it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -15,7 +15,7 @@ class _Running:
 
 
 class Background:
-    """One task, started by the first of those who use it and ended by the last."""
+    """A task that its first user starts and its last user stops."""
 
     def __init__(self, name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._name: Final = name
@@ -24,12 +24,12 @@ class Background:
 
     @property
     def is_running(self) -> bool:
-        """Whether it runs in any event loop of this process."""
+        """Whether the task is running in any event loop of this process."""
         return any(not running.task.done() for running in self._running.values())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Have the task run until the end of the block."""
+        """Keep the task running until the end of the block."""
         loop = asyncio.get_running_loop()
         running = self._running.get(loop)
         if running is None:

@@ -1,7 +1,7 @@
-"""Asking the coordinator what was decided (docs/reference/protocol.md, sections 3 and 5).
+"""Asks the coordinator what was decided (docs/reference/protocol.md, sections 3 and 5).
 
-Responsible for one question and for reading its answer strictly: only the coordinator's own "unknown
-transaction" counts as unknown; whatever can't be understood is "unreachable". Must not touch the database.
+Makes one request and reads the answer strictly: only the coordinator's own "unknown transaction" counts as unknown, and
+anything that can't be understood counts as "unreachable". Must not touch the database.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ RECHECK_MIN_S: Final = 0.1
 RECHECK_MAX_S: Final = 3_600.0
 RECHECK_DEFAULT_S: Final = 5.0
 PAUSE_S: Final = 5.0
-"""For how long a coordinator that did not answer at all is not asked again, whatever the transaction."""
+"""How long a coordinator that didn't answer at all is left alone, for all transactions, in seconds."""
 
 log = logging.getLogger("holdfast")
 
 
 class Verdict(StrEnum):
-    """What the coordinator said, or that it didn't."""
+    """The coordinator's answer, or that there was none."""
 
     CONFIRM = "confirm"
     CANCEL = "cancel"
@@ -38,7 +38,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """`recheck_in_s` is set when undecided and when not asked; `why` when unreachable, for the log.
+    """`recheck_in_s` is set if undecided or not asked; `why` is set if unreachable, for the log.
 
     `is_silent`: there was no answer at all. `was_asked`: False while the coordinator is left alone.
     """
@@ -55,10 +55,10 @@ Ask = Callable[[str], Awaitable[Answered]]
 
 
 class Questions:
-    """Asks about each transaction once a round, and leaves a coordinator that doesn't answer alone for a while.
+    """Asks about each transaction once per round, and leaves a coordinator that doesn't answer alone for a while.
 
-    After a question without any answer nothing is asked for `PAUSE_S`; then one question at a time finds out
-    whether it is back. An answer that can't be understood pauses nothing: it may be about one transaction only.
+    After a request without any answer none is sent for `PAUSE_S`; then one request at a time probes whether the
+    coordinator is back. An invalid answer causes no pause, because it may concern only one transaction.
     """
 
     def __init__(self, ask: Ask, clock: Callable[[], float]) -> None:
@@ -69,7 +69,7 @@ class Questions:
         self._is_probing = False
 
     def start_round(self) -> None:
-        """Forget what was answered: a transaction that was undecided may be decided now."""
+        """Forget the answers: a transaction that was undecided may be decided now."""
         self._asked.clear()
 
     async def ask(self, transaction_id: str) -> Answered:
@@ -102,7 +102,7 @@ class Questions:
 async def ask(
     transport: httpx.AsyncBaseTransport, coordinator_url: str, transaction_id: str, *, timeout_s: float
 ) -> Answered:
-    """What was decided about a transaction. Never raises: every failure is "unreachable"."""
+    """Ask what was decided about a transaction. Never raises: every failure is "unreachable"."""
     url = f"{coordinator_url.rstrip('/')}/v1/transactions/{quote(transaction_id, safe='')}/decision"
     request = httpx.Request(
         "GET",
@@ -117,19 +117,19 @@ async def ask(
                 body = await _body(response)
             finally:
                 await response.aclose()
-    except Exception as error:  # whatever its class: no answer
+    except Exception as error:  # whatever the class, it is no answer
         return Answered(verdict=Verdict.UNREACHABLE, why=type(error).__name__, is_silent=True)
     return _read(response.status_code, parse_json(body))
 
 
 async def _body(response: httpx.Response) -> bytes:
-    """As it came over the wire: nothing else was accepted, and 60 kB may unpack to 60 MB before anybody counts them."""
+    """The raw body. No encoding was accepted, and 60 kB could unpack to 60 MB before the limit applies."""
     assert isinstance(response.stream, httpx.AsyncByteStream)
     body = bytearray()
     async for chunk in response.stream:
         body += chunk
         if len(body) > ANSWER_BYTES_MAX:
-            raise ValueError("answer too long")
+            raise ValueError(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")
     return bytes(body)
 
 
@@ -145,10 +145,12 @@ def _read(status: int, document: Any) -> Answered:
                 return Answered(verdict=Verdict.CANCEL)
             case "undecided":
                 return Answered(verdict=Verdict.UNDECIDED, recheck_in_s=_recheck_s(members.get("recheck_in_s")))
-    return Answered(verdict=Verdict.UNREACHABLE, why=f"HTTP {status} that is no decision")
+    return Answered(verdict=Verdict.UNREACHABLE, why=f"HTTP {status} without a decision; check coordinator_url")
 
 
 def _recheck_s(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return RECHECK_DEFAULT_S
-    return float(min(RECHECK_MAX_S, max(RECHECK_MIN_S, value)))  # clamped first: an int may be too large for a float
+    return float(
+        min(RECHECK_MAX_S, max(RECHECK_MIN_S, value))
+    )  # clamped before conversion: an int may be too large for a float

@@ -1,4 +1,4 @@
-"""`Participant`: what a service makes, decorates and mounts. Puts the other modules together and nothing else."""
+"""`Participant`: what a service creates, decorates and mounts. Only wires the other modules together."""
 
 import logging
 import math
@@ -34,17 +34,17 @@ log = logging.getLogger("holdfast")
 F = TypeVar("F", bound=Callable[..., Any])
 
 REPEATS_MAX: Final = 5
-"""How often a call is repeated at once because its database transaction collided with another."""
+"""Maximum attempts at a call whose database transaction keeps colliding with others."""
 HANDLER_TIMEOUT_DEFAULT_S: Final = 30.0
 LEASE_MARGIN_S: Final = 5.0
-"""How much longer than its handler's time limit a two-step run keeps its place, to write the end."""
+"""How much longer than its handler's time limit a two-step run keeps its lease, to write the result."""
 
 
 class Participant:
-    """A service's part in TCC transactions. Every argument and its unit: docs/reference/sdk.md, "Participant".
+    """A service's part in TCC transactions. docs/reference/sdk.md, "Participant", describes every argument.
 
-    Raises TypeError for a database that is none, ValueError for one that is not supported or for limits that
-    contradict each other.
+    Raises TypeError if `database` is not a database, and ValueError if it isn't supported or if limits contradict each
+    other.
     """
 
     def __init__(
@@ -109,27 +109,27 @@ class Participant:
         self.router: Final[APIRouter] = router_for(name, self._receive, self._failure_of, lifespan=self.lifespan)
 
     def on_try(self, handler: F) -> F:
-        """Decorate the function that reserves. Raises TypeError when it doesn't fit the database."""
+        """Decorate the function that reserves. Raises TypeError if it doesn't suit the database."""
         self._rules.handlers.add(Operation.TRY, handler)
         return handler
 
     def on_confirm(self, handler: F) -> F:
-        """Decorate the function that makes a hold final; may be left out."""
+        """Decorate the function that makes a hold final. Optional."""
         self._rules.handlers.add(Operation.CONFIRM, handler)
         return handler
 
     def on_cancel(self, handler: F) -> F:
-        """Decorate the function that gives a hold back; may be left out."""
+        """Decorate the function that releases a hold. Optional."""
         self._rules.handlers.add(Operation.CANCEL, handler)
         return handler
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Create the table if that is ours to do, and look after holds while the service runs.
+        """Create the table, unless the service owns its metadata, and look after holds while the service runs.
 
-        `include_router(participant.router)` brings it. Usable as `FastAPI(lifespan=...)` and inside a service's
-        own lifespan, too: however often it is entered, one background task runs. Raises RuntimeError when the
-        table is missing, or there is no on_try handler.
+        `include_router(participant.router)` includes it. It can also be `FastAPI(lifespan=...)`, or be entered in the
+        service's own lifespan: however often it is entered, one background task runs. Raises RuntimeError if the
+        table is missing, or if there is no on_try handler.
         """
         await self._prepare()
         if not self._background.is_running:
@@ -138,29 +138,31 @@ class Participant:
             yield
 
     async def create_table(self) -> None:
-        """Create `holdfast_branches` if it is missing, and nothing else of its metadata."""
+        """Create `holdfast_branches` if it is missing, and no other table of its metadata."""
         await self._database.create(self.table)
 
     async def reap(self) -> int:
-        """One round of what the background task does; how many rows need no more looking after."""
+        """Run one round of the background task; returns how many rows were settled."""
         async with self._asking() as ask:
             return await self._reaper(ask).run_once()
 
     async def _prepare(self) -> None:
         if Operation.TRY not in self._rules.handlers:
-            raise RuntimeError(f"participant {self.name!r} has no on_try handler")
+            raise RuntimeError(
+                f"participant {self.name!r} has no try handler: decorate one with @on_try before it starts"
+            )
         if self._creates_table:
             await self.create_table()
         await self._look_at_table()
         if not self._knows_table:
             raise RuntimeError(
-                f"participant {self.name!r}: its database has no table {self.table.fullname!r}. It is one of the "
-                "tables of the metadata that the participant was given: create it with a migration or "
+                f"participant {self.name!r}: its database has no table {self.table.fullname!r}. The table belongs to "
+                "the metadata that the participant was given: create it with a migration or "
                 "metadata.create_all() before the service starts, or call participant.create_table()"
             )
 
     async def _look_at_table(self) -> None:
-        """Find out once whether the table has been migrated; it works without, as it did before."""
+        """Find out once whether the table has been migrated; an older table works, too."""
         if self._knows_table:
             return
         has_validated = await self._database.has_validated(self.table)
@@ -175,7 +177,7 @@ class Participant:
         self._knows_table = has_validated is not None
 
     def _announce(self) -> None:
-        """One line in the log that says what this is and where its things are."""
+        """Log the participant's configuration on one line."""
         log.info(
             "event=participant_started participant=%s database=%s table=%s coordinator=%s form=%s reap_interval_s=%s",
             self.name,
@@ -205,7 +207,7 @@ class Participant:
         return outcome.row, self._announced_s(outcome)
 
     async def _perform(self, happening: Happening) -> Outcome:
-        """Let something happen, again at once when the database undid it in favour of another."""
+        """Process an event, and retry at once if the database rolled it back in favour of another transaction."""
         work = partial(carry_out, self._rules, happening)
         lease_s = self._rules.lease_s if self._rules.two_step else math.inf  # a one-step run holds the row's lock
         async with self._running.alone(happening.key, self._rules.clock, lease_s=lease_s):
@@ -222,7 +224,7 @@ class Participant:
             await self._reaper(ask).run_for_ever(self._reap_interval_s)
 
     def _tell_if_alone(self) -> None:
-        """Say once that nothing looks after holds in this process."""
+        """Warn once that nothing looks after holds in this process."""
         if not self._is_alone_known and not self._background.is_running:
             self._is_alone_known = True
             log.warning(
@@ -235,9 +237,9 @@ class Participant:
         return failure_of(error, self._database.engine)
 
     def _announced_s(self, outcome: Outcome) -> float | None:
-        """What is left of the hold, when this participant set a limit of its own.
+        """The remaining time of the hold, if this participant sets its own limit.
 
-        To a repeated Try that is less than at first: the coordinator counts from when it sent the repeat.
+        A repeated Try gets less than the first one, because the coordinator measures from when it sent the repeat.
         """
         if (self._rules.hold_ttl_max_s is None and self._rules.hold_max_s is None) or outcome.row is None:
             return None
@@ -256,7 +258,7 @@ class Participant:
 
     @asynccontextmanager
     async def _asking(self) -> AsyncIterator[Ask]:
-        """How to ask the coordinator, with connections that are closed at the end unless they are the service's."""
+        """How to ask the coordinator; closes the connections on exit, unless the service provided the transport."""
         if self._transport is not None:
             yield self._ask_over(self._transport)
             return
@@ -270,15 +272,18 @@ class Participant:
 
 def _check_name(name: str) -> None:
     if not 1 <= len(name) <= PARTICIPANT_CHARS_MAX:
-        raise ValueError(f"name must have 1 to {PARTICIPANT_CHARS_MAX} characters")
+        raise ValueError(f"name must have 1 to {PARTICIPANT_CHARS_MAX} characters, not {len(name)}")
     if not name.isprintable() or name != name.strip():
-        raise ValueError(f"name must be printable and without spaces around it, for it travels in headers: {name!r}")
+        raise ValueError(f"name must be printable, without leading or trailing spaces, to fit in a header: {name!r}")
 
 
 def _check_limits(**limits: float | None) -> None:
     for name, seconds in limits.items():
         if seconds is not None and not seconds > 0:
-            raise ValueError(f"{name} must be more than 0 seconds")
+            raise ValueError(f"{name} must be more than 0 seconds, not {seconds}")
     hold_ttl_max_s, hold_max_s = limits["hold_ttl_max_s"], limits["hold_max_s"]
     if hold_ttl_max_s is not None and hold_max_s is not None and hold_max_s < hold_ttl_max_s:
-        raise ValueError("hold_max_s, when a hold is given up alone, must not be less than hold_ttl_max_s")
+        raise ValueError(
+            f"hold_max_s ({hold_max_s}), after which a hold is released without asking, "
+            f"must not be less than hold_ttl_max_s ({hold_ttl_max_s})"
+        )

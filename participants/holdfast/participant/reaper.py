@@ -1,8 +1,8 @@
-"""Looking after holds whose time is up, releases that crashed, and rows that are old enough to go.
+"""Looks after expired holds, releases that crashed, and rows that are old enough to purge.
 
-Responsible for when to look and whom to ask; what a finding means is the fence's, and how it is done is
-execution's. Holds no database connection while it asks. Safe to run in every replica: each row is claimed by a
-conditional write, and what is done to it afterwards is conditional too.
+Decides when to look and whom to ask. What a finding means is up to the fence, and execution.py carries it out. Holds no
+database connection while it asks. Safe to run in every replica: each row is claimed with a conditional write, and
+everything that follows is conditional, too.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ log = logging.getLogger("holdfast")
 
 BATCH_MAX: Final = 100
 BATCHES_MAX: Final = 100
-"""How many batches one round takes while they are full; what is left then waits for the next round."""
+"""Maximum number of batches in a round; the rest waits for the next round."""
 PATIENCE_S: Final = 5.0
-"""How long the background task waits for one batch before it looks for the next: a release that hangs goes on alone."""
+"""How long a round waits for a batch before it starts the next, in seconds; a hanging release continues alone."""
 CONCURRENCY_MAX: Final = 8
 CLAIM_S: Final = 60.0
-"""For how long a row that a replica has claimed is left alone by the others."""
+"""For how long other replicas leave a claimed row alone, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaper:
-    """One participant's. `perform` lets something happen to a branch; `ask` asks the coordinator."""
+    """The reaper of one participant. `perform` processes an event on a branch, `ask` asks the coordinator."""
 
     participant: str
     rules: Rules
@@ -52,9 +52,9 @@ class Reaper:
         object.__setattr__(self, "questions", Questions(self.ask, self.rules.clock))
 
     async def run_once(self, *, patience_s: float | None = None) -> int:
-        """One round: batches while they are full; how many rows need no more looking after.
+        """Run one round of batches, as long as they are full; returns how many rows were settled.
 
-        `patience_s`: how long to wait for one batch before looking for the next.
+        `patience_s`: how long to wait for a batch before starting the next.
         """
         self.questions.start_round()
         settled = 0
@@ -70,7 +70,7 @@ class Reaper:
         return settled
 
     async def run_for_ever(self, interval_s: float) -> None:
-        """Rounds, `interval_s` seconds apart with jitter, until cancelled. No failure ends it."""
+        """Run rounds about `interval_s` seconds apart until cancelled. No failure ends it."""
         try:
             while True:
                 await asyncio.sleep(interval_s * (0.75 + 0.5 * self.rules.jitter()))
@@ -85,7 +85,7 @@ class Reaper:
             await _end(self._slow)
 
     async def _look_after_all(self, due: list[Row], patience_s: float | None) -> tuple[int, bool]:
-        """How many rows are settled, and whether patience ended first: what has not begun by then is left."""
+        """Returns how many rows were settled, and whether patience ran out; rows not started by then are left."""
         queue, settled = deque(due), 0
 
         async def work() -> None:
@@ -195,7 +195,7 @@ class Reaper:
         return await self.database.run(work)
 
     async def _look_again(self, row: Row, *, in_s: float, checks: int) -> None:
-        """Plan the next look. When that fails too, the claim runs out by itself."""
+        """Schedule the next look. If that fails as well, the claim expires by itself."""
 
         def work(session: Session, _: Invoke) -> None:
             rows.look_again(session, self.rules.table, row, at=self.rules.clock() + in_s, checks=checks)
@@ -212,13 +212,13 @@ class Reaper:
             )
 
     async def _purge(self) -> int:
-        """Remove one batch of old rows; how many were looked at."""
+        """Remove a batch of old rows; returns how many were looked at."""
         before = self.rules.clock() - self.retention_s
 
         def work(session: Session, _: Invoke) -> int:
             table = self.rules.table
             keys = rows.finished(session, table, self.participant, finished_before=before, limit=BATCH_MAX)
-            session.commit()  # nothing read is still locked when the write begins
+            session.commit()  # release read locks before the write starts
             rows.purge(session, table, keys, finished_before=before)
             session.commit()
             return len(keys)
@@ -227,7 +227,7 @@ class Reaper:
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
-    """Cancel tasks and wait until they have ended."""
+    """Cancel tasks and wait until they have finished."""
     ending = list(tasks)
     for task in ending:
         task.cancel()

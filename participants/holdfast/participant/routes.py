@@ -1,4 +1,4 @@
-"""The three routes: read a message, hand it on, render the answer. No SQL, no states, no decisions."""
+"""The three routes: parse a message, pass it on, render the answer. No SQL, no states, no decisions."""
 
 import json
 import logging
@@ -31,23 +31,23 @@ log = logging.getLogger("holdfast")
 
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 RETRY_AFTER_S: Final = 1.0
-"""After database trouble, and while a handler is at work: its lease may last longer than the transaction."""
+"""`Retry-After` of a database problem or a busy branch, in seconds; a lease may outlast the transaction."""
 TABLE_MISSING: Final = (
-    f"Its database has no table {TABLE_NAME}. Run the service's migrations or create_all, or let the participant's "
-    "lifespan or create_table() create it."
+    f"The participant's database has no table {TABLE_NAME}. Run the service's migrations or create_all(), or let the "
+    "participant's lifespan or create_table() create it."
 )
 
 _DETAILS: Final = {
-    Refusal.NOTHING_HELD: "Nothing is held for this transaction and branch.",
-    Refusal.ALREADY_CANCELLED: "This branch was cancelled; it can't be held or confirmed any more.",
-    Refusal.ALREADY_CONFIRMED: "This branch was confirmed; it can't be cancelled any more.",
-    Refusal.HOLD_EXPIRED: "The hold was given up after its hard limit, before anybody said confirm.",
-    Refusal.PAYLOAD_MISMATCH: "This transaction and branch came with another payload before.",
+    Refusal.NOTHING_HELD: "There is no hold for this transaction and branch: its Try never succeeded here.",
+    Refusal.ALREADY_CANCELLED: "This branch was cancelled. It can no longer be held or confirmed.",
+    Refusal.ALREADY_CONFIRMED: "This branch was confirmed. It can no longer be cancelled.",
+    Refusal.HOLD_EXPIRED: "The hold was released after hold_max_s, before a confirm arrived.",
+    Refusal.PAYLOAD_MISMATCH: "This transaction and branch were already used with another payload.",
 }
 
 
 class Problem(Exception):
-    """An answer that is not 2xx (RFC 9457)."""
+    """Raised to answer with a problem (RFC 9457)."""
 
     def __init__(self, status: int, slug: str, detail: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(slug)
@@ -70,7 +70,7 @@ class Problem(Exception):
 
 
 class Message(BaseModel):
-    """What the coordinator sends. Members that are not known here are passed over: it may be newer."""
+    """A message of the coordinator. Unknown members are ignored, because the coordinator may be newer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,22 +86,22 @@ class Message(BaseModel):
     @classmethod
     def _is_a_name(cls, value: str) -> str:
         if not value.isprintable() or value != value.strip():
-            raise ValueError("must be printable, without spaces around it")
+            raise ValueError("must be printable, without leading or trailing spaces")
         return value
 
     @property
     def payload_text(self) -> str | None:
-        """The payload as JSON text; None when the message carried none."""
+        """The payload as JSON text, or None if the message has none."""
         if "payload" not in self.model_fields_set:
             return None
         return json.dumps(self.payload, separators=(",", ":"))
 
 
 Receive = Callable[[Operation, Message], Awaitable[tuple[Row, float | None]]]
-"""Lets a message happen; the row after it, and the seconds to announce in `Tcc-Hold-Ttl`."""
+"""Processes a message; returns the row, and the seconds to announce in `Tcc-Hold-Ttl`."""
 
 FailureOf = Callable[[BaseException], Failure]
-"""Whose failure an exception is."""
+"""Tells what kind of failure an exception is."""
 
 
 def router_for(name: str, receive: Receive, failure_of: FailureOf, *, lifespan: Callable[[Any], Any]) -> APIRouter:
@@ -145,7 +145,7 @@ def _success(operation: Operation, row: Row, ttl_s: float | None) -> Response:
 
 
 def _problem(operation: Operation, message: Message, error: Exception, failure_of: FailureOf) -> Problem:
-    """What an exception is to the coordinator. Only a refusal is a 4xx: on Try a 4xx cancels the transaction."""
+    """The answer for an exception. Only a refusal is a 4xx, because on Try a 4xx cancels the transaction."""
     where = (message.transaction_id, message.branch, operation.value)
     match error:
         case Declined(refusal=refusal, detail=detail):
@@ -156,7 +156,7 @@ def _problem(operation: Operation, message: Message, error: Exception, failure_o
             return Problem(422, "invalid-payload", str(error))
         case Busy(after_s=after_s):
             return Problem(
-                503, "busy", "A handler of this branch is at work.", retry_after_s=min(after_s, RETRY_AFTER_S)
+                503, "busy", "A handler of this branch is still running.", retry_after_s=min(after_s, RETRY_AFTER_S)
             )
         case NotNow(detail=detail, retry_after_s=after_s):
             log.warning("event=call_postponed transaction_id=%s branch=%s operation=%s", *where)
@@ -183,16 +183,20 @@ async def _body(request: Request) -> bytes:
         async for chunk in request.stream():
             body += chunk
             if len(body) > BODY_BYTES_MAX:
-                raise Problem(413, "payload-too-large", f"The message is longer than {BODY_BYTES_MAX} bytes.")
+                raise Problem(
+                    413,
+                    "payload-too-large",
+                    f"The message is longer than {BODY_BYTES_MAX} bytes; send a smaller payload.",
+                )
     except ClientDisconnect:  # nobody reads the answer
-        raise Problem(400, "malformed", "The body ended in the middle.") from None
+        raise Problem(400, "malformed", "The body is incomplete.") from None
     return bytes(body)
 
 
 def _message(operation: Operation, request: Request, body: bytes) -> Message:
     document = parse_json(body)
     if document is None:
-        raise Problem(400, "malformed", "The body is not JSON.")
+        raise Problem(400, "malformed", "The body is not valid JSON.")
     try:
         message = Message.model_validate(document)
     except ValidationError as error:
@@ -206,12 +210,14 @@ def _message(operation: Operation, request: Request, body: bytes) -> Message:
         (BRANCH_HEADER, request.headers.get(BRANCH_HEADER), header_text(message.branch)),
     ):
         if here is not None and here != there:
-            raise Problem(422, "invalid-message", printable(f"{what} says {here}, the rest says {there}."))
+            raise Problem(
+                422, "invalid-message", printable(f"{what} is {here}, but the rest of the request says {there}.")
+            )
     return message
 
 
 def _seconds(seconds: float) -> str:
-    """Rounded down: rather promise too little."""
+    """Rounded down, so as not to promise too much."""
     return f"{math.floor(max(0.0, seconds) * 1000) / 1000:.3f}".rstrip("0").rstrip(".")
 
 
@@ -229,16 +235,16 @@ _SCHEMA: Final = {
     },
 }
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "Done, or done before.", "content": {"application/json": {}}},
+    200: {"description": "Done, now or by an earlier call.", "content": {"application/json": {}}},
     **{
         status: {"description": description, "content": {"application/problem+json": {}}}
         for status, description in {
-            400: "The body is not JSON.",
-            409: "Refused, or not possible any more.",
+            400: "The body is not valid JSON.",
+            409: "Refused, or no longer possible.",
             413: "The message is too long.",
             422: "The message or its payload is not valid.",
-            500: "The handler failed: ask again.",
-            503: "Busy, or the database can't do it now: ask again after Retry-After.",
+            500: "The handler failed: try again.",
+            503: "Busy, or the database is not available: try again after `Retry-After` seconds.",
         }.items()
     },
 }

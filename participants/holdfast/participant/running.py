@@ -1,7 +1,7 @@
-"""What runs in this process: one call of a branch at a time, and an early "busy" for those that would wait long.
+"""Lets this process run one call of a branch at a time, and answers "busy" early to those that would wait long.
 
-A repeat that waited for the row's lock would hold a connection, and a thread, for as long as the handler hangs. Waits
-for no database. Other replicas meet in the row; there, too, no more than one call of a branch waits for it.
+Otherwise a repeated call would wait for the row's lock, and hold a connection and a thread while the handler hangs.
+Doesn't use the database. Replicas are serialised by the row, so each has at most one call of a branch waiting for it.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from holdfast.fence.execution import Busy
 from holdfast.fence.rows import Key
 
 BUSY_AFTER_S: Final = 0.5
-"""How long a call may have been running before others of its branch are answered "busy" instead of waiting for it."""
+"""How long a call runs, in seconds, before others of its branch are answered "busy" instead of waiting."""
 RETRY_AFTER_S: Final = 1.0
 
 
 class _Run:
-    """A call that is under way."""
+    """A call in progress."""
 
     def __init__(self, lease_ends_at: float) -> None:
         self.loop: Final = asyncio.get_running_loop()
@@ -28,17 +28,17 @@ class _Run:
 
 
 class Running:
-    """The calls that are under way, by branch."""
+    """The calls in progress, by branch."""
 
     def __init__(self) -> None:
         self._runs: dict[Key, _Run] = {}
 
     @asynccontextmanager
     async def alone(self, key: Key, clock: Callable[[], float], *, lease_s: float) -> AsyncIterator[None]:
-        """Be the only call of a branch in this process. Raises Busy when another has been running for a while.
+        """Run as the only call of a branch in this process. Raises Busy if another one has been running for a while.
 
-        One that has been running for longer than `lease_s` seconds by `clock` keeps nobody away: the row says what is
-        to be done about it.
+        A call that has been running for longer than `lease_s` seconds on `clock` no longer blocks others; the row's
+        state says how to deal with it.
         """
         while (run := self._runs.get(key)) is not None and clock() < run.lease_ends_at:
             await _wait_for(run)
@@ -52,7 +52,7 @@ class Running:
 
 
 async def _wait_for(run: _Run) -> None:
-    """Until `run` has ended. Raises Busy when it takes longer than `BUSY_AFTER_S`."""
+    """Wait until `run` has ended. Raises Busy if it runs for longer than `BUSY_AFTER_S`."""
     loop = asyncio.get_running_loop()
     if run.loop is not loop:  # another thread's
         raise Busy(RETRY_AFTER_S)
