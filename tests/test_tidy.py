@@ -104,6 +104,28 @@ def one_clock(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno}: the clock of app/clock.py is passed to whoever needs one"
 
 
+STILTED: Final[dict[str, str]] = {  # what to write instead
+    r"passed over": "ignored",
+    r"read about " r"only": "untested; expected to work",
+    r"so many " r"seconds": "name the limit and its unit",
+    r"hold no longer " r"than": "maximum hold time",
+    r"(?:were|was|is) quicker": "a concurrent write won",
+    r"memory " r"forgets": "an in-memory database loses everything on restart",
+    r"down, slow or " r"insane": "a failing participant",
+    r"who(?:ever)? gets " r"this": "name who it is",
+}
+
+
+@rule
+def plain_words(path: str, text: str, _tree: ast.Module) -> Iterator[str]:
+    """What a native engineer would not write; decisions are records, and are never rewritten."""
+    if path.startswith(("tests/", "docs/decisions/", "requirements/")) or "/vendor/" in path:
+        return
+    for phrase, better in STILTED.items():
+        if found := re.search(phrase, text, re.IGNORECASE):
+            yield f"{found[0]!r}: write: {better}"
+
+
 @rule
 def nothing_left_to_do(_path: str, text: str, _tree: ast.Module) -> Iterator[str]:
     if found := re.search(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b", text):
@@ -199,6 +221,8 @@ PLANTED: Final = [
     ("sharing_through_the_harness", "tests/conftest.py", "from tests.chaos import proxy"),
     ("one_clock", "app/a.py", '"""A."""\nfrom time import monotonic\n'),
     ("one_clock", "app/engine/a.py", '"""A."""\ndef now():\n    return datetime.now(UTC)\n'),
+    ("plain_words", "docs/a.md", "Unknown preferences are passed over."),
+    ("plain_words", "app/a.py", '"""A hold for so many seconds."""\n'),
     ("nothing_left_to_do", "README.md", "TO" "DO: write this"),
     ("nothing_left_to_do", "tests/a.py", "# XX" "X why"),
     ("no_sleeps_in_tests", "tests/a.py", "await asyncio.sleep(0.1)"),

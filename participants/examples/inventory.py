@@ -22,7 +22,7 @@ from holdfast import Hold, Participant, Refused
 DATA_DIR = os.environ.get("DATA_DIR", ".run")
 DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR}/inventory.db")
 HOLDFAST_URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
-HOLD_TTL_MAX_S = float(os.environ.get("HOLD_TTL_MAX_S", "0")) or None  # hold no longer than this
+HOLD_TTL_MAX_S = float(os.environ.get("HOLD_TTL_MAX_S", "0")) or None  # maximum hold time, in seconds
 HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # give up alone after this
 REAP_INTERVAL_S = float(os.environ.get("REAP_INTERVAL_S", "5"))
 STOCK_AT_FIRST = {"A-1": 100, "B-2": 3}
