@@ -32,13 +32,12 @@ MODEL = {
 
 
 async def let(event: str, branch: Branch) -> Answer | None:
-    match event:
-        case "try":
-            return await branch.try_()
-        case "confirm":
-            return await branch.confirm()
-        case "cancel":
-            return await branch.cancel()
+    """Have something happen; a call that is told "busy" is made again, as the coordinator does."""
+    calls = {"try": branch.try_, "confirm": branch.confirm, "cancel": branch.cancel}
+    if event in calls:
+        while (answer := await calls[event]()).problem == "busy":
+            continue
+        return answer
     branch.coordinator.decision = "unknown" if event == "lapse" else "unreachable"
     branch.coordinator.pass_time(61 if event == "lapse" else 3601)
     await branch.coordinator.reap()
