@@ -325,7 +325,7 @@ async def test_what_is_no_json_is_the_handlers_mistake(service: Service, coordin
 async def test_only_try_is_needed(url: str) -> None:
     engine = create_engine(url)
     participant = Participant("seats", engine, coordinator_url="http://coordinator")
-    with pytest.raises(RuntimeError, match="no on_try"):
+    with pytest.raises(RuntimeError, match="no try handler"):
         async with participant.lifespan():
             pass
     participant.on_try(lambda hold, session: None)
@@ -352,8 +352,8 @@ def test_what_does_not_fit_is_said_when_it_is_decorated(sqlite_url: str) -> None
     def from_header(hold: Hold, session: Session, agent: str = Header("")) -> None: ...  # type: ignore[type-arg]
 
     for handler, says in (
-        (asynchronous, "synchronous Engine"),
-        (too_few, "must take"),
+        (asynchronous, "database is synchronous"),
+        (too_few, "must accept"),
         (other_type, "annotate"),
         (unknown, "NotDefined"),
         (depends, r"Depends\(...\) of parameter 'stock' is for routes only"),
