@@ -238,6 +238,19 @@ async def test_openapi_describes_the_routes(service: Service) -> None:
 
 
 @sqlite_only
+async def test_the_documented_calls_can_be_sent(service: Service) -> None:
+    app = FastAPI()
+    app.include_router(service.participant.router)
+    await service.participant.create_table()
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:
+        for operation in ("try", "confirm"):
+            body = app.openapi()["paths"][f"/{operation}"]["post"]["requestBody"]["content"]["application/json"]
+            answer = await client.post(f"/{operation}", json=body["examples"][operation]["value"])
+            assert answer.status_code == 200, answer.text
+
+
+@sqlite_only
 @pytest.mark.parametrize(
     ("options", "asked", "announced", "repeated"),
     [

@@ -115,11 +115,26 @@ def router_for(name: str, receive: Receive, failure_of: FailureOf, *, lifespan: 
             name=f"{name}-{operation.value}",
             operation_id=f"tcc-{name}-{operation.value}",
             summary=f"{operation.value.capitalize()} this participant's branch of a transaction",
+            description="Called by the coordinator, as often as it takes to get an answer. A repeated call has no "
+            "further effect.",
             response_class=Response,
             responses=_RESPONSES,
-            openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}},
+            openapi_extra={"requestBody": {"required": True, "content": {"application/json": _body_of(operation)}}},
         )
     return router
+
+
+def _body_of(operation: Operation) -> dict[str, Any]:
+    """The documented body; its payload is whatever the service's handlers expect."""
+    example = {
+        "transaction_id": "0199b2c4-5e11-7c3a-9f60-2b8d1e47a905",
+        "branch": "inventory",
+        "operation": operation.value,
+        "attempt": 1,
+        "payload": {"sku": "A-1", "quantity": 2},
+        **({"hold_ttl_s": 60} if operation is Operation.TRY else {"result": {"hold_id": "inventory-83"}}),
+    }
+    return {"schema": _SCHEMA, "examples": {operation.value: {"summary": "One call", "value": example}}}
 
 
 def _route(operation: Operation, receive: Receive, failure_of: FailureOf) -> Callable[[Request], Awaitable[Response]]:
@@ -169,12 +184,18 @@ def _problem(operation: Operation, message: Message, error: Exception, failure_o
                 type(error).__name__,
                 exc_info=error,
             )
-            return Problem(503, "unavailable", "Its database can't do this now.", retry_after_s=RETRY_AFTER_S)
+            return Problem(
+                503, "unavailable", "The participant's database is not available.", retry_after_s=RETRY_AFTER_S
+            )
         case Failure.TABLE_MISSING:
             log.error("event=table_missing transaction_id=%s branch=%s operation=%s %s", *where, TABLE_MISSING)
             return Problem(503, "unavailable", TABLE_MISSING, retry_after_s=RETRY_AFTER_S)
     log.error("event=handler_failed transaction_id=%s branch=%s operation=%s", *where, exc_info=error)
-    return Problem(500, "handler-failed", f"The {operation.value} handler raised {type(error).__name__}.")
+    return Problem(
+        500,
+        "handler-failed",
+        f"The {operation.value} handler raised {type(error).__name__}; the participant's log has the details.",
+    )
 
 
 async def _body(request: Request) -> bytes:
