@@ -1,4 +1,4 @@
-# Everything sets itself up: Python >= 3.11 and make are all that has to be there.
+# Everything sets itself up; all you need is Python >= 3.11 and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ help: ## show this list
 
 install: $(VENV)/.dev ## make .venv with everything that tests and checks need
 
-demo: $(VENV)/.run ## five stories with real processes: what happens, and what TCC makes of it
+demo: $(VENV)/.run ## five stories with real processes: what goes wrong, and how TCC deals with it
 	@$(BIN)/python -m examples.demo
 
 run: $(VENV)/.run ## the coordinator and the example services, until Ctrl-C
@@ -26,10 +26,10 @@ test-minimum: $(VENV)-minimum/.made ## the SDK's tests with the oldest versions 
 
 SEEDS ?= 2000
 FIRST ?= 1
-sim: $(VENV)/.dev ## replicas and participants simulated under faults, from seeds: SEEDS= FIRST=, or SEED= to replay one
+sim: $(VENV)/.dev ## simulate replicas and participants under faults, from seeds: SEEDS= FIRST=, or SEED= to replay one
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST) $(if $(SEED),--seed $(SEED))
 
-ablations: $(VENV)/.dev ## the same with each safeguard taken out in turn: which seed notices (ARGS='--help' for more)
+ablations: $(VENV)/.dev ## the same with each safeguard removed in turn: which seed notices (ARGS='--help' for more)
 	@$(BIN)/python -m tests.simulation.ablations $(ARGS)
 
 MINUTES ?= 2
@@ -39,14 +39,14 @@ SEED ?=
 chaos: $(VENV)/.dev ## real processes under load, killed, frozen, cut off and out of disk, and checked: MINUTES= REPLICAS= CLIENTS= SEED=
 	@$(BIN)/python -m tests.chaos --minutes $(MINUTES) --replicas $(REPLICAS) --clients $(CLIENTS) --seed "$(SEED)"
 
-model: $(VENV)/.dev ## search all states of the protocol's model, and find what is wrong on purpose (needs spin and gcc)
+model: $(VENV)/.dev ## search all states of the protocol's model, and find its seeded bugs (needs spin and gcc)
 	@$(BIN)/python -m tests.model
 
 TIMES ?= 20
-fuzz: $(VENV)/.dev ## bad input, drawn anew and so many times as much as in `make test`: TIMES=
+fuzz: $(VENV)/.dev ## random bad input, TIMES= as much as in `make test`
 	@FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest tests/fuzz -q
 
-mutants: $(VENV)/.mutants ## put mistakes into both state machines, one at a time, and see the tests find them: minutes
+mutants: $(VENV)/.mutants ## mutate both state machines, and see the tests find each mutant: minutes
 	@$(BIN)/python -m tests.mutation
 
 ONLY ?=
@@ -71,17 +71,17 @@ lint: $(VENV)/.dev ## style, and which module may import which
 types: $(VENV)/.dev ## mypy --strict
 	@$(BIN)/mypy
 
-migrate: $(VENV)/.run ## bring the database at HOLDFAST_DATABASE_URL to the newest schema
+migrate: $(VENV)/.run ## upgrade the database at HOLDFAST_DATABASE_URL to the newest schema
 	@$(BIN)/python -m app migrate
 
-requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for, with hashes
+requirements: $(VENV)/.dev ## upgrade and pin what pyproject.toml asks for, with hashes
 	@$(PIP) uv
 	@for group in run dev bench mutants; do $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header \
 	  --no-emit-index-url --python-version 3.11 --group pyproject.toml:$$group --output-file requirements/$$group.txt; done
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --no-header --no-emit-index-url --python-version 3.11 \
 	  --resolution lowest-direct participants/pyproject.toml --group pyproject.toml:minimum --output-file requirements/minimum.txt
 
-clean: ## remove .venv and everything that was made
+clean: ## remove .venv and everything else that make created
 	rm -rf $(VENV) $(VENV)-minimum .run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
 
 $(BIN)/python:

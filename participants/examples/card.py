@@ -1,8 +1,8 @@
 """Card: a participant without the SDK, three URLs and one table.
 
-It keeps the rules that the SDK would keep for it: every call can be repeated, a Cancel that overtakes its Try is
-remembered, and only a Try that says no answers 4xx. It doesn't expire holds; that takes a background task that asks
-the coordinator what was decided.
+It follows the rules that the SDK would enforce: every call can be repeated, a Cancel that overtakes its Try is
+remembered, and only a Try that refuses answers 4xx. It doesn't expire holds; that takes a background task that asks the
+coordinator what was decided.
 """
 
 import os

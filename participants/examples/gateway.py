@@ -39,7 +39,7 @@ class Card(Base):
 
 
 class Authorisation(Base):
-    """What became of what a caller refers to: authorised, captured, voided or declined."""
+    """The state of one reference of a caller: authorised, captured, voided or declined."""
 
     __tablename__ = "authorisations"
 

@@ -1,8 +1,8 @@
 """Inventory: a semantic lock.
 
-The column `reserved` says that somebody holds so many pieces. Nobody waits for a hold: who wants a piece takes it
-from what is on hand and not reserved, in one conditional UPDATE, so that two orders can never hold the same piece.
-A lock of the database could not do this: a hold lasts for seconds or days, over many requests and restarts.
+The column `reserved` counts the pieces that are held. Nobody waits for a hold: an order takes its pieces from what is
+on hand and not reserved, in one conditional UPDATE, so that two orders can never hold the same piece. A database lock
+couldn't do this, because a hold lasts for seconds or days, across many requests and restarts.
 
 `def` handlers on an ordinary Engine; the SDK's table joins this service's own metadata.
 """
@@ -23,7 +23,7 @@ DATA_DIR = os.environ.get("DATA_DIR", ".run")
 DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR}/inventory.db")
 HOLDFAST_URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
 HOLD_TTL_MAX_S = float(os.environ.get("HOLD_TTL_MAX_S", "0")) or None  # maximum hold time, in seconds
-HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # give up alone after this
+HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # release without asking after this
 REAP_INTERVAL_S = float(os.environ.get("REAP_INTERVAL_S", "5"))
 STOCK_AT_FIRST = {"A-1": 100, "B-2": 3}
 
@@ -44,7 +44,7 @@ class Stock(Base):
 
 
 class Wanted(BaseModel):
-    """The payload: so many pieces of an article."""
+    """The payload: a number of pieces of an article."""
 
     sku: str
     quantity: PositiveInt

@@ -83,7 +83,7 @@ app = FastAPI(title="Order", lifespan=lifespan)
 
 @app.post("/orders", status_code=201)
 async def place(new: NewOrder, response: Response) -> dict[str, Any]:
-    """Place an order, or ask again what became of it."""
+    """Place an order. Posting the same `order_id` again reports its state."""
     if new.sku not in PRICES_CENTS:
         raise HTTPException(422, f"there is no article {new.sku}")
     order = await store(new)

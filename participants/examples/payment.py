@@ -1,6 +1,6 @@
 """Payment: a credit hold, and a gateway outside the database in the two-step form.
 
-The customer's credit is a column of our own, changed like inventory's stock. The card is somebody else's: no local
+The customer's credit is a column of this database, changed like inventory's stock. The card isn't: no local
 transaction covers it. With `two_step=True` the SDK records durably that a handler is about to run, so that a cancel
 after a crash knows that something may have happened out there, and voids it by its reference. Every handler calls the
 gateway first, then writes: no connection is held while it waits.
@@ -27,7 +27,7 @@ DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite+aiosqlite:///{DATA_DIR}/p
 HOLDFAST_URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
 GATEWAY_URL = os.environ.get("GATEWAY_URL", "http://127.0.0.1:8005")
 HOLD_TTL_MAX_S = float(os.environ.get("HOLD_TTL_MAX_S", "0")) or None  # maximum hold time, in seconds
-HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # give up alone after this
+HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # release without asking after this
 REAP_INTERVAL_S = float(os.environ.get("REAP_INTERVAL_S", "5"))
 CREDIT_AT_FIRST = {"ada": 500_00, "bob": 500_00}
 

@@ -1,8 +1,8 @@
 """Real processes on loopback: start, wait until healthy, kill, start again on the same port, and always stop.
 
-Whoever starts processes with this stops them: on the way out of `async with`, and if it is killed itself, by the
-kernel (Linux). Each process leads a group of its own, so that Ctrl-C reaches only its starter, which then stops them
-in order. Knows nothing of what the processes do.
+Processes end with the program that starts them: when it leaves `async with`, or if it is killed, by the kernel (Linux).
+Each process leads its own group, so that Ctrl-C reaches only the program, which then stops them in order. Doesn't know
+what the processes do.
 """
 
 import asyncio

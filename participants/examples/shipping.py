@@ -24,7 +24,7 @@ DATA_DIR = os.environ.get("DATA_DIR", ".run")
 DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR}/shipping.db")
 HOLDFAST_URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
 HOLD_TTL_MAX_S = float(os.environ.get("HOLD_TTL_MAX_S", "0")) or None  # maximum hold time, in seconds
-HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # give up alone after this
+HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # release without asking after this
 REAP_INTERVAL_S = float(os.environ.get("REAP_INTERVAL_S", "5"))
 PARCELS_PER_VAN = 10
 VANS_AT_FIRST = {"monday": 3, "friday": 1}
@@ -48,7 +48,7 @@ class Day(Base):
 
 
 class Parcels(TypedDict):
-    """The payload: so many parcels on a day."""
+    """The payload: a number of parcels on a day."""
 
     day: str
     parcels: PositiveInt
@@ -101,7 +101,7 @@ def free(vans: int, taken: int) -> int:
 
 
 def change(session: Session, name: str, decide: Callable[[Day], dict[str, int]]) -> None:
-    """Read the day, let `decide` say what to write, and write it unless a concurrent write won; then start over."""
+    """Read the day, write what `decide` returns, and start over if the row has changed meanwhile."""
     for _ in range(ATTEMPTS_MAX):
         day = session.get(Day, name, populate_existing=True)
         if day is None:
@@ -111,7 +111,7 @@ def change(session: Session, name: str, decide: Callable[[Day], dict[str, int]])
         assert isinstance(result, CursorResult)
         if result.rowcount == 1:
             return
-    raise TimeoutError(f"concurrent writes won {ATTEMPTS_MAX} times")  # not a refusal: the coordinator asks again
+    raise TimeoutError(f"the row changed {ATTEMPTS_MAX} times")  # not a refusal: the coordinator tries again
 
 
 @asynccontextmanager

@@ -67,7 +67,7 @@ async def participant_down(world: World, story: Story) -> None:
     why = branch["last_error"].partition(":")[0]
     story.happened(f"GET /v1/admin/hung lists it: shipping, {branch['hung_reason']}, {why}")
     story.expect("why it hangs", "confirm_unanswered", branch["hung_reason"])
-    await _found("nobody else waits for shipping", lambda: _others_confirmed(world, transaction_id))
+    await _found("the others don't wait for shipping", lambda: _others_confirmed(world, transaction_id))
     story.happened("shipping is started again; nobody does anything else")
     await world.start("shipping")
     transaction = await _finished(world, story, "order-3")
@@ -313,12 +313,12 @@ STORIES: Final[list[tuple[str, str, Callable[[World, Story], Awaitable[None]]]]]
     ),
     (
         "4. Coordinator killed between the decision and the first Confirm",
-        "The decision is durable before anybody hears of it, so whoever starts next carries it out.",
+        "The decision is durable before anyone is told, so the next process to start carries it out.",
         coordinator_killed,
     ),
     (
         "5. Initiator and coordinator vanish after the Try",
-        "Two orders are under way: order-6 is decided, order-5 is not. Holds have a time limit. When it has passed, "
+        "Two orders are in progress: order-6 is decided, order-5 is not. Holds have a time limit. When it has passed, "
         "each participant asks what was decided, and keeps or releases; what is past its deadline is cancelled.",
         left_alone,
     ),
