@@ -22,6 +22,39 @@ SLEEPS_ALLOWED: Final[dict[str, str]] = {  # path: why a clock or a signal can't
     "tests/benchmark/processes.py": "looks at other processes and databases from outside, which tell nobody",
 }
 
+WORDED: Final = ("app/", "participants/", "Makefile", "CONTRIBUTING.md", "SECURITY.md")
+STILTED: Final[dict[str, tuple[str, str]]] = {  # pattern: what to write instead, and a sentence that it must find
+    r"pass(ed|es|ing)? over": ("ignore", "The header is passed over."),
+    r"read about only": ("untested; expected to work", "MySQL: read about only."),
+    r"so many": ("the number, `maximum` or `this many`", "Purged after so many days."),
+    r"so long": ("`this long`, or the name of the duration", "A connection idle for so long is closed."),
+    r"(nobody|somebody|someone|everybody) else": (
+        "who it is: another replica, the others",
+        "It delays nobody else's calls.",
+    ),
+    r"(who|what)ever (has|had|gets?|got|asks?|waits?|gave|starts|wants|listens)": (
+        "who it is: the caller, the client",
+        "Tell whoever waits.",
+    ),
+    r"insane": ("failing", "A participant that is down, slow or insane."),
+    r"under way": ("in progress", "The calls under way at once."),
+    r"for ever": ("forever", "It is repeated for ever."),
+    r"at the (most|least)": ("at most, at least", "Twenty, at the most."),
+    r"anew": ("again", "The payload is validated anew."),
+    r"what (has )?(becomes?|became|come) of": ("the state, the result", "What became of the request is unknown."),
+    r"affair": ("which module does it", "When is retention's affair."),
+    r"(were|was|is) quicker": ("a concurrent write won", "False when another was quicker."),
+    r"sa(ys|id|y) no\b(?! more)": ("refuse", "The coordinator said no."),
+    r"at work": ("running, in progress", "A handler is at work."),
+    r"put off": ("postpone, retry later", "Its others are put off."),
+    r"gives? up alone|given up alone": ("release without asking", "A hold that is given up alone."),
+    r"(is|are|was|were) to be (?!read)": ("must be, will be", "What is to be done about it."),
+    r"for want of": ("because there is no", "It failed for want of a database."),
+    r"none of (ours|its)": ("what it isn't", "A cursor that is none of ours."),
+    r"its like|the like": ("similar", "Timeouts and the like."),
+    r"takes? it for": ("mistake it for, consider it", "Nobody takes it for a success."),
+}
+
 Rule = Callable[[str, str, ast.Module], Iterator[str]]
 RULES: dict[str, Rule] = {}
 
@@ -133,6 +166,15 @@ def nothing_left_to_do(_path: str, text: str, _tree: ast.Module) -> Iterator[str
 
 
 @rule
+def plain_english(path: str, text: str, _tree: ast.Module) -> Iterator[str]:
+    """Phrases that a native engineer wouldn't write, in code, comments, docstrings and messages alike."""
+    for number, line in enumerate(text.splitlines() if path.startswith(WORDED) else (), 1):
+        for pattern, (instead, _) in STILTED.items():
+            if found := re.search(rf"\b({pattern})\b", line, re.IGNORECASE):
+                yield f"line {number}: “{found[0]}”: write {instead}"
+
+
+@rule
 def no_sleeps_in_tests(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
     if not path.startswith("tests/") or path in SLEEPS_ALLOWED:
         return
@@ -225,6 +267,8 @@ PLANTED: Final = [
     ("plain_words", "app/a.py", '"""A hold for so many seconds."""\n'),
     ("nothing_left_to_do", "README.md", "TO" "DO: write this"),
     ("nothing_left_to_do", "tests/a.py", "# XX" "X why"),
+    ("plain_english", "app/a.py", '"""A."""\n# Calls under way.\n'),
+    ("plain_english", "participants/holdfast/a.py", '"""A."""\nraise ValueError("passed over")\n'),
     ("no_sleeps_in_tests", "tests/a.py", "await asyncio.sleep(0.1)"),
     ("no_sleeps_in_tests", "tests/a.py", "from time import sleep\nsleep(delay)"),
     ("checking_tests", "tests/test_a.py", "async def test_a():\n    def inner(): ...\n    inner()"),
@@ -240,6 +284,12 @@ PLANTED: Final = [
 def test_a_planted_violation_is_found_by_its_rule_alone(name: str, path: str, text: str) -> None:
     found = violations(path, text)
     assert [violation.split(": ")[1] for violation in found] == [name]
+
+
+@pytest.mark.parametrize(("pattern", "sentence"), [(pattern, sentence) for pattern, (_, sentence) in STILTED.items()])
+def test_every_stilted_phrase_is_found(pattern: str, sentence: str) -> None:
+    assert re.search(rf"\b({pattern})\b", sentence, re.IGNORECASE)
+    assert violations("app/a.py", f'"""{sentence}"""\n')
 
 
 def test_every_rule_was_seen_to_fail() -> None:

@@ -1,7 +1,7 @@
 """For a service's own tests: drives a participant without a coordinator and without sleeping.
 
 Calls go through the participant's real router to its real database. The test controls only the clock, the coordinator's
-answers, and when a crash happens. Guide: docs/reference/sdk.md, "Testing your handlers".
+answers, and when a crash happens. Guide: docs/how-to/test-a-participant.md.
 """
 
 import uuid

@@ -180,7 +180,7 @@ def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) 
 
 
 def _is_outdated(happening: Happening, row: Row | None, step: Step) -> bool:
-    """Whether the row that the reaper found has been finished by someone else since.
+    """Whether the row that the reaper found has been finished by another run since.
 
     The reaper must not release it again. If it has to be swept, that is scheduled already.
     """

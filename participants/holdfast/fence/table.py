@@ -1,7 +1,7 @@
 """The fence: what each call means for a branch, given the state of its row. One pure function and one table.
 
-Implements docs/reference/protocol.md, section 5, extended by the marks of the two-step form and by what happens when
-a hold expires. Owns every transition of a row; no other module may choose a state. No I/O, no clock, no database:
+Implements docs/reference/protocol.md, section 5, extended by the marks of the two-step form and by what happens when a
+hold expires. Owns every transition of a row; no other module may choose a state. No I/O, no clock, no database:
 `decide` takes what is known and returns what to do, and the caller does it.
 """
 

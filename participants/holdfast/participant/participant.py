@@ -168,7 +168,7 @@ class Participant:
         has_validated = await self._database.has_validated(self.table)
         if has_validated is False:
             log.warning(
-                "event=table_outdated table=%s The table has no column %s: payloads are validated anew at confirm and "
+                "event=table_outdated table=%s The table has no column %s: payloads are validated again at confirm and "
                 "cancel. Run the service's migrations, and start again.",
                 self.table.fullname,
                 VALIDATED,
@@ -228,7 +228,7 @@ class Participant:
         if not self._is_alone_known and not self._background.is_running:
             self._is_alone_known = True
             log.warning(
-                "event=lifespan_missing participant=%s Its lifespan does not run here, so holds don't expire. The "
+                "event=lifespan_missing participant=%s Its lifespan isn't running, so holds don't expire. The "
                 "lifespan of a mounted sub-application is never run: enter participant.lifespan() in the outermost.",
                 self.name,
             )
