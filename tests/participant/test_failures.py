@@ -73,7 +73,7 @@ async def tried(service: Service, body: HandlerBody, **options: Any) -> Answer:
 async def test_what_a_handler_raises_is_not_the_databases_trouble(service: Service, error: Exception) -> None:
     answer = await tried(service, raises(error))
     assert (answer.status, answer.problem) == (500, "handler-failed")
-    assert answer.detail == f"The try handler raised {type(error).__name__}."
+    assert answer.detail == f"The try handler raised {type(error).__name__}; the participant's log has the details."
 
 
 @asynchronous
