@@ -24,7 +24,7 @@ test: $(VENV)/.dev ## all tests
 test-minimum: $(VENV)-minimum/.made ## the SDK's tests with the oldest versions that participants/pyproject.toml admits
 	@PYTHONPATH=participants $(VENV)-minimum/bin/python -m pytest -q -n auto --dist worksteal tests/participant $(ARGS)
 
-docs: $(VENV)/.dev ## every command of README and quickstart, run in an empty folder: minutes, needs the network
+docs: $(VENV)/.dev ## every command of README and quickstart, pasted in an empty folder: minutes, needs the network
 	@$(BIN)/python -m pytest -m slow tests/docs
 
 SEEDS ?= 2000

@@ -30,6 +30,12 @@ def test_the_pages_name_commands_paths_and_links_that_exist() -> None:
         assert missing == [], page
 
 
+def test_what_must_pass_calls_targets_that_exist() -> None:
+    called = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / ".ci/run").read_text()))
+    assert called
+    assert called <= TARGETS
+
+
 def test_the_pages_settings_and_events_are_those_of_the_code() -> None:
     code = "".join(path.read_text() for path in (ROOT / "app").rglob("*.py"))
     text = (ROOT / "SECURITY.md").read_text()
