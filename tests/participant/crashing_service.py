@@ -288,8 +288,13 @@ class CrashRun:
         return ask
 
     async def bury(self) -> None:
-        """Now that all has been looked at: let go of what is still under way in dead processes."""
+        """Now that all has been looked at: let go of what is still under way in dead processes.
+
+        What they come past while they are let go of is no part of the run.
+        """
+        seen = list(self.plan.points), self.plan.commits
         for task in self._dead:
             task.cancel()
         with suppress(Exception):
             await asyncio.gather(*self._dead, return_exceptions=True)
+        self.plan.points, self.plan.commits = seen
