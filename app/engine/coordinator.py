@@ -193,9 +193,10 @@ class Coordinator:
 
     # --- for recovery --------------------------------------------------------------------------------------------
 
-    def is_working_on(self, transaction_id: str) -> bool:
-        """Whether this process is working on the transaction."""
-        return transaction_id in self._runs
+    def place_of(self, transaction_id: str) -> Place | None:
+        """What the transaction counts as while this process is working on it, and None when it isn't."""
+        run = self._runs.get(transaction_id)
+        return None if run is None else run.place
 
     @property
     def stopping(self) -> bool:
@@ -216,7 +217,7 @@ class Coordinator:
         if self._stopped:
             await hand_over(self._context, transaction)
         elif transaction.id not in self._runs:
-            self._start(transaction, place=_place_of(transaction))
+            self._start(transaction, place=_place_for(transaction))
 
     async def stop(self, limit_s: float) -> None:
         """Accept nothing new, give runs `limit_s` seconds to finish, and hand over the rest.
@@ -325,7 +326,7 @@ class Coordinator:
         if self._stopped:
             await hand_over(self._context, claimed[0])
         elif transaction_id not in self._runs:  # a run that is here ends at its next save, which is stale
-            self._start(claimed[0], place=_place_of(claimed[0]), commands=self._asked.pop(transaction_id, ()))
+            self._start(claimed[0], place=_place_for(claimed[0]), commands=self._asked.pop(transaction_id, ()))
 
     async def _stop_once(self, limit_s: float) -> None:
         self._stopping = True  # clients that wait for runs in progress are still answered
@@ -342,7 +343,7 @@ class Coordinator:
         await asyncio.gather(*(run.hand_over() for run in left))
 
 
-def _place_of(claimed: Transaction) -> Place:
+def _place_for(claimed: Transaction) -> Place:
     return Place.ADOPTED if claimed.hung_since is None else Place.HUNG
 
 

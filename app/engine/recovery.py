@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -44,6 +44,8 @@ PAUSE_MIN_S: Final = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Adopted:
+    """A claimed transaction in progress. `place` is where it counts now: it may become hung after the claim."""
+
     place: Place
     since: float
     waits_for: frozenset[str]
@@ -74,7 +76,11 @@ class Recovery:
 
     async def run_once(self) -> int:
         """Claim what is due and start it; returns how many transactions were claimed."""
-        self._adopted = {id_: each for id_, each in self._adopted.items() if self._coordinator.is_working_on(id_)}
+        self._adopted = {
+            id_: replace(each, place=place)
+            for id_, each in self._adopted.items()
+            if (place := self._coordinator.place_of(id_)) is not None
+        }
         return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
 
     async def _claim(self, place: Place, *, hung: bool) -> int:
@@ -88,7 +94,7 @@ class Recovery:
         slow = Counter(
             participant
             for adopted in self._adopted.values()
-            if now - adopted.since >= SLOW_AFTER_S
+            if adopted.place is place and now - adopted.since >= SLOW_AFTER_S
             for participant in adopted.waits_for
         )
         for transaction in claimed:

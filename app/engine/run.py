@@ -95,7 +95,7 @@ class Run:
         """The run is only waiting for its calls to finish, and accepts no more commands."""
         self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        self._place = place
+        self.place = place
         self._commands = list(commands)
         self._taken: list[asyncio.Future[Transaction]] = []
         """The futures that wait for the command in progress."""
@@ -115,7 +115,7 @@ class Run:
             await self._leave()
         finally:
             self._turn_away()
-            self._context.places[self._place] -= 1
+            self._context.places[self.place] -= 1
 
     def ask(self, pending: PendingCommand) -> None:
         """Carry out this command; its future gets RunEndedError if the run ends first."""
@@ -186,10 +186,10 @@ class Run:
 
     def _publish(self, transaction: Transaction) -> None:
         self.latest = transaction
-        if transaction.hung_since is not None and self._place is not Place.HUNG:
-            self._context.places[self._place] -= 1
+        if transaction.hung_since is not None and self.place is not Place.HUNG:
+            self._context.places[self.place] -= 1
             self._context.places[Place.HUNG] += 1
-            self._place = Place.HUNG
+            self.place = Place.HUNG
         taken, self._taken = self._taken, []
         for future in taken:
             if not future.done():

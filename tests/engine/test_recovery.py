@@ -8,6 +8,7 @@ from sqlalchemy import Engine, text
 
 from app.engine import recovery
 from app.engine.coordinator import Begin
+from app.engine.run import Place
 from app.storage import queries, transactions
 from app.storage.errors import UnreadableRowError
 from holdfast.wire import Operation
@@ -103,6 +104,46 @@ async def test_who_keeps_everybody_waiting_does_not_keep_the_others(
             assert (await replica.end_of(id_)).outcome == "cancelled"
     for id_ in (*with_the_car, *without_the_car):
         network.check(id_)
+
+
+@in_virtual_time
+async def test_what_became_hung_after_its_claim_gives_its_place_to_what_waits(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The car refuses the Confirm, so that all places are taken by what hangs, and doesn't answer the next one."""
+    monkeypatch.setattr(recovery, "ADOPTED_MAX", 3)
+    network = Network(engine, now)
+    hanging = await left_behind(database_url, network, 3, begin_of("car"))
+    await pass_time(0.1)  # so that these are due first
+    waiting = await left_behind(database_url, network, 3, begin_of("hotel"), "hotel")
+    network.script = {("car", CONFIRM): [Reply(status=409), SILENT], ("hotel", CONFIRM): [SILENT]}
+    async with Replica(database_url, network, recovers=False) as replica:
+        await pass_time(2.0)
+        assert await replica.recovery.run_once() == 3
+        await until(lambda: all(replica.coordinator.place_of(id_) is Place.HUNG for id_ in hanging))
+        assert await replica.recovery.run_once() == 3
+        assert all(replica.coordinator.place_of(id_) is Place.ADOPTED for id_ in waiting)
+
+
+@in_virtual_time
+async def test_what_hangs_and_is_slow_postpones_nothing_that_only_waits(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "SLOW_MAX", 3)
+    monkeypatch.setattr(recovery, "BATCH_MAX", 3)
+    network = Network(engine, now)
+    hanging = await left_behind(database_url, network, 3, begin_of("car"))
+    await pass_time(0.1)  # so that these are due first
+    (waiting,) = await left_behind(database_url, network, 1, begin_of("car"))
+    network.script = {("car", CONFIRM): [Reply(status=409), SILENT]}
+    async with Replica(database_url, network, recovers=False) as replica:
+        await pass_time(2.0)
+        assert await replica.recovery.run_once() == 3
+        await until(lambda: all(replica.coordinator.place_of(id_) is Place.HUNG for id_ in hanging))
+        await pass_time(recovery.SLOW_AFTER_S)
+        assert all(replica.coordinator.place_of(id_) is Place.HUNG for id_ in hanging)
+        assert await replica.recovery.run_once() == 1
+        assert replica.coordinator.place_of(waiting) is Place.ADOPTED
 
 
 @in_virtual_time
