@@ -52,7 +52,7 @@ RECHECK_MAX_S: Final = 60.0
 """Bounds of `recheck_in_s`: when a participant in doubt is told to ask again."""
 
 _AWAITED: Final[dict[str, Callable[[Transaction], bool]]] = {
-    "end": lambda transaction: transaction.finished,
+    "end": lambda transaction: transaction.finished or transaction.is_delayed,
     "decision": lambda transaction: transaction.decision is not Decision.UNDECIDED,
     "record": lambda transaction: True,
 }
@@ -92,8 +92,9 @@ async def begin(
 ) -> Response:
     """Record a transaction, try every branch, and confirm all of them or cancel all of them.
 
-    `answer_at` chooses what the request waits for: the `end` (the default), the `decision`, or only the `record`.
-    `Prefer: wait=<seconds>` limits the wait; the transaction goes on without you.
+    `answer_at` chooses what the request waits for: the `end` (the default), the `decision`, or only the `record`. It
+    waits for the end no longer once the outcome is decided and a Confirm or Cancel has failed, because that may take
+    long. `Prefer: wait=<seconds>` limits the wait. The transaction goes on without you.
 
     - **201**: confirmed
     - **202**: not finished yet; `phase` and `decision` say where it stands
@@ -205,7 +206,7 @@ async def get(
     """Get a transaction as it stands now. With `Prefer: wait=<seconds>` the answer waits until it is finished."""
     preferences = parse_prefer(prefer)
     wait_s = preferences.wait_s or 0.0
-    transaction = await parts.coordinator.wait(known_id(transaction_id), _AWAITED["end"], wait_s)
+    transaction = await parts.coordinator.wait(known_id(transaction_id), lambda each: each.finished, wait_s)
     body = to_json(transaction_json(transaction))
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": etag} | Preferences(preferences.wait_s).applied

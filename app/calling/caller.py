@@ -166,6 +166,7 @@ class Caller:
                 answer=answer,
                 result=wire.parse_json(response.body) if answer is Answer.SUCCEEDED else None,
                 error=error,
+                in_progress=response.status == wire.STILL_WORKING,
                 retry_after_s=wire.retry_after_s(response.headers),
                 hold_ttl_s=wire.hold_ttl_s(response.headers),
             ),

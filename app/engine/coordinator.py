@@ -68,7 +68,7 @@ class Coordinator:
 
     `clock` gives seconds since the epoch and never goes backwards. A transaction that a client waits for is looked up
     every `poll_s()` seconds, because another process may be working on it. `tell` is called with the id of each
-    transaction that is decided or finished here, so that other processes needn't wait for their next poll.
+    transaction that is decided, delayed or finished here, so that other processes needn't wait for their next poll.
     """
 
     def __init__(

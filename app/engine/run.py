@@ -65,7 +65,7 @@ class Context:
     """What all runs of a process share.
 
     `places` counts the runs, `spawn` starts a task that is cancelled when the process stops, and `tell` notifies other
-    replicas that a transaction was decided or has finished. `clock` gives seconds since the epoch.
+    replicas that a transaction was decided, is delayed or has finished. `clock` gives seconds since the epoch.
     """
 
     journal: Journal
@@ -178,7 +178,7 @@ class Run:
         save = transactions.Save(before=self.saved, after=step.transaction, calls=made)
         before, self.saved = self.saved, await self._context.journal.write(transactions.save, save)
         del self.history[: len(made)]
-        if self.saved.phase is not before.phase:
+        if self.saved.phase is not before.phase or self.saved.is_delayed is not before.is_delayed:
             self._context.tell(self.saved.id)
         if self.saved.finished:
             self._context.metrics.finished.labels(outcome=self.saved.outcome).inc()

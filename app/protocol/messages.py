@@ -23,7 +23,10 @@ class Objection(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """Input: a call has finished. `result` is its JSON body, `error` describes a failure."""
+    """Input: a call has finished. `result` is its JSON body, `error` describes a failure.
+
+    `in_progress` means that it is unanswered because the participant is still working, which is not a failure.
+    """
 
     branch: str
     operation: Operation
@@ -31,6 +34,7 @@ class Answered:
     answer: Answer
     result: Any = None
     error: str | None = None
+    in_progress: bool = False
     retry_after_s: float | None = None
     hold_ttl_s: float | None = None
 

@@ -128,7 +128,7 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
     said: dict[str, Any] = {
         "phase": phase,
         "calling": None,
-        "last_answer": answered.answer,
+        "last_answer": branch.last_answer if answered.in_progress else answered.answer,
         "last_error": answered.error,
         "next_attempt_at": None,
     }

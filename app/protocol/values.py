@@ -78,6 +78,9 @@ REFUSALS: Final = frozenset({HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUS
 """The participant refused what was decided; later silence doesn't change this reason."""
 
 
+FAILURES: Final = frozenset({Answer.REFUSED, Answer.UNANSWERED})
+
+
 class Settled(StrEnum):
     """How an operator settled a branch."""
 
@@ -126,8 +129,9 @@ class Branch:
     """One participant's part of a transaction.
 
     `failures` counts failed calls since the phase began, and drives the back-off. `tried_at` is the time before the
-    first Try was sent, from which a hold's TTL is measured. `calling` is the operation in progress; it is never stored,
-    because nothing is in progress after a crash.
+    first Try was sent, from which a hold's TTL is measured. `last_answer` is the last answer since the phase began,
+    except "still working". `calling` is the operation in progress; it is never stored, because nothing is in progress
+    after a crash.
     """
 
     name: str
@@ -152,6 +156,11 @@ class Branch:
     @property
     def final(self) -> bool:
         return self.phase in FINAL
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether a Confirm or Cancel of this branch has failed, and none has succeeded yet."""
+        return self.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING) and self.last_answer in FAILURES
 
     def attempts(self, operation: Operation) -> int:
         """How many calls of this operation were started."""
@@ -206,6 +215,11 @@ class Transaction:
         settled = {b.resolution.settled.value for b in self.branches if b.resolution}
         as_decided = self.phase.value
         return Outcome.MIXED if settled - {as_decided} else Outcome(as_decided)
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether the end may be far off: decided, and a Confirm or Cancel has failed in a branch that isn't final."""
+        return any(b.is_delayed for b in self.branches)
 
     @property
     def hung_reason(self) -> HungReason | None:

@@ -31,6 +31,9 @@ _HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
 _COMPACT: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
+STILL_WORKING: Final = 202
+"""The status of a participant that has not finished: it is asked again, and has not failed."""
+
 _UNANSWERED_4XX: Final = frozenset({408, 425, 429})
 
 
@@ -112,7 +115,7 @@ def answer_of(status: int) -> Answer:
 
     202 means "still working, try again". A redirect is not followed, and is therefore no answer.
     """
-    if 200 <= status <= 299 and status != 202:
+    if 200 <= status <= 299 and status != STILL_WORKING:
         return Answer.SUCCEEDED
     if 400 <= status <= 499 and status not in _UNANSWERED_4XX:
         return Answer.REFUSED

@@ -6,7 +6,19 @@ from typing import Any, Final
 
 import pytest
 
-from tests.harness.coordinator_app import Gate, Json, Service, check_problem, endpoints, lost, reply, running, until
+from tests.harness.coordinator_app import (
+    WAIT_TIMEOUT_S,
+    Gate,
+    Json,
+    Reaction,
+    Service,
+    check_problem,
+    endpoints,
+    lost,
+    reply,
+    running,
+    until,
+)
 
 ORDER: Final[Json] = {
     "name": "place-order",
@@ -134,6 +146,49 @@ async def test_answer_at_end_is_not_409_before_the_cancel_is_carried_out(service
     assert transaction["outcome"] == "cancelled"
     again = await service.begin(ORDER, prefer="respond-async", idempotency_key='"k"')
     assert check_problem(again, 409, "transaction-cancelled")["transaction"] == transaction
+
+
+@pytest.mark.parametrize("failure", [reply(503), reply(404), reply(302), lost()])
+@pytest.mark.parametrize(
+    ("decision", "phase", "end"), [("confirm", "confirming", "confirmed"), ("cancel", "cancelling", "cancelled")]
+)
+async def test_answer_at_end_waits_no_longer_once_a_call_after_the_decision_has_failed(
+    service: Service, decision: str, phase: str, end: str, failure: Reaction
+) -> None:
+    gate = Gate()
+    service.participants.script(f"/inventory/{decision}", [failure, gate])
+    if decision == "cancel":
+        service.participants.script("/payment/try", [reply(409)])
+    answer = await asyncio.wait_for(service.begin(ORDER, prefer="wait=3600"), WAIT_TIMEOUT_S)
+    assert answer.status_code == 202
+    body = answer.json()
+    assert (body["decision"], body["phase"], body["outcome"]) == (decision, phase, None)
+    polling = asyncio.create_task(service.client.get(answer.headers["location"], headers={"Prefer": "wait=3600"}))
+    await gate.reached()
+    assert not polling.done(), "whoever asks for the end waits for the end"
+    gate.open()
+    assert (await polling).json()["phase"] == end
+
+
+async def test_answer_at_end_waits_for_a_participant_that_is_still_working(service: Service) -> None:
+    gate = Gate()
+    service.participants.script("/inventory/confirm", [reply(202), gate])
+    answering = asyncio.create_task(service.begin(ORDER, prefer="wait=3600"))
+    await gate.reached()
+    assert not answering.done()
+    gate.open()
+    assert (await answering).status_code == 201
+
+
+async def test_answer_at_end_waits_while_only_a_try_has_failed(service: Service) -> None:
+    gate = Gate()
+    service.participants.script("/inventory/try", [reply(503), reply(200)])
+    service.participants.script("/inventory/confirm", [gate])
+    answering = asyncio.create_task(service.begin(ORDER, prefer="wait=3600"))
+    await gate.reached()
+    assert not answering.done()
+    gate.open()
+    assert (await answering).status_code == 201
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,12 @@ async def test_the_history_says_what_came_of_a_call(status: int, answer: Answer)
     assert (answered.result is None) == (answer is not Answer.SUCCEEDED)
 
 
+@pytest.mark.parametrize("status", [200, 202, 204, 302, 404, 425, 429, 500, 503])
+async def test_only_202_says_that_the_participant_is_still_working(status: int) -> None:
+    answered, _ = await called(Answers(status))
+    assert answered.in_progress == (status == 202)
+
+
 async def test_the_history_says_why_nothing_was_sent() -> None:
     transport = Answers()
     answered, record = await caller_over(transport).call(call(), "not\nregistered")

@@ -72,3 +72,24 @@ async def test_it_is_told_when_another_takes_over_and_ends_it(database_url: str,
         assert (await waiter).phase == "confirmed"
         assert now() - (waiter.result().finished_at or 0) < 3.0
     network.check(begun.id)
+
+
+@in_virtual_time
+async def test_it_is_told_soon_that_a_call_after_the_decision_has_failed_elsewhere(
+    database_url: str, engine: Engine
+) -> None:
+    works_then_fails = [Reply(status=202), Reply(status=503), Reply(travel_s=60.0)]
+    network = Network(engine, now, {("car", CONFIRM): works_then_fails})
+    settings = {"hung_after_s": 3600.0, "call_timeout_s": 100.0}
+    async with (
+        Replica(database_url, network, **settings) as one,
+        Replica(database_url, network, recovers=False) as two,
+    ):
+        begun = await one.coordinator.begin(begin_of())
+        seen = await two.coordinator.wait(begun.id, lambda t: t.is_delayed, 60.0)
+        assert seen.is_delayed
+        assert len(network.calls(begun.id, "car", CONFIRM)) == 2
+        assert one.told.count(begun.id) == 2, "of the decision, and of the failure"
+        await one.end_of(begun.id)
+        assert one.told.count(begun.id) == 3
+    network.check(begun.id)

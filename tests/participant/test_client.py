@@ -325,6 +325,7 @@ async def test_a_closed_client_says_so() -> None:
         answer(409, {"type": "/problems/transaction-cancelled", "status": 409, "transaction": CANCELLED}),
         answer(201, CANCELLED),
         answer(202, transaction("cancelling", "cancel")),
+        answer(409, {"type": "/problems/transaction-cancelled", "transaction": transaction("cancelling", "cancel")}),
     ],
 )
 async def test_a_cancelled_transaction_is_no_return_value(make: Make, response: Responder) -> None:

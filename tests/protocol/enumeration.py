@@ -189,7 +189,9 @@ def _answers(state: State, index: int) -> Iterator[Answered]:
     if operation is Operation.TRY:
         held = Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.SUCCEEDED, result="r")
         yield replace(held, hold_ttl_s=SHORT_TTL_S)
-    yield Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.UNANSWERED, retry_after_s=LATE_S)
+    later = Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.UNANSWERED, retry_after_s=LATE_S)
+    yield later
+    yield replace(later, in_progress=True)
 
 
 def _commands(state: State) -> Iterator[Input]:

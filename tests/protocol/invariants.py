@@ -386,6 +386,23 @@ def the_loop_wakes_in_time(edge: Edge) -> None:
     assert wake_at <= min((d for d in due if d is not None), default=wake_at) + 1e-6
 
 
+# --- delayed -----------------------------------------------------------------------------------------------------
+
+
+def delayed_means_that_a_call_after_the_decision_failed(edge: Edge) -> None:
+    """A participant that is still working has not failed; whoever failed is delayed until it is final."""
+    for i, (old, new) in enumerate(zip(edge.before.branches, edge.after.branches, strict=True)):
+        answer = edge.counted.get(i)
+        failed = (
+            answer is not None
+            and answer.operation in PHASE_TWO
+            and answer.answer is not Answer.SUCCEEDED
+            and not answer.in_progress
+        )
+        assert new.is_delayed == (new.phase not in FINAL and (failed or old.is_delayed)), new.name
+    assert edge.after.is_delayed == any(b.is_delayed for b in edge.after.branches)
+
+
 # --- hung --------------------------------------------------------------------------------------------------------
 
 
@@ -463,6 +480,7 @@ INVARIANTS: Final[tuple[Callable[[Edge], None], ...]] = (
     a_final_branch_stays_as_it_is,
     only_a_person_resolves,
     mixed_means_resolved_against_the_decision,
+    delayed_means_that_a_call_after_the_decision_failed,
     hung_stays_until_the_branch_is_final,
     hung_is_noticed,
     what_others_must_know_is_saved,

@@ -150,7 +150,9 @@ def _drawn_answers(data: st.DataObject, run: Run) -> list[Input]:
     for success in run.under_way():
         if data.draw(st.booleans()):
             answer, retry_after_s, hold_ttl_s = data.draw(answers)
-            drawn.append(replace(success, answer=answer, retry_after_s=retry_after_s, hold_ttl_s=hold_ttl_s))
+            in_progress = answer is Answer.UNANSWERED and data.draw(st.booleans())
+            said = {"retry_after_s": retry_after_s, "hold_ttl_s": hold_ttl_s, "in_progress": in_progress}
+            drawn.append(replace(success, answer=answer, **said))
     return data.draw(st.permutations(drawn))
 
 

@@ -257,6 +257,28 @@ def takes_answers_that_nobody_waits_for(patch: Patch) -> None:
     wrap(patch, "_answered", answered)
 
 
+@bug("delayed_means_that_a_call_after_the_decision_failed")
+def takes_still_working_for_a_failure(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+        return original(transaction, replace(answer, in_progress=False), now, policy)
+
+    wrap(patch, "_answered", answered)
+
+
+@bug("delayed_means_that_a_call_after_the_decision_failed")
+def takes_a_failure_for_still_working(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+        return original(transaction, replace(answer, in_progress=True), now, policy)
+
+    wrap(patch, "_answered", answered)
+
+
+@bug("delayed_means_that_a_call_after_the_decision_failed")
+def takes_a_failed_try_for_a_failure_after_the_decision(patch: Patch) -> None:
+    failed = property(lambda branch: not branch.final and branch.last_answer in (Answer.REFUSED, Answer.UNANSWERED))
+    patch.setattr(Branch, "is_delayed", failed)
+
+
 # --- nothing vanishes --------------------------------------------------------------------------------------------
 
 

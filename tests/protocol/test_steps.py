@@ -314,6 +314,36 @@ def test_a_decided_call_is_repeated_for_ever(decision: Decision, answer: Answer,
     assert result.rests == (retry_after_s is not None), "a long pause is left to recovery"
 
 
+@pytest.mark.parametrize("decision", [Decision.CONFIRM, Decision.CANCEL])
+def test_a_failure_after_the_decision_delays_and_a_participant_that_is_still_working_does_not(
+    decision: Decision,
+) -> None:
+    asked, operation = (confirming, CONFIRM) if decision is Decision.CONFIRM else (cancelling, CANCEL)
+    working = said("a", operation, Answer.UNANSWERED, in_progress=True, retry_after_s=0.5)
+    began = step(decided(decision, asked("a"), asked("b")), NOW, working)
+    assert not began.transaction.is_delayed
+    assert began.transaction.branches[0].failures == 1, "it is asked again later, as if it had failed"
+    failed = step(began.transaction, NOW, said("b", operation, Answer.UNANSWERED))
+    assert failed.transaction.is_delayed
+    again = step(failed.transaction, NOW + 1)
+    assert again.transaction.is_delayed, "it has failed, and is only called again"
+    works = step(again.transaction, NOW + 1, said("b", operation, Answer.UNANSWERED, attempt=2, in_progress=True))
+    assert works.transaction.is_delayed, "it failed before that"
+    asked_again = step(works.transaction, NOW + 9)
+    done = step(asked_again.transaction, NOW + 9, said("b", operation, Answer.SUCCEEDED, attempt=3))
+    assert not done.transaction.is_delayed, "what failed is done, and the other is still working"
+
+
+def test_a_try_that_failed_delays_nothing() -> None:
+    before = undecided(trying("a", calling=None, last_answer=Answer.UNANSWERED, failures=1), trying("b"))
+    assert not before.is_delayed
+    result = step(before, NOW + 2, CancelRequested())
+    assert [b.phase for b in result.transaction.branches] == ["cancelling", "trying"]
+    assert not result.transaction.is_delayed
+    late = step(result.transaction, NOW + 3, said("b", Operation.TRY, Answer.UNANSWERED))
+    assert not late.transaction.is_delayed, "its Try failed after the decision; its Cancel has not"
+
+
 def test_a_hold_and_an_acknowledgement_end_the_failures() -> None:
     result = step(undecided(trying("a", failures=2), trying("b")), NOW, said("a", Operation.TRY, Answer.SUCCEEDED))
     assert result.transaction.branches[0] == held("a")
