@@ -46,7 +46,10 @@ class Settings(BaseSettings):
     timeout_default_s: Seconds = Field(30.0, description="time to the decision, unless begin sets another")
     timeout_max_s: Seconds = Field(86_400.0, description="longest time to the decision that begin may set")
     wait_default_s: float = Field(
-        30.0, ge=0, le=3600, description="how long begin waits, unless the client sends `Prefer: wait`"
+        60.0,
+        ge=0,
+        le=3600,
+        description="how long begin waits without `Prefer: wait`; should be longer than the time to the decision",
     )
     call_timeout_s: Seconds = Field(
         5.0, description="time limit of a call to a participant, unless its registry entry sets another"

@@ -29,7 +29,8 @@ BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 3.0
 RETRY_S: Final = 30.0
 """Longer than a coordinator needs to restart (5 s) or another replica to take over (its lease, 15 s)."""
-WAIT_S: Final = 30.0
+WAIT_S: Final = 60.0
+"""Longer than the coordinator's default time to a decision (30 s), so that a transaction that times out is decided."""
 WAIT_MARGIN_S: Final = 5.0
 """How much longer than the requested wait the client waits for the answer."""
 CAUSE_CHARS_MAX: Final = 200

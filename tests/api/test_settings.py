@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError
 from app.calling.allowlist import AllowedEndpoints
 from app.settings import Settings
 from app.storage.engines import make_engine, normal_url
+from holdfast.client import WAIT_S
 
 DEFAULTS: Final[dict[str, Any]] = {
     "database_url": "sqlite:///holdfast.db",
@@ -18,7 +19,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "participants": {},
     "timeout_default_s": 30,
     "timeout_max_s": 86_400,
-    "wait_default_s": 30,
+    "wait_default_s": 60,
     "call_timeout_s": 5,
     "retry_base_s": 0.2,
     "retry_cap_s": 60,
@@ -47,6 +48,11 @@ def test_defaults_are_those_of_the_contract() -> None:
         assert allowed.fault(url) is None, url
     for url in ("http://example.org", "http://10.0.0.1", "http://127.0.0.2", "http://[::2]", "http://localhost.evil"):
         assert "HOLDFAST_ALLOWED_ENDPOINTS" in (allowed.fault(url) or ""), url
+
+
+def test_a_begin_waits_by_default_until_a_transaction_that_times_out_is_decided() -> None:
+    settings = Settings()
+    assert min(settings.wait_default_s, WAIT_S) > settings.timeout_default_s + settings.call_timeout_s
 
 
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "participants"])
