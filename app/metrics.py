@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from app.protocol.values import CallRecord
+from app.protocol.values import CallRecord, Outcome
 from holdfast.wire import Answer, Operation
 
 
@@ -15,6 +15,8 @@ class Metrics:
         self.finished = Counter(
             "holdfast_transactions_finished", "Transactions finished", ["outcome"], registry=self.registry
         )
+        for outcome in Outcome:  # from the start, so that the first mixed one is an increase
+            self.finished.labels(outcome=outcome)
         self.claimed = Counter(
             "holdfast_transactions_claimed", "Transactions that recovery took over", registry=self.registry
         )

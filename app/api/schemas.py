@@ -167,6 +167,9 @@ class TransactionsQuery(_Query):
     """Which transactions to list. Every given filter must match."""
 
     phase: Phase | None = Field(default=None, description="where the transaction stands")
+    outcome: Outcome | None = Field(
+        default=None, description="how it ended: `mixed` if a person resolved a branch against the decision"
+    )
     name: Label | None = Field(default=None, description="the kind that it was begun with", examples=["place-order"])
     reference: Label | None = Field(default=None, description="the business key", examples=["order-4711"])
     participant: ParticipantName | None = Field(

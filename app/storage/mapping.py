@@ -10,6 +10,7 @@ from app.protocol.values import (
     BranchPhase,
     Endpoints,
     HungReason,
+    Outcome,
     Reason,
     ReasonCode,
     Resolution,
@@ -37,6 +38,7 @@ def changing_columns(transaction: Transaction) -> dict[str, Any]:
         "hung_since": transaction.hung_since,
         "wake_at": transaction.wake_at,
         "resolved_at": max((b.resolution.at for b in transaction.branches if b.resolution), default=None),
+        "is_mixed": True if transaction.outcome is Outcome.MIXED else None,
         "state": to_json(_state(transaction)).decode(),
     }
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, select, text, true, tuple_
 
-from app.protocol.values import Phase, Transaction
+from app.protocol.values import Outcome, Phase, Transaction
 from app.storage.expressions import DOCUMENT_BYTES, IS_HUNG, UNFINISHED, within_read_limit
 from app.storage.tables import hung_branches, transaction_participants, transactions
 from app.storage.transactions import find_all
@@ -20,6 +20,8 @@ CANDIDATES_MAX: Final = 2_000
 """Maximum number of rows that a page with several filters looks at; it ends early rather than search millions."""
 IS_NOT_CONFIRMED: Final = text("transactions.phase <> 'confirmed'")
 """Worded as in the condition of ix_transactions_phase_id, so that the database recognises that the index applies."""
+IS_MIXED: Final = and_(transactions.c.is_mixed == true(), transactions.c.is_mixed.is_not(None))
+"""The second condition is that of ix_transactions_is_mixed_id, and the first lets every database read it in order."""
 _DECISION: Final = select(transactions.c.decision, transactions.c.deadline).where(transactions.c.id == bindparam("id"))
 
 
@@ -28,6 +30,7 @@ class Filter:
     """Which transactions a list shows; every member that isn't None must match."""
 
     phase: str | None = None
+    outcome: str | None = None
     name: str | None = None
     reference: str | None = None
     participant: str | None = None
@@ -133,16 +136,20 @@ def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]
     match nearly all rows have no index and are among the remaining ones.
     """
     column, member = transactions.c, transaction_participants.c
+    phases = {wanted.phase, None if wanted.outcome == Outcome.MIXED else wanted.outcome} - {None}
+    rare_phases = [and_(column.phase == phase, IS_NOT_CONFIRMED) for phase in phases if phase != Phase.CONFIRMED]
     has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
     in_order = (
         (wanted.reference is not None, column.reference == wanted.reference),
+        (wanted.outcome == Outcome.MIXED, IS_MIXED),
         (wanted.hung is True, IS_HUNG),
-        (wanted.phase not in (None, Phase.CONFIRMED), and_(column.phase == wanted.phase, IS_NOT_CONFIRMED)),
+        *((True, condition) for condition in rare_phases),
         (wanted.participant is not None, has_participant),
         (wanted.name is not None, column.name == wanted.name),
     )
     first, *others = [condition for is_wanted, condition in in_order if is_wanted] or [true()]
-    others += [column.phase == wanted.phase] if wanted.phase == Phase.CONFIRMED else []
+    others += [column.phase == Phase.CONFIRMED.value] if Phase.CONFIRMED in phases else []
+    others += [column.is_mixed.is_(None)] if wanted.outcome in (Outcome.CONFIRMED, Outcome.CANCELLED) else []
     others += [column.hung_since.is_(None)] if wanted.hung is False else []
     if first is has_participant:
         return select(member.transaction_id.label("id")).where(member.participant == wanted.participant), others

@@ -5,7 +5,7 @@ is the state of the branches. Whatever is searched has a column, and everything 
 that a step of the protocol is one UPDATE. mapping.py maps rows to values and back.
 """
 
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, Table, text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, Table, text
 from sqlmodel import Field, SQLModel
 
 from holdfast.columns import DOCUMENT, ExactString
@@ -35,8 +35,9 @@ def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -
 class TransactionRow(_Table, table=True):
     """One global transaction. `wake_at` is null once it is finished. Every write increments `version`.
 
-    `resolved_at` is when an operator last settled one of its branches; such a record is kept forever. Only the primary
-    key indexes all rows, because a save writes an entry into every index that contains the row.
+    `resolved_at` is when an operator last settled one of its branches; such a record is kept forever. `is_mixed` is
+    true if it ended mixed, and null otherwise. Only the primary key indexes all rows, because a save writes an entry
+    into every index that contains the row.
     """
 
     __tablename__ = "transactions"
@@ -47,6 +48,7 @@ class TransactionRow(_Table, table=True):
         _partial_index("ix_transactions_wake_at", "wake_at", where="wake_at IS NOT NULL AND hung_since IS NULL"),
         _partial_index("ix_transactions_hung_wake_at", "wake_at", where="hung_since IS NOT NULL"),
         _partial_index("ix_transactions_hung_since_id", "hung_since", "id", where="hung_since IS NOT NULL"),
+        _partial_index("ix_transactions_is_mixed_id", "is_mixed", "id", where="is_mixed IS NOT NULL"),
         _partial_index(
             "uq_transactions_idempotency_key", "idempotency_key", where="idempotency_key IS NOT NULL", unique=True
         ),
@@ -68,6 +70,7 @@ class TransactionRow(_Table, table=True):
     hung_since: float | None = Field(sa_column=Column(Double))
     wake_at: float | None = Field(sa_column=Column(Double))
     resolved_at: float | None = Field(sa_column=Column(Double))
+    is_mixed: bool | None = Field(sa_column=Column(Boolean))
     definition: str = Field(sa_column=Column(DOCUMENT, nullable=False))
     state: str = Field(sa_column=Column(DOCUMENT, nullable=False))
 

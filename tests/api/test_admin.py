@@ -191,6 +191,8 @@ async def test_a_client_that_waits_is_not_told_success_when_a_person_went_agains
     again = await service.begin(request | {"answer_at": "decision"}, idempotency_key='"k"')
     assert check_problem(again, 409, "transaction-mixed")["transaction"]["outcome"] == "mixed"
     assert (await service.json("/v1/transactions", phase="confirmed"))["items"][0]["outcome"] == "mixed"
+    assert (await service.json("/v1/transactions", outcome="mixed"))["items"] == [again.json()["transaction"]]
+    assert (await service.json("/v1/transactions", outcome="confirmed"))["items"] == []
 
 
 async def test_resolving_one_branch_leaves_the_others_to_be_called(service: Service) -> None:

@@ -28,6 +28,12 @@ async def test_a_schema_that_is_not_at_head_is_not_ready(service: Service, state
     assert await service.json("/healthz") == {"status": "alive"}
 
 
+async def test_every_outcome_has_a_counter_from_the_start(service: Service) -> None:
+    lines = (await service.client.get("/metrics")).text.splitlines()
+    for outcome in ("confirmed", "cancelled", "mixed"):
+        assert f'holdfast_transactions_finished_total{{outcome="{outcome}"}} 0.0' in lines
+
+
 async def test_metrics_count(service: Service) -> None:
     service.participants.script("/inventory/confirm", [lost(), reply(200)])
     service.participants.script("/payment/confirm", [reply(410)])

@@ -98,6 +98,9 @@ async def test_every_filter_and_all_combinations(service: Service) -> None:
         query = {name: value for name, value in zip(values, combination, strict=True) if value is not None}
         expected = [each["id"] for each in everything if all(matches(each, n, v) for n, v in query.items())]
         assert [each["id"] for each in (await service.json(PATH, **query))["items"]] == expected, query
+    confirmed = [each["id"] for each in everything if each["outcome"] == "confirmed"]
+    assert await ids(service, outcome="confirmed") == confirmed
+    assert await ids(service, outcome="cancelled") == await ids(service, outcome="mixed") == []
     assert await ids(service, participant="payment") == [each["id"] for each in everything[::-1][2::-1]]
     gate.open()
 
@@ -126,6 +129,9 @@ def cursor(*parts: Any) -> str:
         {"phase": "done"},
         {"phase": "CONFIRMED"},
         {"phase": ""},
+        {"outcome": "done"},
+        {"outcome": "trying"},
+        {"outcome": ""},
         {"name": ""},
         {"name": "x" * 201},
         {"reference": "a\nb"},

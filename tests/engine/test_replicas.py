@@ -75,5 +75,5 @@ async def test_calls_and_ends_are_counted(sqlite_url: str) -> None:
         assert value("holdfast_transactions_begun_total") == 1
         (finished,) = replica.metrics.finished.collect()
         ends = {sample.labels["outcome"]: sample.value for sample in finished.samples if sample.name.endswith("_total")}
-        assert ends == {"cancelled": 1}
+        assert ends == {"confirmed": 0, "cancelled": 1, "mixed": 0}
     engine.dispose()

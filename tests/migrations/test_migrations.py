@@ -42,7 +42,7 @@ def moved(engine: Engine, to: str) -> None:
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         made = config()
         made.attributes["connection"] = connection
-        (command.downgrade if to == "base" else command.upgrade)(made, to)
+        (command.downgrade if to.startswith(("base", "-")) else command.upgrade)(made, to)
 
 
 def tables(engine: Engine) -> set[str]:
@@ -118,6 +118,42 @@ def test_records_that_a_person_resolved_are_known_after_the_migration(database_u
     with engine.connect() as connection:
         kept = connection.execute(text("SELECT id FROM transactions WHERE resolved_at IS NOT NULL")).scalars().all()
     assert kept == ["kept"]
+
+
+def test_records_that_ended_mixed_are_known_after_the_migration(database_url: str, engine: Engine) -> None:
+    moved(engine, "0002")
+    columns = "id, version, phase, decision, try_order, created_at, deadline, decided_at"
+    both = '{"branches":[{"phase":"confirmed"},{"resolution":{"settled":"%s"}}]}'
+    rows = [
+        ("against", "confirmed", 4, 5, both % "cancelled"),
+        ("as decided", "confirmed", 4, 5, both % "confirmed"),
+        ("a result only", "confirmed", 4, 5, '{"branches":[{"result":{"resolution":{"settled":"cancelled"}}}]}'),
+        ("not finished", "confirming", None, 5, both % "cancelled"),
+        ("nobody resolved", "confirmed", 4, None, '{"branches":[{"phase":"confirmed"}]}'),
+        ("unreadable", "cancelled", 4, 5, "{"),
+        ("against, too", "cancelled", 4, 5, both % "confirmed"),
+    ]
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        for id_, phase, finished_at, resolved_at, state in rows:
+            row = ":id, 1, :phase, 'confirm', 'parallel', 1, 2, 3, :finished_at, :resolved_at, '{}', :state"
+            values = {"id": id_, "phase": phase, "state": state, "finished_at": finished_at, "resolved_at": resolved_at}
+            into = f"INSERT INTO transactions ({columns}, finished_at, resolved_at, definition, state)"
+            connection.execute(text(f"{into} VALUES ({row})"), values)
+    migrate(database_url)
+    with engine.connect() as connection:
+        mixed = connection.execute(text("SELECT id FROM transactions WHERE is_mixed IS NOT NULL ORDER BY id"))
+        assert mixed.scalars().all() == ["against", "against, too"]
+
+
+@pytest.mark.parametrize("steps", range(1, len(revisions())))
+def test_some_steps_down_and_up_again(database_url: str, engine: Engine, steps: int) -> None:
+    migrate(database_url)
+    migrated = indexes(engine)
+    recorded(engine, transaction(1))
+    moved(engine, f"-{steps}")
+    migrate(database_url)
+    assert indexes(engine) == migrated
+    assert found(engine, transactions.find, transaction(1).id) == transaction(1)
 
 
 def test_down_and_up_again(database_url: str, engine: Engine) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, text
 
-from app.protocol.values import Branch, HungReason
+from app.protocol.values import Branch, BranchPhase, HungReason, Resolution, Settled
 from app.storage import calls, expressions, queries, transactions
 from holdfast.wire import Answer, Decision, Operation
 from tests.harness.transactions import CAR, call, found, recorded, transaction, written
@@ -60,6 +60,51 @@ def test_a_list_shows_what_matches_every_filter_newest_first(
     recorded(engine, transaction(1, reference="r-1"), both, transaction(3, FLIGHT), ended)
     hang(engine, 5, 7.0, REFUSED)
     assert numbers(found(engine, queries.list_newest, wanted, 10, None)) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (queries.Filter(outcome="confirmed"), [3, 1]),
+        (queries.Filter(outcome="cancelled"), [6, 4]),
+        (queries.Filter(outcome="mixed"), [5, 2]),
+        (queries.Filter(outcome="mixed", phase="confirmed"), [2]),
+        (queries.Filter(outcome="mixed", phase="cancelled"), [5]),
+        (queries.Filter(outcome="confirmed", phase="cancelled"), []),
+        (queries.Filter(outcome="cancelled", phase="confirmed"), []),
+        (queries.Filter(outcome="cancelled", phase="cancelled"), [6, 4]),
+        (queries.Filter(outcome="mixed", hung=False, participant="car", name="n-5"), [5]),
+        (queries.Filter(phase="cancelled"), [6, 5, 4]),
+        (queries.Filter(phase="cancelling"), [8]),
+    ],
+)
+def test_a_list_shows_one_outcome(engine: Engine, wanted: queries.Filter, expected: list[int]) -> None:
+    confirm, cancel = Decision.CONFIRM, Decision.CANCEL
+    settled: dict[int, tuple[Decision, Settled | None]] = {
+        1: (confirm, None),
+        2: (confirm, Settled.CANCELLED),
+        3: (confirm, Settled.CONFIRMED),
+        4: (cancel, None),
+        5: (cancel, Settled.CONFIRMED),
+        6: (cancel, Settled.CANCELLED),
+    }
+    for number, (decision, as_) in settled.items():
+        before = transaction(number, CAR, FLIGHT, name=f"n-{number}", decision=decision)
+        recorded(engine, before)
+        ended = replace(before, branches=(resolved(CAR, as_), FLIGHT), finished_at=9.0, wake_at=None)
+        written(engine, transactions.save, transactions.Save(before=before, after=ended))
+    recorded(engine, transaction(7))
+    recorded(engine, transaction(8, resolved(CAR, Settled.CONFIRMED), FLIGHT, decision=cancel))  # not finished yet
+    assert numbers(found(engine, queries.list_newest, wanted, 10, None)) == expected
+    assert all_numbers(engine, wanted, 1) == ([[n] for n in expected] or [[]])
+
+
+def resolved(branch: Branch, settled: Settled | None) -> Branch:
+    """The branch as a person settled it, or as it is."""
+    if settled is None:
+        return branch
+    resolution = Resolution(settled=settled, by="ops", at=8.0, reason="seen")
+    return replace(branch, phase=BranchPhase.RESOLVED, resolution=resolution)
 
 
 def test_pages_have_no_gaps_and_no_duplicates_while_rows_are_inserted(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, text
 
-from app.protocol.values import Branch, HungReason, Transaction
+from app.protocol.values import Branch, BranchPhase, HungReason, Resolution, Settled, Transaction
 from app.storage import calls, hung_branches, participants, purge, queries, tables, transactions
 from app.storage.participants import RegisteredParticipant
 from app.storage.transactions import Claim
@@ -22,16 +22,26 @@ from tests.harness.transactions import call, transaction, written
 ROWS: Final = 12_000
 ONE: Final = transaction(ROWS // 2 + 1)
 BRANCHES: Final = (Branch(name="car", participant="car"), Branch(name="hotel", participant="hotel"))
+AGAINST: Final = replace(
+    BRANCHES[0],
+    phase=BranchPhase.RESOLVED,
+    resolution=Resolution(settled=Settled.CONFIRMED, by="ops", at=1.0, reason="shipped"),
+)
 HANGS: Final = replace(BRANCHES[0], hung_reason=HungReason.CONFIRM_UNANSWERED)
 
 
 def some(number: int) -> Transaction:
-    """One in a hundred hangs, one in fifty is under way, one in twenty was cancelled; the others are confirmed."""
+    """One in a hundred hangs, one in fifty is under way, one in twenty was cancelled, and of these one in ten is mixed.
+
+    The others are confirmed.
+    """
     made = transaction(number, *BRANCHES, name="refund" if number % 10 == 1 else "order", reference=f"r-{number}")
     if number % 100 == 7:
         return replace(made, branches=(HANGS, BRANCHES[1]), decision=Decision.CONFIRM, hung_since=float(number))
     if number % 50 == 3:
         return replace(made, decision=Decision.CONFIRM)
+    if number % 200 == 25:
+        return replace(made, branches=(AGAINST, BRANCHES[1]), decision=Decision.CANCEL, finished_at=1.0, wake_at=None)
     decision = Decision.CANCEL if number % 20 == 5 else Decision.CONFIRM
     return replace(made, decision=decision, finished_at=number + 1.0, wake_at=None)
 
@@ -108,6 +118,10 @@ STATEMENTS: Final[dict[str, Statement]] = {
     "list, first page": newest(ID, None),
     "list, phase": newest("", phase="confirmed"),
     "list, rare phase": newest("ix_transactions_phase_id", phase="cancelled"),
+    "list, outcome": newest("", outcome="confirmed"),
+    "list, rare outcome": newest("ix_transactions_phase_id", outcome="cancelled"),
+    "list, mixed": newest("ix_transactions_is_mixed_id", outcome="mixed"),
+    "list, mixed and name": newest("ix_transactions_is_mixed_id", outcome="mixed", name="order"),
     "list, name": newest("ix_transactions_name_id", name="refund"),
     "list, reference": newest("ix_transactions_reference_id", reference="r-17"),
     "list, participant": newest(MEMBERS, participant="car"),
@@ -181,6 +195,7 @@ INDEXES: Final = {
     "ix_transactions_hung_wake_at": {"claim what hangs"},
     "ix_transactions_hung_since_id": {"hung", "hung, further"},
     "ix_transactions_phase_id": {"list, rare phase", "list, phase and name"},
+    "ix_transactions_is_mixed_id": {"list, mixed", "list, mixed and name"},
     "ix_transactions_name_id": {"list, name"},
     "ix_transactions_reference_id": {"list, reference"},
     "uq_transactions_idempotency_key": {"key", "record"},
