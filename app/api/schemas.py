@@ -19,7 +19,7 @@ from app.engine.coordinator import Begin
 from app.protocol.values import Branch, BranchPhase, Endpoints, HungReason, Outcome, Phase, ReasonCode, TryOrder
 from app.settings import BRANCHES_LIMIT, Settings
 from app.storage.tables import NAME_CHARS_MAX
-from holdfast.wire import Answer, Decision, Operation, is_portable
+from holdfast.wire import Answer, Decision, Operation, is_one_line, is_portable
 
 REASON_CHARS_MAX: Final = 2000
 
@@ -31,8 +31,8 @@ def _portable(value: Any) -> Any:
 
 
 def _one_line(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must have no control characters")
+    if not is_one_line(text):
+        raise ValueError("must be one line, without control characters")
     return text
 
 

@@ -6,6 +6,7 @@ the coordinator's core and the SDK's fence both take their vocabulary from here.
 
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -26,6 +27,9 @@ DETAIL_CHARS_MAX: Final = 500
 
 JSON_DEPTH_MAX: Final = 100
 """Maximum nesting depth of payloads and results."""
+
+_NOT_IN_LINE: Final = frozenset({"Cc", "Zl", "Zp", "Cs"})
+"""Unicode's categories of controls, line and paragraph separators, and surrogates."""
 
 _HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
@@ -169,6 +173,11 @@ def is_portable(value: Any) -> bool:
     return _is_portable(value, JSON_DEPTH_MAX)
 
 
+def is_one_line(text: str) -> bool:
+    """Whether `text`, in any alphabet, has no line break, no control character and no lone surrogate."""
+    return text.isprintable() or all(_is_in_line(character) for character in text)
+
+
 def refusal_detail(body: bytes) -> str:
     """Why a participant refused: the `detail` of its JSON body, or else the start of the body."""
     document = parse_json(body)
@@ -178,9 +187,14 @@ def refusal_detail(body: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without control characters, truncated to DETAIL_CHARS_MAX characters."""
+    """`text` on one line (see `is_one_line`), truncated to DETAIL_CHARS_MAX characters."""
     cut = text[: 2 * DETAIL_CHARS_MAX]
-    return "".join(c if c.isprintable() else " " for c in cut).strip()[:DETAIL_CHARS_MAX]
+    line = cut if is_one_line(cut) else "".join(c if _is_in_line(c) else " " for c in cut)
+    return line.strip()[:DETAIL_CHARS_MAX]
+
+
+def _is_in_line(character: str) -> bool:
+    return unicodedata.category(character) not in _NOT_IN_LINE
 
 
 def _seconds(value: str) -> float | None:

@@ -15,7 +15,7 @@ from app.calling.caller import Caller, Target
 from app.calling.transport import Transport
 from app.protocol.messages import Answered, Call
 from app.protocol.values import Branch, CallRecord
-from holdfast.wire import Answer, Operation
+from holdfast.wire import Answer, Operation, is_one_line
 from tests.harness.fault_server import (
     Action,
     EndlessBody,
@@ -114,7 +114,7 @@ def check_unanswered(answered: Answered, record: CallRecord) -> None:
     assert answered.result is None
     assert answered.error
     assert answered.error == record.error
-    assert answered.error.isprintable()
+    assert is_one_line(answered.error)
     assert len(answered.error) <= 500
     assert record.duration_ms >= 0
 

@@ -17,7 +17,7 @@ from app.protocol.values import Branch
 from holdfast.client import Client, HoldfastError, Transaction
 from holdfast.participant import inquiry
 from holdfast.participant.inquiry import Verdict
-from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_portable
+from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_one_line, is_portable
 from tests.fuzz.mutations import damaged, in_pieces
 from tests.harness.budget import TIMES
 
@@ -171,7 +171,7 @@ def test_a_participants_answer(answer: tuple[int, Any, bytes], operation: Operat
         assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
     assert (answered.error is None) == (answered.answer is Answer.SUCCEEDED)
     assert len(answered.error or "") <= DETAIL_CHARS_MAX + len("HTTP 999 ")
-    assert (answered.error or "").isprintable()
+    assert is_one_line(answered.error or "")
     assert len(record.response or "") <= RESPONSE_CHARS_KEPT
     assert "\0" not in (record.response or "")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import unicodedata
 from typing import Any, Final
 
 import httpx
@@ -120,11 +121,21 @@ def test_parse_json(body: bytes) -> None:
     assert again == value
 
 
+@given(st.one_of(st.text(), st.text(st.characters())))
+def test_one_line_is_what_no_reader_breaks(text: str) -> None:
+    controls = [character for character in text if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")]
+    assert wire.is_one_line(text) == (controls == [])
+    assert len(text.splitlines()) <= 1 or not wire.is_one_line(text)
+    assert wire.is_one_line(wire.printable(text))
+    if wire.is_one_line(text):
+        assert wire.printable(text) == text.strip()[: wire.DETAIL_CHARS_MAX]
+
+
 @given(st.one_of(bodies, json_values.map(lambda detail: json.dumps({"detail": detail}).encode())))
 def test_refusal_detail(body: bytes) -> None:
     detail = wire.refusal_detail(body)
     assert len(detail) <= wire.DETAIL_CHARS_MAX
-    assert detail.isprintable()
+    assert wire.is_one_line(detail)
     detail.encode()
 
 
