@@ -18,6 +18,9 @@ from app.protocol.policy import Policy
 BRANCHES_LIMIT: Final = 1000
 """Upper bound of HOLDFAST_BRANCHES_MAX: a whole transaction is one row, and one step of one loop."""
 
+TIMEOUT_LIMIT_S: Final = 200_000_000_000
+"""Upper bound of HOLDFAST_TIMEOUT_MAX_S, some 6,300 years: a deadline is a date, and dates end with the year 9999."""
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -44,7 +47,13 @@ class Settings(BaseSettings):
         description="URLs that the coordinator may call: scheme://host-pattern:port, comma-separated",
     )
     timeout_default_s: Seconds = Field(30.0, description="time to the decision, unless begin sets another")
-    timeout_max_s: Seconds = Field(86_400.0, description="longest time to the decision that begin may set")
+    timeout_max_s: float = Field(
+        2_592_000.0,
+        gt=0,
+        le=TIMEOUT_LIMIT_S,
+        allow_inf_nan=False,
+        description="longest time to the decision that begin may set",
+    )
     wait_default_s: float = Field(
         60.0,
         ge=0,

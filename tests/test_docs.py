@@ -194,7 +194,7 @@ def settings_table() -> str:
     rows = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
-        shown = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        shown = f"`{default:.12g}`" if isinstance(default, float) else f"`{default}`"
         rows.append(f"| `{name.upper()}` | {shown} | {allowed(field)} | {field.description} |")
     return "\n".join(rows)
 

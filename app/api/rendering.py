@@ -10,16 +10,20 @@ from typing import Any
 from fastapi.responses import Response
 from pydantic_core import to_json
 
-from app.protocol.values import Branch, CallRecord, Transaction
+from app.protocol.values import LATEST_S, Branch, CallRecord, Transaction
 from app.storage.participants import RegisteredParticipant
 from app.storage.queries import HungTotal
 
 
 def rfc3339(at: float | None) -> str | None:
-    """Seconds since the epoch in RFC 3339 format: UTC, with microseconds."""
+    """Seconds since the epoch in RFC 3339 format: UTC, with microseconds.
+
+    What no date can hold is shown as the nearest that one can, so that a list doesn't fail for one row.
+    """
     if at is None:
         return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    nearest = max(0.0, min(LATEST_S, at))  # in this order NaN is LATEST_S
+    return datetime.fromtimestamp(nearest, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def transaction_json(transaction: Transaction) -> dict[str, Any]:

@@ -16,7 +16,17 @@ from app.api.examples import TRANSACTION_ID
 from app.api.pagination import CURSOR_CHARS_MAX
 from app.calling.registration import ParticipantName
 from app.engine.coordinator import Begin
-from app.protocol.values import Branch, BranchPhase, Endpoints, HungReason, Outcome, Phase, ReasonCode, TryOrder
+from app.protocol.values import (
+    LATEST_S,
+    Branch,
+    BranchPhase,
+    Endpoints,
+    HungReason,
+    Outcome,
+    Phase,
+    ReasonCode,
+    TryOrder,
+)
 from app.settings import BRANCHES_LIMIT, Settings
 from app.storage.tables import NAME_CHARS_MAX
 from holdfast.wire import Answer, Decision, Operation, is_one_line, is_portable
@@ -112,19 +122,22 @@ class BeginRequest(_Body):
             )
         return self
 
-    def fault(self, settings: Settings) -> str | None:
+    def fault(self, settings: Settings, now: float) -> str | None:
         """Which limit of this coordinator the request exceeds, as a message for the client; None if none."""
         if len(self.branches) > settings.branches_max:
             return f"branches: {len(self.branches)} given, at most {settings.branches_max} (HOLDFAST_BRANCHES_MAX)"
         if self.timeout_s is not None and self.timeout_s > settings.timeout_max_s:
-            return f"timeout_s: {self.timeout_s:g} given, at most {settings.timeout_max_s:g} (HOLDFAST_TIMEOUT_MAX_S)"
+            most = f"{settings.timeout_max_s:.12g} (HOLDFAST_TIMEOUT_MAX_S)"
+            return f"timeout_s: {self.timeout_s:.12g} given, at most {most}"
+        if now + self._timeout_s(settings) > LATEST_S:
+            return "timeout_s: the deadline must be before the year 9999"
         return None
 
     def begin(self, settings: Settings, *, idempotency_key: str | None, traceparent: str | None) -> Begin:
         """The request in the form that the coordinator takes."""
         return Begin(
             branches=tuple(_branch(branch) for branch in self.branches),
-            timeout_s=settings.timeout_default_s if self.timeout_s is None else self.timeout_s,
+            timeout_s=self._timeout_s(settings),
             name=self.name,
             reference=self.reference,
             try_order=TryOrder(self.try_order),
@@ -132,6 +145,9 @@ class BeginRequest(_Body):
             idempotency_key=idempotency_key,
             request_hash=self._hash() if idempotency_key else None,
         )
+
+    def _timeout_s(self, settings: Settings) -> float:
+        return settings.timeout_default_s if self.timeout_s is None else self.timeout_s
 
     def _hash(self) -> str:
         """Equal for equal requests, however the JSON is written; members added in later versions don't change it."""

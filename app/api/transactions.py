@@ -295,7 +295,7 @@ def _key(header: str | None) -> str | None:
 
 def _admit(request: BeginRequest, parts: Parts) -> None:
     """Raise a Problem for what the limits, the registry or the allow-list forbid. Nothing has been recorded yet."""
-    if fault := request.fault(parts.settings):
+    if fault := request.fault(parts.settings, parts.clock()):
         raise Problem("invalid", fault)
     for branch in request.branches:
         _admit_branch(branch, parts)

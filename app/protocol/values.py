@@ -9,6 +9,9 @@ from typing import Any, Final, assert_never
 
 from holdfast.wire import Answer, Decision, Operation
 
+LATEST_S: Final = 253_370_764_800.0
+"""The beginning of the year 9999, in seconds since the epoch: no deadline is later, because dates end soon after."""
+
 
 class Phase(StrEnum):
     """Where a transaction stands; follows from its decision and whether all branches are final."""

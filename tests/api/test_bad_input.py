@@ -3,12 +3,21 @@
 import json
 import logging
 from collections.abc import AsyncIterator
+from datetime import datetime
+from time import time
 from typing import Any, Final
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
 
 from app.api.problems import CATALOGUE
+from app.api.rendering import rfc3339
+from app.api.schemas import BeginRequest
+from app.protocol.values import LATEST_S
+from app.settings import TIMEOUT_LIMIT_S, Settings
 from tests.harness.asgi import JSON, ask
 from tests.harness.coordinator_app import Json, Service, check_problem, endpoints, running
 
@@ -53,7 +62,8 @@ BODIES: Final[dict[str, tuple[Any, str]]] = {
     "participant of another type": (branches({"participant": ["inventory"]}), "participant"),
     "timeout zero": (branches(BRANCH) | {"timeout_s": 0}, "timeout_s"),
     "timeout negative": (branches(BRANCH) | {"timeout_s": -1}, "timeout_s"),
-    "timeout too long": (branches(BRANCH) | {"timeout_s": 86_401}, "86400"),
+    "timeout too long": (branches(BRANCH) | {"timeout_s": 2_592_001}, "2592000"),
+    "timeout that no float can add to": (branches(BRANCH) | {"timeout_s": 1e308}, "2592000"),
     "timeout is text": (branches(BRANCH) | {"timeout_s": "30"}, "timeout_s"),
     "timeout is a truth": (branches(BRANCH) | {"timeout_s": True}, "timeout_s"),
     "timeout is infinite": (branches(BRANCH) | {"timeout_s": float("inf")}, "timeout_s"),
@@ -80,6 +90,39 @@ async def nothing_happened(service: Service) -> None:
     assert service.participants.received == []
     accepted = await service.begin(branches(BRANCH), idempotency_key='"k"')
     assert accepted.status_code == 201, "the key was not used up"
+
+
+def test_a_deadline_that_is_no_date_is_refused_whatever_the_setting_says() -> None:
+    settings = Settings(timeout_max_s=TIMEOUT_LIMIT_S)
+    for timeout_s in (TIMEOUT_LIMIT_S, 1.0):
+        assert BeginRequest.model_validate(branches(INLINE) | {"timeout_s": timeout_s}).fault(settings, time()) is None
+    far = settings.model_copy(update={"timeout_max_s": 1e300})  # as an earlier version allowed
+    for timeout_s in (LATEST_S - time() + 60, 3e11, 1e18, 1e300):
+        request = BeginRequest.model_validate(branches(INLINE) | {"timeout_s": timeout_s})
+        assert "9999" in (request.fault(far, time()) or ""), timeout_s
+
+
+@pytest.mark.parametrize("column", ["created_at", "deadline", "decided_at", "finished_at"])
+@pytest.mark.parametrize("at", [1e12, 1e300, -1e12, -1e300])
+async def test_a_row_with_a_time_that_is_no_date_is_shown_all_the_same(
+    service: Service, column: str, at: float
+) -> None:
+    begun = (await service.begin(branches(BRANCH))).json()
+    with service.parts.journal.engine.begin() as connection:
+        connection.execute(text(f"UPDATE transactions SET {column} = {at!r}"))
+    nearest = "9999-01-01T00:00:00.000000Z" if at > 0 else "1970-01-01T00:00:00.000000Z"
+    (listed,) = (await service.json(PATH))["items"]
+    assert listed == begun | {column: nearest}
+    assert await service.get(begun["id"]) == listed
+
+
+@given(st.floats())
+def test_every_time_has_a_date(at: float) -> None:
+    shown = rfc3339(at)
+    assert shown is not None
+    assert datetime.fromisoformat(shown).year in range(1970, 10_000)
+    if 0 <= at <= LATEST_S:
+        assert abs(datetime.fromisoformat(shown).timestamp() - at) < 1e-3
 
 
 DEEP: Final = '{"branches": [{"participant": "inventory", "payload": ' + "[" * 100_000 + "]" * 100_000 + "}]}"

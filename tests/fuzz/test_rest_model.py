@@ -76,7 +76,7 @@ FAULTY: Final[list[tuple[Json, str]]] = [
     ({"branches": [{"participant": "p0"}] * 2}, "invalid"),
     ({"branches": [{"name": f"b{n}", "endpoints": endpoints("u0")} for n in range(5)]}, "invalid"),
     ({"branches": [{"participant": "p0", "colour": "red"}]}, "invalid"),
-    ({"branches": [{"name": "b", "endpoints": endpoints("u0")}], "timeout_s": 86_401}, "invalid"),
+    ({"branches": [{"name": "b", "endpoints": endpoints("u0")}], "timeout_s": 2_592_001}, "invalid"),
     ({"branches": [{"name": "b", "endpoints": endpoints("u0")}], "name": ""}, "invalid"),
     ({"branches": [{"participant": "nobody"}]}, "unknown-participant"),
     ({"branches": [{"name": "b", "endpoints": endpoints("u0") | {"try": "http://a.b/"}}]}, "endpoint-not-allowed"),
