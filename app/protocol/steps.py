@@ -11,11 +11,24 @@ the state must be saved before they are made. Section numbers refer to docs/refe
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, assert_never
 
 from app.protocol.backoff import back_off_s
+from app.protocol.branches import (
+    CALLING,
+    FOLLOWS_DECISION,
+    HUNG,
+    MAY_FALL_SILENT,
+    NEWLY_REFUSED,
+    NOT_FINAL,
+    NOT_HELD,
+    NOT_HUNG,
+    REFUSED,
+    Branches,
+    Facts,
+)
 from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
 from app.protocol.messages import (
     Answered,
@@ -29,6 +42,7 @@ from app.protocol.messages import (
     Step,
 )
 from app.protocol.policy import Policy
+from app.protocol.replacing import replace
 from app.protocol.values import (
     FINAL,
     REFUSALS,
@@ -54,14 +68,16 @@ def advance(transaction: Transaction, inputs: Sequence[Input], now: float, polic
 
     Pure and total: late, duplicate and unexpected inputs have no effect (section 2, rule 7).
     """
-    after = transaction
+    branches = Branches.of(transaction.branches)
+    before = transaction if branches is transaction.branches else replace(transaction, branches=branches)
+    after = before
     for each in inputs:
         after = _take(after, each, now, policy)
     after = _decide(after, now)
     after = _follow_decision(after, now)
     after, calls = _call(after, now, policy)
     after = _notice_hung(after, now, policy)
-    return _step(transaction, after, calls, now, policy)
+    return _step(before, after, calls, now, policy)
 
 
 def objection(transaction: Transaction, command: Command) -> Objection | None:
@@ -90,7 +106,8 @@ def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
     branches = [b if b.final else replace(b, hung_reason=HungReason.INTERNAL_ERROR) for b in transaction.branches]
     hung_since = now if transaction.hung_since is None else transaction.hung_since
     return replace(
-        _with_branches(transaction, branches),
+        transaction,
+        branches=tuple(branches),
         hung_since=hung_since,
         wake_at=now + max(policy.retry_cap_s, policy.lease_s),
     )
@@ -108,7 +125,7 @@ def _take(transaction: Transaction, each: Input, now: float, policy: Policy) -> 
                 return transaction
             return _decided(transaction, Decision.CANCEL, Reason(code=each.code, detail=each.detail), now)
         case RetryRequested():
-            return _with_branches(transaction, [_due_at_once(b) for b in transaction.branches])
+            return _changed(transaction, range(len(transaction.branches)), _due_at_once)
         case BranchResolved():
             return transaction if objection(transaction, each) else _resolved(transaction, each, now)
         case _:
@@ -116,12 +133,12 @@ def _take(transaction: Transaction, each: Input, now: float, policy: Policy) -> 
 
 
 def _answered(transaction: Transaction, answered: Answered, now: float, policy: Policy) -> Transaction:
-    branch = transaction.branch(answered.branch)
-    if (
-        branch is None
-        or branch.calling is not answered.operation
-        or branch.attempts(answered.operation) != answered.attempt
-    ):
+    branches = Branches.of(transaction.branches)
+    position = branches.position(answered.branch)
+    if position is None:
+        return transaction
+    branch = branches[position]
+    if branch.calling is not answered.operation or branch.attempts(answered.operation) != answered.attempt:
         return transaction  # an answer to a call that is no longer expected
     assert ASKS[branch.phase] is answered.operation, f"{branch.phase} does not ask for {answered.operation}"
     phase = ANSWERED[answered.operation, answered.answer]
@@ -143,7 +160,7 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
         after = replace(after, next_attempt_at=now + wait_s)
     else:
         after = replace(branch, **said)
-    return _with_branches(transaction, [after if b is branch else b for b in transaction.branches])
+    return replace(transaction, branches=branches.replaced({position: after}))
 
 
 def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, policy: Policy) -> float:
@@ -163,21 +180,19 @@ def _due_at_once(branch: Branch) -> Branch:
 
 def _resolved(transaction: Transaction, command: BranchResolved, now: float) -> Transaction:
     resolution = Resolution(settled=command.settled, by=command.by, at=now, reason=command.reason)
-    branches = [
-        replace(
-            b,
-            phase=BranchPhase.RESOLVED,
-            resolution=resolution,
-            calling=None,
-            next_attempt_at=None,
-            hung_reason=None,
-        )
-        if b.name == command.branch
-        else b
-        for b in transaction.branches
-    ]
+    branches = Branches.of(transaction.branches)
+    position = branches.position(command.branch)
+    assert position is not None, "a branch that isn't there is objected to"
+    after = replace(
+        branches[position],
+        phase=BranchPhase.RESOLVED,
+        resolution=resolution,
+        calling=None,
+        next_attempt_at=None,
+        hung_reason=None,
+    )
     reason = transaction.reason or Reason(code=ReasonCode.OPERATOR, branch=command.branch, detail=command.reason)
-    return replace(_with_branches(transaction, branches), reason=reason)
+    return replace(transaction, branches=branches.replaced({position: after}), reason=reason)
 
 
 # --- the decision ----------------------------------------------------------------------------------------------------
@@ -186,29 +201,32 @@ def _resolved(transaction: Transaction, command: BranchResolved, now: float) -> 
 def _decide(transaction: Transaction, now: float) -> Transaction:
     if transaction.decision is not Decision.UNDECIDED:
         return transaction
-    refused = next((b for b in transaction.branches if b.phase is BranchPhase.REFUSED), None)
-    if refused is not None:
+    branches = Branches.of(transaction.branches)
+    if (position := branches.first(REFUSED)) is not None:
+        refused = branches[position]
         reason = Reason(code=ReasonCode.REFUSED, branch=refused.name, detail=refused.last_error)
         return _decided(transaction, Decision.CANCEL, reason, now)
     if now >= transaction.deadline:
         return _decided(transaction, Decision.CANCEL, _timed_out(transaction), now)
-    expired = next((b for b in transaction.branches if b.hold_until is not None and b.hold_until <= now), None)
-    if expired is not None:
+    if branches.facts.hold_until <= now:
+        expired = branches[branches.where(lambda facts: facts.hold_until <= now)[0]]
         reason = Reason(
             code=ReasonCode.HOLD_EXPIRED,
             branch=expired.name,
             detail="the participant's hold expired before every branch held",
         )
         return _decided(transaction, Decision.CANCEL, reason, now)
-    if all(b.phase is BranchPhase.HELD for b in transaction.branches):
+    if not branches.facts.traits & NOT_HELD:
         return _decided(transaction, Decision.CONFIRM, None, now)
     return transaction
 
 
 def _timed_out(transaction: Transaction) -> Reason:
-    missing = next((b for b in transaction.branches if b.phase is not BranchPhase.HELD), None)
-    if missing is None:
+    branches = Branches.of(transaction.branches)
+    position = branches.first(NOT_HELD)
+    if position is None:
         return Reason(code=ReasonCode.TIMED_OUT, detail="every branch held, but only after the deadline")
+    missing = branches[position]
     detail = missing.last_error or "the Try was not answered by the deadline"
     return Reason(code=ReasonCode.TIMED_OUT, branch=missing.name, detail=detail)
 
@@ -221,8 +239,9 @@ def _decided(transaction: Transaction, decision: Decision, reason: Reason | None
 def _follow_decision(transaction: Transaction, now: float) -> Transaction:
     if transaction.decision is Decision.UNDECIDED or transaction.finished:
         return transaction
-    after = _with_branches(transaction, [_follow(transaction.decision, b) for b in transaction.branches])
-    if all(b.final for b in after.branches):
+    free = Branches.of(transaction.branches).where(lambda facts: facts.traits & FOLLOWS_DECISION)
+    after = _changed(transaction, free, partial(_follow, transaction.decision))
+    if not Branches.of(after.branches).facts.traits & NOT_FINAL:
         return replace(after, finished_at=now)
     return after
 
@@ -240,32 +259,40 @@ def _follow(decision: Decision, branch: Branch) -> Branch:
 
 
 def _call(transaction: Transaction, now: float, policy: Policy) -> tuple[Transaction, tuple[Call, ...]]:
-    calls: list[Call] = []
-    branches: list[Branch] = []
-    for branch in transaction.branches:
-        after = branch
-        if _may_ask(transaction, branch) and branch.calling is None and _due_at(branch, now) <= now:
-            after = _asking(branch, ASKS[branch.phase], now)
-            calls.append(_call_of(transaction, after, now, policy))
-        branches.append(after)
-    return _with_branches(transaction, branches), tuple(calls)
+    branches = Branches.of(transaction.branches)
+    asked: dict[int, Branch] = {}
+    for position in _due(transaction, now):
+        branch = branches[position]
+        asked[position] = _asking(branch, ASKS[branch.phase], now)
+    if not asked:
+        return transaction, ()
+    after = replace(transaction, branches=branches.replaced(asked))
+    return after, tuple(_call_of(transaction, branch, now, policy) for branch in asked.values())
 
 
-def _may_ask(transaction: Transaction, branch: Branch) -> bool:
-    """Whether this branch has an outstanding operation that is still needed, and it is its turn."""
-    if branch.phase not in ASKS:
-        return False
-    if ASKS[branch.phase] is not Operation.TRY:
-        return True
-    if transaction.decision is not Decision.UNDECIDED:
-        return False
-    if transaction.try_order is TryOrder.PARALLEL:
-        return True
-    return branch is next(b for b in transaction.branches if b.phase is not BranchPhase.HELD)
+def _due(transaction: Transaction, now: float) -> list[int]:
+    """The positions of the branches to call: one that has an operation outstanding, if it is due and its turn."""
+    branches = Branches.of(transaction.branches)
+    due = branches.where(lambda facts: facts.due <= now)
+    if _may_try(transaction):
+        if transaction.try_order is TryOrder.PARALLEL:
+            due += branches.where(lambda facts: facts.try_due <= now)
+        elif (turn := branches.first(NOT_HELD)) is not None and branches.facts_at(turn).try_due <= now:
+            due.append(turn)
+    return sorted(due)
 
 
-def _due_at(branch: Branch, now: float) -> float:
-    return now if branch.next_attempt_at is None else branch.next_attempt_at
+def _next_due(transaction: Transaction) -> float:
+    """When the next call of a branch without one in progress is due."""
+    branches = Branches.of(transaction.branches)
+    if not _may_try(transaction):
+        return branches.facts.due
+    turn = branches.first(NOT_HELD) if transaction.try_order is TryOrder.SEQUENTIAL else None
+    return min(branches.facts.due, (branches.facts if turn is None else branches.facts_at(turn)).try_due)
+
+
+def _may_try(transaction: Transaction) -> bool:
+    return transaction.decision is Decision.UNDECIDED
 
 
 def _asking(branch: Branch, operation: Operation, now: float) -> Branch:
@@ -308,8 +335,15 @@ def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Polic
 def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transaction:
     if transaction.decision is Decision.UNDECIDED:
         return transaction
-    after = _with_branches(transaction, [_hung(transaction, b, now, policy) for b in transaction.branches])
-    if not any(b.hung_reason for b in after.branches):
+    overdue = _hung_at(transaction, policy) <= now
+
+    def needs_attention(facts: Facts) -> bool:
+        silent = facts.traits & MAY_FALL_SILENT and (overdue or facts.failures >= policy.hung_attempts)
+        return bool(facts.traits & NEWLY_REFUSED or silent)
+
+    noticed = Branches.of(transaction.branches).where(needs_attention)
+    after = _changed(transaction, noticed, lambda branch: _hung(transaction, branch, now, policy))
+    if not Branches.of(after.branches).facts.traits & HUNG:
         return after if after.hung_since is None else replace(after, hung_since=None)
     return replace(after, hung_since=now) if after.hung_since is None else after
 
@@ -348,7 +382,8 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
         must_save = not before.finished
         return Step(transaction=after, calls=(), must_save=must_save, rests=True, wake_at=now)
     due_at = min(_due_times(after, now, policy))
-    under_way = any(b.calling for b in after.branches)
+    assert due_at < math.inf, "an unfinished transaction has something due"
+    under_way = Branches.of(after.branches).facts.traits & CALLING
     if not under_way and due_at - now > policy.linger_s:
         after = replace(after, wake_at=due_at)
         return Step(transaction=after, calls=(), must_save=after != before, rests=True, wake_at=due_at)
@@ -367,28 +402,31 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
 
 def _due_times(transaction: Transaction, now: float, policy: Policy) -> Iterable[float]:
     """When something is due even if no answer arrives."""
-    for branch in transaction.branches:
-        if branch.calling is None and _may_ask(transaction, branch):
-            yield _due_at(branch, now)
+    facts = Branches.of(transaction.branches).facts
+    yield _next_due(transaction)
     if transaction.decision is Decision.UNDECIDED:
         yield transaction.deadline
-        yield from (b.hold_until for b in transaction.branches if b.hold_until is not None)
-    elif any(not b.final and not b.hung_reason for b in transaction.branches):
+        yield facts.hold_until
+    elif facts.traits & NOT_HUNG:
         yield _hung_at(transaction, policy)
-    if any(b.calling for b in transaction.branches):
+    if facts.traits & CALLING:
         yield now + policy.lease_s
 
 
 def _others_must_know(before: Transaction, after: Transaction) -> bool:
     """A crash may lose an answer, because the call can be repeated. It may not lose any of these."""
-    return before.decision is not after.decision or _known(before) != _known(after)
+    if before.decision is not after.decision:
+        return True
+    old, new = Branches.of(before.branches), Branches.of(after.branches)
+    return any(_known(old[position]) != _known(new[position]) for position in new.changed_since(old))
 
 
-def _known(transaction: Transaction) -> list[tuple[object, ...]]:
-    return [(b.phase is BranchPhase.PENDING, b.hung_reason, b.resolution) for b in transaction.branches]
+def _known(branch: Branch) -> tuple[object, ...]:
+    return branch.phase is BranchPhase.PENDING, branch.hung_reason, branch.resolution
 
 
-def _with_branches(transaction: Transaction, branches: Sequence[Branch]) -> Transaction:
-    if all(new is old for new, old in zip(branches, transaction.branches, strict=True)):
-        return transaction
-    return replace(transaction, branches=tuple(branches))
+def _changed(transaction: Transaction, positions: Iterable[int], change: Callable[[Branch], Branch]) -> Transaction:
+    """The transaction with the branches at these positions changed."""
+    branches = Branches.of(transaction.branches)
+    changes = {i: branch for i in positions if (branch := change(branches[i])) is not branches[i]}
+    return replace(transaction, branches=branches.replaced(changes)) if changes else transaction

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.protocol import steps
 from app.protocol.backoff import back_off_s
 from app.protocol.messages import Answered, BranchResolved, CancelRequested, Input, RetryRequested
 from app.protocol.policy import Policy
@@ -78,6 +79,8 @@ class Run:
 
     def step(self, inputs: list[Input]) -> None:
         edge = advance(self.ghost, self.transaction, inputs, self.now, self.policy)
+        plain = replace(self.transaction, branches=tuple(self.transaction.branches))
+        assert steps.advance(plain, inputs, self.now, self.policy) == edge.step, "what a step remembers changes nothing"
         self.ghost = follow(edge)
         self.transaction = edge.after
         self.wake_at = edge.step.wake_at
@@ -134,10 +137,10 @@ def test_whatever_happens_the_rules_hold(
                 run.wait_for_recovery()
             case "broken":
                 run.set_aside()
-    steps = 0
+    taken = 0
     while not run.transaction.finished:
-        steps += 1
-        assert steps <= STEPS_TO_THE_END_MAX, "it does not come to its end"
+        taken += 1
+        assert taken <= STEPS_TO_THE_END_MAX, "it does not come to its end"
         answered = run.under_way()
         if not answered:
             run.now = max(run.now, run.wake_at)

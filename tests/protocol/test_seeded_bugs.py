@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.protocol import kinds, steps
+from app.protocol import branches, kinds, steps
 from app.protocol.messages import Answered, CancelRequested, RetryRequested, Step
 from app.protocol.policy import Policy
 from app.protocol.values import Branch, BranchPhase, Outcome, Transaction, TryOrder
@@ -115,17 +115,20 @@ def takes_silence_for_a_refusal(patch: Patch) -> None:
 
 @bug("the_decision_is_durable_before_phase_two")
 def acts_before_the_decision_is_saved(patch: Patch) -> None:
-    patch.setattr(steps, "_others_must_know", lambda a, b: steps._known(a) != steps._known(b))
+    def others_must_know(original: Any, before: Transaction, after: Transaction) -> bool:
+        return bool(original(replace(before, decision=after.decision), after))
+
+    wrap(patch, "_others_must_know", others_must_know)
 
 
 @bug("the_record_is_durable_before_the_first_try")
 def tries_before_the_record_is_saved(patch: Patch) -> None:
-    patch.setattr(steps, "_known", lambda t: [(b.hung_reason, b.resolution) for b in t.branches])
+    patch.setattr(steps, "_known", lambda branch: (branch.hung_reason, branch.resolution))
 
 
 @bug("what_others_must_know_is_saved")
 def keeps_a_hang_to_itself(patch: Patch) -> None:
-    patch.setattr(steps, "_known", lambda t: [(b.phase is BranchPhase.PENDING, b.resolution) for b in t.branches])
+    patch.setattr(steps, "_known", lambda branch: (branch.phase is BranchPhase.PENDING, branch.resolution))
 
 
 @bug("the_lease_is_kept")
@@ -170,6 +173,8 @@ def cancels_while_its_own_try_is_under_way(patch: Patch) -> None:
         return original(decision, replace(branch, calling=None))
 
     wrap(patch, "_follow", follow)
+    facts_of = branches._facts_of
+    patch.setattr(branches, "_facts_of", lambda branch: facts_of(replace(branch, calling=None)))
 
 
 @bug("nothing_under_way_is_asked_twice")
@@ -183,24 +188,23 @@ def asks_again_what_is_under_way(patch: Patch) -> None:
 @bug("a_try_leaves_only_while_undecided_and_in_time")
 def goes_on_trying_after_the_decision(patch: Patch) -> None:
     patch.delitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING))
-    patch.setattr(steps, "_may_ask", lambda transaction, branch: branch.phase in kinds.ASKS)
+    patch.setattr(steps, "_may_try", lambda transaction: True)
 
 
 @bug("a_sequential_try_waits_for_the_holds_before_it")
 def tries_everyone_at_once(patch: Patch) -> None:
-    def may_ask(original: Any, transaction: Transaction, branch: Branch) -> bool:
-        return bool(original(replace(transaction, try_order=TryOrder.PARALLEL), branch))
+    def due(original: Any, transaction: Transaction, now: float) -> Any:
+        return original(replace(transaction, try_order=TryOrder.PARALLEL), now)
 
-    wrap(patch, "_may_ask", may_ask)
+    wrap(patch, "_due", due)
 
 
 @bug("nothing_waits_for_another_branch")
 def asks_one_branch_after_the_other(patch: Patch) -> None:
-    def may_ask(original: Any, transaction: Transaction, branch: Branch) -> bool:
-        others = [b for b in transaction.branches if b is not branch and b.phase in kinds.ASKS]
-        return bool(original(transaction, branch)) and not any(b.calling for b in others)
+    def due(original: Any, transaction: Transaction, now: float) -> Any:
+        return [] if any(b.calling for b in transaction.branches) else original(transaction, now)[:1]
 
-    wrap(patch, "_may_ask", may_ask)
+    wrap(patch, "_due", due)
 
 
 @bug("a_failure_backs_off")
@@ -286,6 +290,7 @@ def takes_a_failed_try_for_a_failure_after_the_decision(patch: Patch) -> None:
 def a_retry_clears_the_hang(patch: Patch) -> None:
     wrap(patch, "_due_at_once", lambda original, branch: replace(original(branch), hung_reason=None))
     patch.setattr(steps, "REFUSALS", frozenset())
+    patch.setattr(branches, "REFUSALS", frozenset())
 
 
 @bug("hung_is_noticed")
@@ -296,6 +301,7 @@ def silence_never_hangs(patch: Patch) -> None:
 @bug("hung_is_noticed")
 def forgets_that_it_was_refused(patch: Patch) -> None:
     patch.setattr(steps, "REFUSALS", frozenset())
+    patch.setattr(branches, "REFUSALS", frozenset())
 
 
 @bug("finished_means_that_every_branch_is_final")

@@ -1,0 +1,208 @@
+"""The facts about all branches are those of each of them, however they came about; and a step looks at few branches."""
+
+import math
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.protocol import branches as module
+from app.protocol.branches import Branches, Facts
+from app.protocol.messages import Answered, Call
+from app.protocol.steps import advance
+from app.protocol.values import FINAL, Branch, BranchPhase, HungReason, Outcome, Transaction, TryOrder
+from holdfast.wire import Answer, Operation
+from tests.protocol.enumeration import POLICY
+
+TIMES: Final = st.sampled_from([None, 0.0, 1.0, 2.0, 3.0])
+LASTING: Final = {*HungReason} - {HungReason.INTERNAL_ERROR}
+REFUSALS: Final = {HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED}
+SECOND: Final = {BranchPhase.CONFIRMING, BranchPhase.CANCELLING}
+FIRST: Final = {BranchPhase.PENDING, BranchPhase.TRYING, BranchPhase.HELD, BranchPhase.REFUSED}
+
+TRAITS: Final[dict[int, Callable[[Branch], bool]]] = {
+    module.NOT_HELD: lambda b: b.phase is not BranchPhase.HELD,
+    module.REFUSED: lambda b: b.phase is BranchPhase.REFUSED,
+    module.NOT_FINAL: lambda b: b.phase not in FINAL,
+    module.CALLING: lambda b: b.calling is not None,
+    module.FOLLOWS_DECISION: lambda b: b.phase in FIRST and b.calling is None,
+    module.HUNG: lambda b: b.hung_reason is not None,
+    module.NOT_HUNG: lambda b: b.phase not in FINAL and b.hung_reason is None,
+    module.MAY_FALL_SILENT: lambda b: b.phase not in FINAL and b.hung_reason not in LASTING,
+    module.NEWLY_REFUSED: lambda b: (
+        b.phase not in FINAL and b.last_answer is Answer.REFUSED and b.hung_reason not in REFUSALS
+    ),
+}
+
+
+def drawn_branch(name: str) -> st.SearchStrategy[Branch]:
+    return st.builds(
+        Branch,
+        name=st.just(name),
+        phase=st.sampled_from(BranchPhase),
+        failures=st.integers(0, 3),
+        next_attempt_at=TIMES,
+        hold_until=TIMES,
+        last_answer=st.sampled_from([None, *Answer]),
+        hung_reason=st.sampled_from([None, *HungReason]),
+        calling=st.sampled_from([None, *Operation]),
+    )
+
+
+@st.composite
+def drawn_branches(draw: st.DrawFn) -> Branches:
+    """Branches that were replaced one by one and several at once."""
+    count = draw(st.integers(1, 9))
+    branches = Branches.of(tuple(draw(drawn_branch(str(n))) for n in range(count)))
+    for _ in range(draw(st.integers(0, 4))):
+        positions = draw(st.sets(st.integers(0, count - 1), min_size=1))
+        branches = branches.replaced({n: draw(drawn_branch(str(n))) for n in positions})
+    return branches
+
+
+@given(drawn_branches())
+def test_facts_do_not_depend_on_how_the_branches_came_about(branches: Branches) -> None:
+    plain = tuple(branches)
+    again = Branches.of(plain)
+    assert type(plain) is tuple
+    assert branches == plain == again
+    assert branches.facts == again.facts
+    assert [branches.facts_at(n) for n in range(len(plain))] == [again.facts_at(n) for n in range(len(plain))]
+    assert [branches.position(b.name) for b in plain] == list(range(len(plain)))
+    assert branches.position("z") is None
+    assert Branches.of(branches) is branches
+
+
+@given(drawn_branches())
+def test_a_trait_is_found_where_a_branch_has_it(branches: Branches) -> None:
+    for trait, has_it in TRAITS.items():
+        expected = [n for n, branch in enumerate(branches) if has_it(branch)]
+        assert branches.where(lambda facts, trait=trait: facts.traits & trait) == expected, trait  # type: ignore[misc]
+        assert branches.first(trait) == next(iter(expected), None)
+        assert bool(branches.facts.traits & trait) == bool(expected)
+
+
+@given(drawn_branches(), st.sampled_from([-1.0, 0.0, 1.5, 3.0]))
+def test_times_and_failures_are_found_where_they_are(branches: Branches, at: float) -> None:
+    waits = [(n, b, b.next_attempt_at is None or b.next_attempt_at <= at) for n, b in enumerate(branches)]
+    waits = [(n, b, is_due) for n, b, is_due in waits if b.calling is None]
+    first = [n for n, b, is_due in waits if is_due and b.phase in (BranchPhase.PENDING, BranchPhase.TRYING)]
+    assert branches.where(lambda facts: facts.try_due <= at) == first
+    assert branches.where(lambda facts: facts.due <= at) == [
+        n for n, b, is_due in waits if is_due and b.phase in SECOND
+    ]
+    held = [n for n, b in enumerate(branches) if b.hold_until is not None and b.hold_until <= at]
+    assert branches.where(lambda facts: facts.hold_until <= at) == held
+    silent = [b.failures for b in branches if b.phase in SECOND and b.hung_reason not in LASTING]
+    assert branches.facts.failures == max(silent, default=0)
+    assert branches.facts.hold_until == min(
+        (b.hold_until for b in branches if b.hold_until is not None), default=math.inf
+    )
+
+
+@given(st.data(), drawn_branches())
+def test_what_was_replaced_has_changed_and_nothing_else(data: st.DataObject, branches: Branches) -> None:
+    positions = data.draw(st.sets(st.integers(0, len(branches) - 1)))
+    changes = {n: data.draw(drawn_branch(str(n))) for n in positions}
+    after = branches.replaced(changes)
+    assert after.changed_since(branches) == sorted(positions)
+    assert after == tuple(changes.get(n, branch) for n, branch in enumerate(branches))
+    assert branches.changed_since(branches) == []
+
+
+def test_of_two_branches_with_one_name_the_first_counts() -> None:
+    assert Branches.of((Branch(name="a"), Branch(name="a"))).position("a") == 0
+
+
+def test_no_branches_have_no_traits() -> None:
+    assert Branches.of(()).facts == Facts()
+
+
+# --- how much work a step is -----------------------------------------------------------------------------------------
+
+
+class Work:
+    """Counts the instructions that app/protocol executes in the interpreter: the same on every machine."""
+
+    def __init__(self) -> None:
+        self.instructions = 0
+
+    def __enter__(self) -> "Work":
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter(self, frame: FrameType, _event: str, _arg: Any) -> Any:
+        if not frame.f_globals.get("__name__", "").startswith("app.protocol."):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._count
+
+    def _count(self, _frame: FrameType, event: str, _arg: Any) -> Any:
+        self.instructions += event == "opcode"
+        return self._count
+
+
+Saying = Callable[[Call, int], Answer]
+
+
+def work_of(count: int, try_order: TryOrder, says: Saying) -> tuple[Transaction, int]:
+    """A transaction of so many branches that has ended, after one step for each answer, and how much work it was."""
+    branches = tuple(Branch(name=str(n), participant="p") for n in range(count))
+    transaction = Transaction(id="t", created_at=0.0, deadline=1e6, branches=branches, try_order=try_order)
+    under_way: list[Call] = []
+    inputs: list[Answered] = []
+    now, work = 0.0, Work()
+    while not transaction.finished:
+        with work:
+            step = advance(transaction, inputs, now, POLICY)
+        transaction, inputs = step.transaction, []
+        under_way += step.calls
+        if under_way:
+            call = under_way.pop(0)
+            answer = says(call, count)
+            inputs.append(
+                Answered(branch=call.branch.name, operation=call.operation, attempt=call.attempt, answer=answer)
+            )
+        else:
+            now = step.wake_at
+    return transaction, work.instructions
+
+
+def all_is_well(call: Call, count: int) -> Answer:
+    return Answer.SUCCEEDED
+
+
+def the_last_refuses(call: Call, count: int) -> Answer:
+    is_refused = call.operation is Operation.TRY and call.branch.name == str(count - 1)
+    return Answer.REFUSED if is_refused else Answer.SUCCEEDED
+
+
+def each_fails_once(call: Call, count: int) -> Answer:
+    return Answer.UNANSWERED if call.attempt == 1 else Answer.SUCCEEDED
+
+
+@pytest.mark.parametrize("try_order", TryOrder)
+@pytest.mark.parametrize(
+    ("says", "outcome"),
+    [
+        (all_is_well, Outcome.CONFIRMED),
+        (the_last_refuses, Outcome.CANCELLED),
+        (each_fails_once, Outcome.CONFIRMED),
+    ],
+)
+def test_the_work_for_one_branch_hardly_grows_with_their_number(
+    try_order: TryOrder, says: Saying, outcome: Outcome
+) -> None:
+    few, many = 16, 256
+    (one, small), (other, large) = work_of(few, try_order, says), work_of(many, try_order, says)
+    assert one.outcome is other.outcome is outcome
+    assert small > 500 * few
+    assert large / many <= 2 * small / few, f"{large / many:.0f} instructions a branch, and {small / few:.0f} of {few}"
