@@ -18,6 +18,7 @@ from app.calling.transport import Transport
 from app.clock import anchored_clock
 from app.docs_ui import pages
 from app.engine.coordinator import Coordinator
+from app.engine.memory_budget import MemoryBudget
 from app.engine.notifications import Notifications
 from app.engine.recovery import Recovery
 from app.maintenance.export import Export
@@ -131,6 +132,7 @@ def assemble(
 ) -> Parts:
     """The parts of a coordinator, not started yet. `poll_s` and `tell` connect it to other replicas."""
     metrics = Metrics()
+    memory = MemoryBudget(settings.memory_max_bytes)
     registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
     coordinator = Coordinator(
         journal=journal,
@@ -138,6 +140,7 @@ def assemble(
         registry=registry,
         policy=settings.policy,
         metrics=metrics,
+        memory=memory,
         inflight_max=settings.inflight_max,
         clock=clock,
         poll_s=poll_s,
@@ -149,6 +152,7 @@ def assemble(
         registry=registry,
         coordinator=coordinator,
         metrics=metrics,
+        memory=memory,
         allowed=settings.allowed,
         clock=clock,
     )
@@ -161,6 +165,7 @@ def recovery_of(parts: Parts) -> Recovery:
         coordinator=parts.coordinator,
         registry=parts.registry,
         metrics=parts.metrics,
+        memory=parts.memory,
         lease_s=parts.settings.lease_s,
         clock=parts.clock,
     )

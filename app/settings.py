@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
 from app.protocol.policy import Policy
+from holdfast.wire import DOCUMENT_BYTES_MAX, ENVELOPE_BYTES_MAX
 
 BRANCHES_LIMIT: Final = 1000
 """Upper bound of HOLDFAST_BRANCHES_MAX: a whole transaction is one row, and one step of one loop."""
@@ -71,8 +72,20 @@ class Settings(BaseSettings):
     hung_attempts: int = Field(5, ge=1, description="failed attempts after which a decided branch counts as hung")
     hung_after_s: Seconds = Field(60.0, description="time after the decision when an unfinished branch counts as hung")
     branches_max: int = Field(64, ge=1, le=BRANCHES_LIMIT, description="maximum number of branches in a transaction")
-    body_max_bytes: int = Field(1_048_576, ge=1, description="maximum size of a request body")
-    response_max_bytes: int = Field(65_536, ge=1, description="maximum size of a participant's response")
+    body_max_bytes: int = Field(
+        1_048_576, ge=1, le=DOCUMENT_BYTES_MAX, description="maximum size of the body of a begin; others are small"
+    )
+    response_max_bytes: int = Field(
+        65_536,
+        ge=1,
+        le=DOCUMENT_BYTES_MAX - ENVELOPE_BYTES_MAX,
+        description="how much is read of a participant's response; a longer result cancels the transaction",
+    )
+    memory_max_bytes: int = Field(
+        268_435_456,
+        ge=1_048_576,
+        description="what requests and transactions in progress may take in memory; further begins are answered 503",
+    )
     calls_max: int = Field(1000, ge=1, description="maximum number of concurrent calls to all participants")
     inflight_max: int = Field(
         10_000, ge=1, description="maximum number of transactions in progress; further ones are answered 503"
@@ -113,6 +126,11 @@ class Settings(BaseSettings):
         if self.retry_base_s > self.retry_cap_s:
             raise ValueError(
                 "HOLDFAST_RETRY_BASE_S must not exceed HOLDFAST_RETRY_CAP_S; lower the one or raise the other"
+            )
+        if 4 * self.body_max_bytes > self.memory_max_bytes:
+            raise ValueError(
+                "HOLDFAST_MEMORY_MAX_BYTES must be at least four times HOLDFAST_BODY_MAX_BYTES; raise the one or lower "
+                "the other"
             )
         allowed = self.allowed
         for name, body in self.participants.items():

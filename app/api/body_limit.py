@@ -1,4 +1,4 @@
-"""Middleware that refuses requests with too large a body before a route runs.
+"""Middleware that refuses a request whose body is too large, or doesn't fit into memory, before a route runs.
 
 The framework's own limit is not enough: it answers in plain text, and a route that doesn't read its body would already
 have done its work. Doesn't look at what a body says.
@@ -11,13 +11,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import Problem
+from app.engine.memory_budget import MemoryBudget
 
 DIGITS_MAX: Final = 20
 """No real Content-Length has more digits, and int() refuses text with thousands of them."""
+SMALL_BYTES_MAX: Final = 65_536
+"""Maximum size of every body that carries no payload."""
+BEGIN_PATH: Final = "/v1/transactions"
 
 
 class BodyLimit:
-    """Passes requests of at most `bytes_max` on, and answers others with the problem `payload-too-large`."""
+    """Passes on requests whose body is small enough, and counts the bodies of requests in progress.
+
+    A begin may be `bytes_max` long. Others are answered with the problem `payload-too-large` or `overloaded`.
+    """
 
     def __init__(self, app: ASGIApp, bytes_max: int) -> None:
         self._app = app
@@ -26,17 +33,28 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        bytes_max = self._bytes_max if scope["path"] == BEGIN_PATH else min(SMALL_BYTES_MAX, self._bytes_max)
         declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdecimal() or len(declared) > DIGITS_MAX or int(declared) > self._bytes_max:
+        if not declared.isdecimal() or len(declared) > DIGITS_MAX or int(declared) > bytes_max:
             return await Problem("payload-too-large").response()(scope, receive, send)
+        memory: MemoryBudget = scope["app"].state.parts.memory
+        if not memory.admits(int(declared)):
+            return await Problem("overloaded").response()(scope, receive, send)
         received = 0
 
         async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._bytes_max:
+            size = len(message.get("body", b""))
+            received += size
+            memory.hold(size)
+            if received > bytes_max:
                 raise HTTPException(413)
+            if size and not memory.admits(0):
+                raise HTTPException(503)
             return message
 
-        return await self._app(scope, receive_limited, send)
+        try:
+            return await self._app(scope, receive_limited, send)
+        finally:
+            memory.free(received)

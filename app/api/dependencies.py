@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registry import Registry
 from app.engine.coordinator import Coordinator
+from app.engine.memory_budget import MemoryBudget
 from app.metrics import Metrics
 from app.settings import Settings
 from app.storage.group_commit import Journal
@@ -23,6 +24,7 @@ class Parts:
     registry: Registry
     coordinator: Coordinator
     metrics: Metrics
+    memory: MemoryBudget
     allowed: AllowedEndpoints
     clock: Callable[[], float]
 

@@ -3,10 +3,10 @@
 import base64
 import binascii
 import json
+import math
 from typing import Any, Final
 
 from app.protocol.transaction_id import is_id
-from holdfast.wire import is_portable
 
 CURSOR_CHARS_MAX: Final = 200
 
@@ -23,7 +23,9 @@ def parse_cursor(cursor: str, *types: type) -> tuple[Any, ...]:
         parts = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError) as error:
         raise ValueError("not a cursor") from error
-    if not isinstance(parts, list) or [type(part) for part in parts] != list(types) or not is_portable(parts):
+    if not isinstance(parts, list) or [type(part) for part in parts] != list(types):
+        raise ValueError("not a cursor")
+    if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
         raise ValueError("not a cursor")
     if any(isinstance(part, int) and not 0 <= part < 2**63 for part in parts):
         raise ValueError("not a cursor")

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.api.examples import PROBLEMS, ProblemExample
-from app.api.rendering import transaction_json
+from app.api.rendering import to_json, transaction_json
 from app.engine.coordinator import OverloadedError, UnknownTransactionError
 from app.engine.run import ObjectedError
 from app.storage.errors import DatabaseUnavailableError
@@ -57,7 +57,9 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "Use a URL that HOLDFAST_ALLOWED_ENDPOINTS admits, or add this one to it.",
     ),
     "payload-too-large": Kind(
-        413, "The request body is too large", "Send a smaller body, or raise HOLDFAST_BODY_MAX_BYTES."
+        413,
+        "The request body is too large",
+        "A begin may be HOLDFAST_BODY_MAX_BYTES long, any other request 64 KiB. Send a smaller body.",
     ),
     "idempotency-key-conflict": Kind(
         409,
@@ -97,7 +99,9 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         405, "This path doesn't support this method", "The `Allow` header lists the methods that it supports."
     ),
     "overloaded": Kind(
-        503, "The coordinator is at capacity", "Nothing was recorded. Try again after `Retry-After` seconds."
+        503,
+        "The coordinator is at capacity",
+        "Nothing was recorded. Try again after `Retry-After` seconds.",
     ),
     "schema-outdated": Kind(503, "The database schema is out of date", "Run: python -m app migrate"),
     "unavailable": Kind(
@@ -148,7 +152,7 @@ class Problem(Exception):
         status = CATALOGUE[self.slug].status
         if status in (429, 503):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-        return JSONResponse(self.document, status, self.headers, MEDIA_TYPE)
+        return Response(to_json(self.document), status, self.headers, MEDIA_TYPE)
 
 
 def responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
@@ -221,7 +225,7 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
 async def _on_http(_request: Request, error: Exception) -> Response:
     """Errors that the framework raises: unknown paths, wrong methods, unreadable bodies."""
     assert isinstance(error, HTTPException)
-    slugs = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large"}
+    slugs = {404: "not-found", 405: "method-not-allowed", 413: "payload-too-large", 503: "overloaded"}
     slug = slugs.get(error.status_code, "malformed" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "")
     return Problem(slug or "internal-error", headers=error.headers).response()
 

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from fastapi.responses import Response
-from pydantic_core import to_json
 
 from app.protocol.values import LATEST_S, Branch, CallRecord, Transaction
 from app.storage.participants import RegisteredParticipant
 from app.storage.queries import HungTotal
+
+_ON_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
 def rfc3339(at: float | None) -> str | None:
@@ -88,8 +90,8 @@ def _branch_json(branch: Branch) -> dict[str, Any]:
         "endpoints": endpoints
         and {"try": endpoints.try_url, "confirm": endpoints.confirm_url, "cancel": endpoints.cancel_url},
         "phase": branch.phase,
-        "payload": branch.payload,
-        "result": branch.result,
+        "payload": msgspec.Raw(branch.payload),
+        "result": branch.result and msgspec.Raw(branch.result),
         "attempts": {"try": branch.try_attempts, "confirm": branch.confirm_attempts, "cancel": branch.cancel_attempts},
         "last_error": branch.last_error,
         "hung_reason": branch.hung_reason,
@@ -104,14 +106,22 @@ def _branch_json(branch: Branch) -> dict[str, Any]:
     }
 
 
+def to_json(content: dict[str, Any]) -> bytes:
+    """The JSON text, in which payloads and results are as they were sent."""
+    return msgspec.json.encode(content)
+
+
 def json_response(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer of application/json."""
     return Response(to_json(content), status, headers, "application/json")
 
 
 def exported(transaction: Transaction, calls: Iterable[CallRecord]) -> Iterator[bytes]:
-    """The transaction resource with its calls as a JSON object, in pieces, because there may be very many calls."""
-    yield to_json(transaction_json(transaction)).removesuffix(b"}") + b',"calls":['
+    """The transaction resource with its calls as a JSON object, in pieces, because there may be very many calls.
+
+    On one line: a payload or result may have line breaks between its members.
+    """
+    yield to_json(transaction_json(transaction)).removesuffix(b"}").translate(_ON_ONE_LINE) + b',"calls":['
     for place, call in enumerate(calls):
         yield (b"," if place else b"") + to_json(call_json(call))
     yield b"]}"

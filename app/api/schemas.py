@@ -10,12 +10,13 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from app.api.examples import TRANSACTION_ID
 from app.api.pagination import CURSOR_CHARS_MAX
 from app.calling.registration import ParticipantName
 from app.engine.coordinator import Begin
+from app.protocol.identity import Identity, identity_of
 from app.protocol.values import (
     LATEST_S,
     Branch,
@@ -29,15 +30,10 @@ from app.protocol.values import (
 )
 from app.settings import BRANCHES_LIMIT, Settings
 from app.storage.tables import NAME_CHARS_MAX
-from holdfast.wire import Answer, Decision, Operation, is_one_line, is_portable
+from holdfast.json_text import EMPTY_OBJECT
+from holdfast.wire import Answer, Decision, Operation, is_one_line
 
 REASON_CHARS_MAX: Final = 2000
-
-
-def _portable(value: Any) -> Any:
-    if not is_portable(value):
-        raise ValueError("must nest at most 100 levels deep and hold no NaN, no infinity and no lone surrogate")
-    return value
 
 
 def _one_line(text: str) -> str:
@@ -51,7 +47,6 @@ def _on_one_line(text: Any) -> Any:
 
 
 Label = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX), AfterValidator(_one_line)]
-Json = Annotated[Any, AfterValidator(_portable)]
 TransactionId = Annotated[str, Path(description="the transaction's `id`", examples=[TRANSACTION_ID])]
 
 
@@ -68,7 +63,7 @@ class EndpointsBody(_Body):
 
 
 class BranchRequest(_Body):
-    """One branch: either a registered participant or URLs."""
+    """One branch: either a registered participant or URLs. `payload` is JSON text, which nothing here looks into."""
 
     name: ParticipantName | None = Field(
         default=None, description="unique in the transaction; defaults to the participant", examples=["card"]
@@ -77,7 +72,9 @@ class BranchRequest(_Body):
         default=None, description="the name of a registered participant", examples=["inventory"]
     )
     endpoints: EndpointsBody | None = Field(default=None, description="the URLs of a branch without a participant")
-    payload: Json = Field(default_factory=dict, description="any JSON; every call of this branch carries it")
+    payload: Any = Field(
+        default_factory=lambda: EMPTY_OBJECT, description="any JSON; every call of this branch carries it as it is"
+    )
 
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> Self:
@@ -95,7 +92,9 @@ class BranchRequest(_Body):
 
 
 class BeginRequest(_Body):
-    """What an initiator asks for; docs/reference/protocol.md, section 3."""
+    """What an initiator asks for; docs/reference/protocol.md, section 3. bodies.read_begin reads it."""
+
+    _sent: bytes = PrivateAttr(default=b"")
 
     name: Label | None = Field(
         default=None, description="what kind of transaction this is; searchable", examples=["place-order"]
@@ -143,18 +142,32 @@ class BeginRequest(_Body):
             try_order=TryOrder(self.try_order),
             traceparent=traceparent,
             idempotency_key=idempotency_key,
-            request_hash=self._hash() if idempotency_key else None,
+            identity=self._identity() if idempotency_key else None,
         )
 
     def _timeout_s(self, settings: Settings) -> float:
         return settings.timeout_default_s if self.timeout_s is None else self.timeout_s
 
-    def _hash(self) -> str:
-        """Equal for equal requests, however the JSON is written; members added in later versions don't change it."""
-        canonical = json.dumps(
-            self.model_dump(mode="json", by_alias=True, exclude_defaults=True), sort_keys=True, separators=(",", ":")
+    def sent_as(self, body: bytes) -> Self:
+        """Remember the bytes of the request, which tell whether another one is the same."""
+        self._sent = body
+        return self
+
+    def _identity(self) -> Identity:
+        envelope = self.model_dump(
+            mode="json", by_alias=True, exclude_defaults=True, exclude={"branches": {"__all__": {"payload"}}}
         )
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        payloads = [branch.payload for branch in self.branches]
+        return identity_of(self._sent, _canonical(envelope), payloads, earlier=self._earlier_hash)
+
+    def _earlier_hash(self) -> str:
+        """What version 0.1 recorded. It parsed payloads, so numbers that are one double are equal."""
+        document = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        for branch, request in zip(document["branches"], self.branches, strict=True):
+            branch["payload"] = json.loads(request.payload)
+            if branch["payload"] == {}:  # the default was left out
+                del branch["payload"]
+        return hashlib.sha256(_canonical(document).encode()).hexdigest()
 
 
 class ResolveRequest(_Body):
@@ -321,6 +334,11 @@ class ParticipantPage(BaseModel):
 
 class StatusBody(BaseModel):
     status: str
+
+
+def _canonical(document: Any) -> str:
+    """Equal for equal requests; members added in later versions have defaults, which are left out."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def _branch(request: BranchRequest) -> Branch:

@@ -14,13 +14,19 @@ from weakref import WeakValueDictionary
 
 import httpx
 
+from app.calling.transport import TRUNCATED
 from app.protocol.messages import Answered, Call
 from app.protocol.values import CallRecord
 from holdfast import wire
+from holdfast.json_text import JsonText
 from holdfast.wire import Answer
 
 RESPONSE_CHARS_KEPT: Final = 2000
 """How much of each response the call history keeps, in characters."""
+
+
+LARGE_BYTES: Final = 65_536
+"""A longer response, which only a raised limit admits, is checked in a thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +44,7 @@ class _Response:
     status: int
     headers: dict[str, str]
     body: bytes
-
-
-class _UnreadableError(Exception):
-    pass
+    too_long: bool
 
 
 class Caller:
@@ -97,10 +100,10 @@ class Caller:
                 response = await self._exchange(call, target.url)
         except (TimeoutError, httpx.TimeoutException):
             return self._unanswered(call, started_at, f"no answer within {timeout_s:.3g} s")
-        except _UnreadableError as error:
-            return self._unanswered(call, started_at, str(error))
         except Exception as error:  # transports raise anything; whatever the class, it is no answer
             return self._unanswered(call, started_at, f"{type(error).__name__}: {error}")
+        if len(response.body) > LARGE_BYTES:
+            return await asyncio.to_thread(self._read, call, started_at, response)
         return self._read(call, started_at, response)
 
     async def _acquired(self, slots: asyncio.Semaphore, call: Call, target: Target) -> bool:
@@ -138,22 +141,25 @@ class Caller:
         response = await self._transport.handle_async_request(_request(message, url, _traceparent(call)))
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
-            return _Response(response.status_code, headers, await self._body(response))
+            return _Response(response.status_code, headers, *await self._body(response))
         finally:
             await _stream(response).aclose()
 
-    async def _body(self, response: httpx.Response) -> bytes:
+    async def _body(self, response: httpx.Response) -> tuple[bytes, bool]:
+        """The body, and whether it was cut off at the limit."""
         body = bytearray()
         async for chunk in _stream(response):
             body += chunk
             if len(body) > self._response_max_bytes:
-                raise _UnreadableError(f"the response is longer than {self._response_max_bytes} bytes")
-        return bytes(body)
+                return bytes(body[: self._response_max_bytes]), True
+        return bytes(body), TRUNCATED in response.extensions
 
     def _read(self, call: Call, started_at: float, response: _Response) -> tuple[Answered, CallRecord]:
         answer = wire.answer_of(response.status)
         error = None
         match answer:
+            case Answer.SUCCEEDED if response.too_long and call.operation is wire.Operation.TRY:
+                error = f"the result is longer than {self._response_max_bytes} bytes (HOLDFAST_RESPONSE_MAX_BYTES)"
             case Answer.REFUSED if call.operation is wire.Operation.TRY:
                 error = wire.refusal_detail(response.body) or f"HTTP {response.status}"
             case Answer.REFUSED | Answer.UNANSWERED:
@@ -164,14 +170,19 @@ class Caller:
                 operation=call.operation,
                 attempt=call.attempt,
                 answer=answer,
-                result=wire.parse_json(response.body) if answer is Answer.SUCCEEDED else None,
+                result=self._result(call, answer, response),
                 error=error,
                 in_progress=response.status == wire.STILL_WORKING,
                 retry_after_s=wire.retry_after_s(response.headers),
                 hold_ttl_s=wire.hold_ttl_s(response.headers),
+                too_long=answer is Answer.SUCCEEDED and response.too_long,
             ),
             self._record(call, started_at, answer, error, response),
         )
+
+    def _result(self, call: Call, answer: Answer, response: _Response) -> JsonText | None:
+        keeps = answer is Answer.SUCCEEDED and call.operation is wire.Operation.TRY and not response.too_long
+        return wire.json_text(response.body) if keeps else None
 
     def _unanswered(self, call: Call, started_at: float, error: str) -> tuple[Answered, CallRecord]:
         error = wire.printable(error)

@@ -9,7 +9,7 @@ import asyncio
 import ssl
 from collections import deque
 from functools import cached_property
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import httptools
 import httpx
@@ -21,12 +21,15 @@ FRAMING_FACTOR: Final = 8
 IDLE_MAX_S: Final = 4.0
 """Idle connections are closed after this long, just before uvicorn and Node.js would close them under a call."""
 
+TRUNCATED: Final = "truncated"
+"""Extension of a response whose body was longer than the limit; it ends there."""
+
 Origin = tuple[str, bytes]
 """Scheme, and host with port as written in the URL."""
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """Sends requests whose body is in memory and returns responses of at most `response_max_bytes`.
+    """Sends requests whose body is in memory and returns responses, cut off after `response_max_bytes` of their body.
 
     Raises httpx.ConnectError if nothing was sent. Any other httpx.TransportError means that the request may have
     arrived. Belongs to the event loop that first uses it.
@@ -206,18 +209,29 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body += body
         if len(self._body) > self._response_max_bytes:
-            self._fail(httpx.ReadError(f"the response is longer than {self._response_max_bytes} bytes"))
+            del self._body[self._response_max_bytes :]
+            self._answer({TRUNCATED: True})
+            self._transport.abort()
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200 or self._answered is None:  # informational (RFC 9110, 15.2): the final response follows
             return
-        answered, self._answered, self._in_body = self._answered, None, False
+        self._answer({})
         if not self._parser.should_keep_alive():
             self._transport.close()
-        if not answered.done():
-            stream = httpx.ByteStream(bytes(self._body))
-            answered.set_result(httpx.Response(status, headers=self._headers, stream=stream))
+
+    def _answer(self, extensions: dict[str, Any]) -> None:
+        answered, self._answered, self._in_body = self._answered, None, False
+        if answered is not None and not answered.done():
+            answered.set_result(
+                httpx.Response(
+                    self._parser.get_status_code(),
+                    headers=self._headers,
+                    stream=httpx.ByteStream(bytes(self._body)),
+                    extensions=extensions,
+                )
+            )
 
     def _fail(self, error: httpx.TransportError) -> None:
         answered, self._answered = self._answered, None

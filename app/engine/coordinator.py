@@ -9,13 +9,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from app.calling.caller import Caller
 from app.calling.registry import Registry
+from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Context, ObjectedError, PendingCommand, Place, Run, RunEndedError, hand_over
 from app.engine.waiters import Waiters
 from app.metrics import Metrics
+from app.protocol.identity import Identity
 from app.protocol.messages import Command, Step
 from app.protocol.policy import Policy
 from app.protocol.steps import advance, objection
@@ -60,7 +63,7 @@ class Begin:
     try_order: TryOrder = TryOrder.PARALLEL
     traceparent: str | None = None
     idempotency_key: str | None = None
-    request_hash: str | None = None
+    identity: Identity | None = None
 
 
 class Coordinator:
@@ -79,6 +82,7 @@ class Coordinator:
         registry: Registry,
         policy: Policy,
         metrics: Metrics,
+        memory: MemoryBudget,
         inflight_max: int,
         clock: Callable[[], float],
         poll_s: Callable[[], float],
@@ -87,6 +91,7 @@ class Coordinator:
         self._journal = journal
         self._policy = policy
         self._metrics = metrics
+        self._memory = memory
         self._inflight_max = inflight_max
         self._clock = clock
         self._poll_s = poll_s
@@ -97,6 +102,7 @@ class Coordinator:
             registry=registry,
             policy=policy,
             metrics=metrics,
+            memory=memory,
             waiters=self._waiters,
             places=Counter(),
             spawn=self._spawn,
@@ -120,13 +126,16 @@ class Coordinator:
         If the idempotency key is already known, returns the transaction that has it. Records nothing if it raises
         OverloadedError or IdempotencyKeyConflictError.
         """
-        if self._stopping or (self._is_full and not await self.has_begun(request.idempotency_key)):
+        size = sum(len(branch.payload) for branch in request.branches)
+        if self._stopping or (self._is_full(size) and not await self.has_begun(request.idempotency_key)):
             raise OverloadedError
         self._beginning += 1
+        self._memory.hold(size)
         try:
             return await self._begin(request)
         finally:
             self._beginning -= 1
+            self._memory.free(size)
 
     async def has_begun(self, idempotency_key: str | None) -> bool:
         """Whether a transaction with this key exists; False for None."""
@@ -246,14 +255,16 @@ class Coordinator:
         step = advance(new, (), now, self._policy)
         assert step.must_save, "the record is durable before the first Try leaves"
         record = transactions.NewRecord(
-            transaction=step.transaction, idempotency_key=request.idempotency_key, request_hash=request.request_hash
+            transaction=step.transaction,
+            idempotency_key=request.idempotency_key,
+            request_hash=None if request.identity is None else request.identity.text,
         )
         try:
             recorded = await self._journal.write(transactions.record, record)
         except DuplicateKeyError:  # another replica recorded this key at the same moment; the retry finds it
             recorded = await self._journal.write(transactions.record, record)
         if not recorded.created:
-            if recorded.request_hash != request.request_hash:
+            if not await self._is_same(request.identity, recorded):
                 raise IdempotencyKeyConflictError(recorded.transaction_id)
             return await self.find(recorded.transaction_id)
         self._metrics.begun.inc()
@@ -263,9 +274,17 @@ class Coordinator:
         self._start(step.transaction, place=Place.BEGUN, first=replace(step, must_save=False))
         return step.transaction
 
-    @property
-    def _is_full(self) -> bool:
-        return self._context.places[Place.BEGUN] + self._beginning >= self._inflight_max
+    async def _is_same(self, identity: Identity | None, recorded: transactions.Recorded) -> bool:
+        """Whether this is the request that was recorded under its idempotency key. Compares payloads in a thread."""
+        assert identity is not None, "a request with an idempotency key has an identity"
+        if identity.is_surely(recorded.request_hash):
+            return True
+        judge = partial(identity.is_same, recorded.request_hash)
+        return await self._journal.read(transactions.judge_payloads, recorded.transaction_id, judge)
+
+    def _is_full(self, size: int) -> bool:
+        begun = self._context.places[Place.BEGUN] + self._beginning
+        return begun >= self._inflight_max or not self._memory.admits(size)
 
     def _look_again_s(self, transaction_id: str) -> float:
         return float("inf") if transaction_id in self._runs else self._poll_s()

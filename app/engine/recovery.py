@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 from app.background import RepeatingTask
 from app.calling.registry import Registry
 from app.engine.coordinator import Coordinator
+from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Place
 from app.metrics import Metrics
 from app.protocol.values import Transaction
 from app.storage import transactions
 from app.storage.errors import DatabaseError
+from app.storage.expressions import READ_BYTES_MAX
 from app.storage.group_commit import Journal
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ class Recovery:
         coordinator: Coordinator,
         registry: Registry,
         metrics: Metrics,
+        memory: MemoryBudget,
         lease_s: float,
         clock: Callable[[], float],
     ) -> None:
@@ -68,6 +71,7 @@ class Recovery:
         self._coordinator = coordinator
         self._registry = registry
         self._metrics = metrics
+        self._memory = memory
         self._lease_s = lease_s
         self._clock = clock
         self._adopted: dict[str, _Adopted] = {}
@@ -87,9 +91,15 @@ class Recovery:
         """Claim hung transactions or the others; hung ones must not take the places of the others."""
         now = self._clock()
         room = self._room(place, now)
-        if room <= 0 or self._coordinator.stopping:
+        if room <= 0 or self._coordinator.stopping or (self._adopted and not self._memory.left):
             return 0
-        claim = transactions.Claim(due_by=now, lease_until=now + self._lease_s, limit=room, hung=hung)
+        claim = transactions.Claim(
+            due_by=now,
+            lease_until=now + self._lease_s,
+            limit=room,
+            bytes_max=min(READ_BYTES_MAX, self._memory.left),
+            hung=hung,
+        )
         claimed = await self._journal.write(transactions.claim, claim)
         slow = Counter(
             participant

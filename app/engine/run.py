@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from app.calling.caller import Caller
 from app.calling.registry import Registry
+from app.engine.memory_budget import MemoryBudget, size_of
 from app.engine.waiters import Waiters, wait_for_event
 from app.metrics import Metrics
 from app.protocol.messages import Answered, Call, Command, Input, Objection, Step
@@ -73,6 +74,7 @@ class Context:
     registry: Registry
     policy: Policy
     metrics: Metrics
+    memory: MemoryBudget
     waiters: Waiters
     places: Counter[Place]
     spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
@@ -103,7 +105,9 @@ class Run:
         self._calls: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Event()
         self._halted = False
+        self._size = 0
         context.places[place] += 1
+        self._hold(size_of(saved))
 
     async def drive(self, first: Step | None) -> None:
         """Work until the transaction rests, or until another replica has taken it over.
@@ -116,6 +120,7 @@ class Run:
         finally:
             self._turn_away()
             self._context.places[self.place] -= 1
+            self._context.memory.free(self._size)
 
     def ask(self, pending: PendingCommand) -> None:
         """Carry out this command; its future gets RunEndedError if the run ends first."""
@@ -207,6 +212,7 @@ class Run:
             answered, record = await self._context.caller.call(call, self._context.registry.target(call))
             self.history.append(record)
             self._context.metrics.observe_call(call.branch.participant, record)
+            self._hold(len(answered.result or ""))
         except Exception as error:  # without an answer the run would wait for this call forever
             log.exception("event=call_broken transaction_id=%s branch=%s", call.transaction_id, call.branch.name)
             answered = Answered(
@@ -218,6 +224,11 @@ class Run:
             )
         self._answers.append(answered)
         self._arrived.set()
+
+    def _hold(self, size: int) -> None:
+        """Count these bytes as used until the run ends."""
+        self._size += size
+        self._context.memory.hold(size)
 
     async def _leave(self) -> None:
         """Wait for the calls in progress, so that no Cancel overtakes a Try of the same process."""

@@ -5,9 +5,9 @@ Inputs are in the past tense (`Answered`), outputs in the imperative (`Call`). V
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from app.protocol.values import Branch, ReasonCode, Settled, Transaction
+from holdfast.json_text import JsonText
 from holdfast.wire import Answer, Operation
 
 
@@ -26,17 +26,19 @@ class Answered:
     """Input: a call has finished. `result` is its JSON body, `error` describes a failure.
 
     `in_progress` means that it is unanswered because the participant is still working, which is not a failure.
+    `too_long` means that the answer was longer than what is kept of a result, so that its result is lost.
     """
 
     branch: str
     operation: Operation
     attempt: int
     answer: Answer
-    result: Any = None
+    result: JsonText | None = None
     error: str | None = None
     in_progress: bool = False
     retry_after_s: float | None = None
     hold_ttl_s: float | None = None
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

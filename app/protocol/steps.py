@@ -160,7 +160,11 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
         after = replace(after, next_attempt_at=now + wait_s)
     else:
         after = replace(branch, **said)
-    return replace(transaction, branches=branches.replaced({position: after}))
+    transaction = replace(transaction, branches=branches.replaced({position: after}))
+    if phase is BranchPhase.HELD and answered.too_long and transaction.decision is Decision.UNDECIDED:
+        reason = Reason(code=ReasonCode.RESULT_TOO_LONG, branch=branch.name, detail=answered.error)
+        return _decided(transaction, Decision.CANCEL, reason, now)
+    return transaction
 
 
 def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, policy: Policy) -> float:

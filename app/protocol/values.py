@@ -5,8 +5,9 @@ Frozen data and properties derived from it. No transitions (steps.py owns them a
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
+from holdfast.json_text import NULL, JsonText
 from holdfast.wire import Answer, Decision, Operation
 
 LATEST_S: Final = 253_370_764_800.0
@@ -63,6 +64,7 @@ class ReasonCode(StrEnum):
     REFUSED = "refused"
     TIMED_OUT = "timed_out"
     HOLD_EXPIRED = "hold_expired"
+    RESULT_TOO_LONG = "result_too_long"
     REQUESTED = "requested"
     OPERATOR = "operator"
 
@@ -129,7 +131,7 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """One participant's part of a transaction.
+    """One participant's part of a transaction. `payload` and `result` are JSON texts that nothing here looks into.
 
     `failures` counts failed calls since the phase began, and drives the back-off. `tried_at` is the time before the
     first Try was sent, from which a hold's TTL is measured. `last_answer` is the last answer since the phase began,
@@ -140,9 +142,9 @@ class Branch:
     name: str
     participant: str | None = None
     endpoints: Endpoints | None = None
-    payload: Any = None
+    payload: JsonText = NULL
     phase: BranchPhase = BranchPhase.PENDING
-    result: Any = None
+    result: JsonText | None = None
     try_attempts: int = 0
     confirm_attempts: int = 0
     cancel_attempts: int = 0
@@ -223,6 +225,16 @@ class Transaction:
     def is_delayed(self) -> bool:
         """Whether the end may be far off: decided, and a Confirm or Cancel has failed in a branch that isn't final."""
         return any(b.is_delayed for b in self.branches)
+
+    @property
+    def document_bytes(self) -> int:
+        """About how much memory its payloads and results take, in bytes."""
+        return self.result_bytes + sum(len(b.payload) for b in self.branches)
+
+    @property
+    def result_bytes(self) -> int:
+        """About how much memory its results take, in bytes."""
+        return sum(len(b.result) for b in self.branches if b.result is not None)
 
     @property
     def hung_reason(self) -> HungReason | None:

@@ -36,10 +36,10 @@ READ_BYTES_MAX: Final = 8 * 1024 * 1024
 """Maximum size of the documents read at once; a page of a list ends early if its documents are larger."""
 
 
-def within_read_limit(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-    """The first `rows` whose documents together fit into READ_BYTES_MAX, but at least one row.
+def within_read_limit(rows: Sequence[Row[Any]], bytes_max: int | None = None) -> Sequence[Row[Any]]:
+    """The first `rows` whose documents together fit into `bytes_max` (default: READ_BYTES_MAX), but at least one row.
 
     The first column of each row must be DOCUMENT_BYTES.
     """
     totals = list(accumulate(row[0] for row in rows))
-    return rows[: max(1, bisect_right(totals, READ_BYTES_MAX))]
+    return rows[: max(1, bisect_right(totals, READ_BYTES_MAX if bytes_max is None else bytes_max))]

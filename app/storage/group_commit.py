@@ -15,11 +15,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, overload
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from app.storage.deferred import Deferred, finished
 from app.storage.engines import READERS, make_engine
 from app.storage.errors import ConcurrentWriteError, JournalClosedError, RetryWithError, translated, translating
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 256
 """Maximum number of writes that share one database transaction."""
+BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
+"""A batch with this much to write takes no more; a larger write is a batch of its own."""
 CLOSE_MAX_S: Final = 15.0
 """How long closing waits for writes in progress, in seconds."""
 RETRIES_MAX: Final = 5
@@ -71,7 +74,13 @@ class Journal:
         self._closed = False
         self._writer.start()
 
-    async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
+    @overload
+    async def write(self, function: WriteFunction[_Item, Deferred[_Result]], item: _Item) -> _Result: ...
+
+    @overload
+    async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result: ...
+
+    async def write(self, function: WriteFunction[Any, Any], item: Any) -> Any:
         """Run `function(connection, items)` with this item among others, and return this item's result.
 
         Returns once the result is durable. Raises what the function raised for this item, or JournalClosedError.
@@ -79,7 +88,7 @@ class Journal:
         if self._closed:
             raise JournalClosedError
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[_Result] = loop.create_future()
+        future: asyncio.Future[Any] = loop.create_future()
         self._queue.put(PendingWrite(function, item, loop, future))
         return await future
 
@@ -95,7 +104,13 @@ class Journal:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, self._write_apart, function, item)
 
-    async def read(self, function: Callable[..., _Result], *args: Any) -> _Result:
+    @overload
+    async def read(self, function: Callable[..., Deferred[_Result]], *args: Any) -> _Result: ...
+
+    @overload
+    async def read(self, function: Callable[..., _Result], *args: Any) -> _Result: ...
+
+    async def read(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run `function(connection, *args)` in a reading thread and return what it returns."""
         if self._closed:
             raise JournalClosedError
@@ -109,7 +124,10 @@ class Journal:
         self._readers.shutdown(wait=True)
         self.engine.dispose()
 
-    def _read(self, function: Callable[..., _Result], args: tuple[Any, ...]) -> _Result:
+    def _read(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return finished(self._read_rows(function, args))
+
+    def _read_rows(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         with translating():
             try:
                 with self.engine.connect() as connection:
@@ -126,7 +144,7 @@ class Journal:
 
     def commit(self, batch: list[PendingWrite]) -> list[Any]:
         """Write a batch in the calling thread; returns results in order, an exception for each failed write."""
-        return [translated(each) if isinstance(each, Exception) else each for each in self._outcomes(batch)]
+        return [_final(each) for each in self._outcomes(batch)]
 
     def _write_until_closed(self) -> None:
         closing = False
@@ -138,7 +156,8 @@ class Journal:
     def _next_batch(self) -> tuple[list[PendingWrite], bool]:
         """Wait for one write, and take all that are queued behind it."""
         batch: list[PendingWrite] = []
-        while len(batch) < BATCH_MAX:
+        size = 0
+        while len(batch) < BATCH_MAX and size < BATCH_BYTES_MAX:
             try:
                 write = self._queue.get(block=not batch)
             except queue.Empty:
@@ -146,6 +165,7 @@ class Journal:
             if write is None:
                 return batch, True
             batch.append(write)
+            size += getattr(write.item, "size_bytes", 0)
         return batch, False
 
     def _outcomes(self, batch: list[PendingWrite], *, again: bool = False) -> list[Any]:
@@ -211,6 +231,14 @@ class Journal:
                     raise
                 raise CommitFailedError(error) from error
         return results
+
+
+def _final(result: Any) -> Any:
+    """What the caller of a write gets, now that no database transaction is open."""
+    try:
+        return translated(result) if isinstance(result, Exception) else finished(result)
+    except Exception as error:
+        return error
 
 
 def _with_the_surer_function(write: PendingWrite, retry: RetryWithError) -> PendingWrite:

@@ -71,7 +71,7 @@ def _purge(connection: Connection, item: Purge) -> Purged:
     if not rows:
         return Purged(count=0, last_id=looked_at[-1])
     readable = within_read_limit(rows)
-    read = find_all(connection, [row.id for row in readable])
+    read = find_all(connection, [row.id for row in readable]).finish()
     if item.export is not None:
         item.export(_with_calls(connection, read))
     _delete(connection, item, read)

@@ -5,12 +5,13 @@ limited number of bytes. If that doesn't fill the page it ends early, and the ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, select, text, true, tuple_
 
 from app.protocol.values import Outcome, Phase, Transaction
+from app.storage.deferred import Deferred
 from app.storage.expressions import DOCUMENT_BYTES, IS_HUNG, UNFINISHED, within_read_limit
 from app.storage.tables import hung_branches, transaction_participants, transactions
 from app.storage.transactions import find_all
@@ -66,28 +67,31 @@ class HungTotal:
     count: int
 
 
-def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Page:
+def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Deferred[Page]:
     """Transactions before `before_id`, newest first; ids sort by time."""
     candidates, others = _candidates(wanted)
     id_ = candidates.selected_columns.id
     newest = (candidates if before_id is None else candidates.where(id_ < before_id)).order_by(id_.desc())
     among = newest.limit(CANDIDATES_MAX if others else limit + 1).subquery()
     keys = select(DOCUMENT_BYTES, transactions.c.id).join(among, among.c.id == transactions.c.id)
-    page = _page(connection, keys.where(*others).order_by(among.c.id.desc()), limit, _changing(wanted))
-    if others and page.next_after is None:  # there may be more beyond the candidates
+    found, next_after = _page(connection, keys.where(*others).order_by(among.c.id.desc()), limit, _changing(wanted))
+    if others and next_after is None:  # there may be more beyond the candidates
         last = connection.execute(newest.offset(CANDIDATES_MAX - 1).limit(1)).first()
-        return replace(page, next_after=last and tuple(last))
-    return page
+        next_after = last and tuple(last)
+    return Deferred(lambda: Page(transactions=found.finish(), next_after=next_after))
 
 
-def list_hung(connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None) -> Page:
+def list_hung(
+    connection: Connection, wanted: HungFilter, limit: int, after: tuple[float, str] | None
+) -> Deferred[Page]:
     """Hung transactions after `after` (hung since, id), oldest first."""
     since, id_ = transactions.c.hung_since, transactions.c.id
     conditions = [IS_HUNG, *_hung_conditions(wanted)]
     keys = select(DOCUMENT_BYTES, since, id_).where(*conditions).order_by(since, id_)
     if after is not None:  # redundant, but MySQL can only use the first for its index
         keys = keys.where(since >= after[0], tuple_(since, id_) > tuple_(*after))
-    return _page(connection, keys, limit, conditions)
+    found, next_after = _page(connection, keys, limit, conditions)
+    return Deferred(lambda: Page(transactions=found.finish(), next_after=next_after))
 
 
 def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
@@ -118,15 +122,17 @@ def count_hung(connection: Connection) -> int:
     return connection.execute(select(func.count()).where(IS_HUNG)).scalar_one()
 
 
-def _page(connection: Connection, keys: Select[Any], limit: int, conditions: Sequence[ColumnElement[bool]]) -> Page:
+def _page(
+    connection: Connection, keys: Select[Any], limit: int, conditions: Sequence[ColumnElement[bool]]
+) -> tuple[Deferred[list[Transaction]], tuple[Any, ...] | None]:
     """A page of the rows that `keys` selects: DOCUMENT_BYTES, then the sort key, which ends with the id.
 
     Leaves out rows that no longer meet the conditions, and rows that can't be read.
     """
     rows = connection.execute(keys.limit(limit + 1)).all()
     here = within_read_limit(rows[:limit])
-    transactions_ = find_all(connection, [row[-1] for row in here], *conditions)
-    return Page(transactions=transactions_, next_after=tuple(here[-1][1:]) if len(here) < len(rows) else None)
+    found = find_all(connection, [row[-1] for row in here], *conditions)
+    return found, tuple(here[-1][1:]) if len(here) < len(rows) else None
 
 
 def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]:

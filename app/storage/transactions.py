@@ -6,7 +6,7 @@ SQLite, PostgreSQL, MySQL and MariaDB.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
@@ -17,10 +17,19 @@ from app.protocol.values import CallRecord, Transaction
 from app.storage import hung_branches, memberships
 from app.storage.bulk import insert_all, update_all
 from app.storage.calls import insert_calls
+from app.storage.deferred import Deferred
 from app.storage.errors import ConcurrentWriteError, RetryWithError, StaleError, UnreadableRowError
-from app.storage.expressions import IS_HUNG, IS_UNDER_WAY, UNFINISHED
-from app.storage.mapping import changing_columns, definition_of, transaction_of
+from app.storage.expressions import (
+    DOCUMENT_BYTES,
+    IS_HUNG,
+    IS_UNDER_WAY,
+    READ_BYTES_MAX,
+    UNFINISHED,
+    within_read_limit,
+)
+from app.storage.mapping import changing_columns, definition_of, payloads_of, transaction_of
 from app.storage.tables import transactions
+from holdfast.json_text import JsonText
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +45,10 @@ class NewRecord:
     transaction: Transaction
     idempotency_key: str | None = None
     request_hash: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return self.transaction.document_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +68,30 @@ class Save:
     after: Transaction
     calls: tuple[CallRecord, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        return self.after.result_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """Which unfinished transactions to take over: up to `limit` that are due by `due_by`, or one by its id.
 
-    If `due_by` is None, it doesn't matter when they are due. `hung` selects only hung ones, or only the others.
+    If `due_by` is None, it doesn't matter when they are due. `hung` selects only hung ones, or only the others. Their
+    documents have at most `bytes_max` bytes together, unless the first one is larger.
     """
 
     due_by: float | None
     lease_until: float
     limit: int = 1
+    bytes_max: int = READ_BYTES_MAX
     transaction_id: str | None = None
     hung: bool | None = None
 
 
 # Frequent statements are built once, because building one costs more than sending it.
 _ONE: Final = select(transactions).where(transactions.c.id == bindparam("id"))
+_DEFINITION: Final = select(transactions.c.definition).where(transactions.c.id == bindparam("id"))
 _RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash).where(
     transactions.c.idempotency_key.in_(bindparam("keys", expanding=True))
 )
@@ -143,10 +163,11 @@ def ping(connection: Connection, items: Sequence[None]) -> list[bool]:
     return [True] * len(items)
 
 
-def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Transaction]]:
+def claim(connection: Connection, items: Sequence[Claim]) -> list[Deferred[list[Transaction]]]:
     """Take over unfinished transactions: take the lease and increment the version, which stops the previous owner.
 
-    A row that can't be read is leased like the others but not returned. It stays, and is logged at each attempt.
+    Looks at sizes first, and reads only the documents of what it takes. A row that can't be read is leased like the
+    others but not returned. It stays, and is logged at each attempt.
     """
     return [_claim(connection, item) for item in items]
 
@@ -167,19 +188,29 @@ def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
 # --- reads -----------------------------------------------------------------------------------------------------------
 
 
-def find(connection: Connection, transaction_id: str) -> Transaction | None:
-    """The stored transaction with this id, or None. Raises UnreadableRowError."""
+def find(connection: Connection, transaction_id: str) -> Deferred[Transaction | None]:
+    """The stored transaction with this id, or None. Raises UnreadableRowError when it is parsed."""
     row = connection.execute(_ONE, {"id": transaction_id}).mappings().first()
-    return None if row is None else transaction_of(row)
+    return Deferred(lambda: None if row is None else transaction_of(row))
 
 
-def find_all(connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]) -> list[Transaction]:
+def find_all(
+    connection: Connection, ids: Sequence[str], *conditions: ColumnElement[bool]
+) -> Deferred[list[Transaction]]:
     """The transactions with these ids that meet the conditions, in this order, except those that can't be read."""
     if not ids:
-        return []
+        return Deferred(list)
     query = select(transactions).where(transactions.c.id.in_(ids), *conditions)
     rows = {row["id"]: row for row in connection.execute(query).mappings()}
-    return _readable(rows[id_] for id_ in ids if id_ in rows)
+    return Deferred(lambda: _readable(rows[id_] for id_ in ids if id_ in rows))
+
+
+def judge_payloads(
+    connection: Connection, transaction_id: str, judge: Callable[[Sequence[JsonText]], bool]
+) -> Deferred[bool]:
+    """What `judge` says about the payloads of this transaction; False if it doesn't exist any more."""
+    definition = connection.execute(_DEFINITION, {"id": transaction_id}).scalar()
+    return Deferred(lambda: definition is not None and judge(payloads_of(definition)))
 
 
 def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
@@ -232,18 +263,18 @@ def _new_row(item: NewRecord) -> dict[str, Any]:
     }
 
 
-def _claim(connection: Connection, item: Claim) -> list[Transaction]:
+def _claim(connection: Connection, item: Claim) -> Deferred[list[Transaction]]:
     values = {"due_by": item.due_by, "id": item.transaction_id}
     given = {name: value for name, value in values.items() if value is not None}
     claimable = _claimable(tuple(given), item.hung)
-    rows = connection.execute(claimable, given | {"limit": item.limit}).mappings().all()
+    rows = within_read_limit(connection.execute(claimable, given | {"limit": item.limit}).all(), item.bytes_max)
     if not rows:
-        return []
+        return Deferred(list)
     lease = [
         {
-            "expected_id": row["id"],
-            "expected_version": row["version"],
-            "version": row["version"] + 1,
+            "expected_id": row.id,
+            "expected_version": row.version,
+            "version": row.version + 1,
             "wake_at": item.lease_until,
         }
         for row in rows
@@ -252,13 +283,14 @@ def _claim(connection: Connection, item: Claim) -> list[Transaction]:
         rows
     ):  # not locked after all: on TiDB, SKIP LOCKED takes no lock
         raise ConcurrentWriteError
-    return _readable(dict(row) | {"version": row["version"] + 1, "wake_at": item.lease_until} for row in rows)
+    return find_all(connection, [row.id for row in rows])
 
 
 @cache
 def _claimable(given: tuple[str, ...], hung: bool | None) -> Select[Any]:
     due = transactions.c.wake_at
-    claimable = select(transactions).where(due <= bindparam("due_by") if "due_by" in given else due.is_not(None))
+    sizes = select(DOCUMENT_BYTES, transactions.c.id, transactions.c.version)
+    claimable = sizes.where(due <= bindparam("due_by") if "due_by" in given else due.is_not(None))
     if "id" in given:
         claimable = claimable.where(transactions.c.id == bindparam("id"))
     if hung is not None:

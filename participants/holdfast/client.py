@@ -20,8 +20,9 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
+from holdfast.json_text import parsed
 from holdfast.urls import base_url, printable_url
-from holdfast.wire import Answer, Decision, answer_of, parse_json, printable, refusal_detail, retry_after_s
+from holdfast.wire import Answer, Decision, answer_of, printable, refusal_detail, retry_after_s
 
 log = logging.getLogger("holdfast")
 
@@ -357,7 +358,7 @@ class Client:
         return http
 
     def _transaction(self, response: httpx.Response) -> Transaction:
-        return self._parsed(parse_json(response.content))
+        return self._parsed(parsed(response.content))
 
     def _parsed(self, document: Any) -> Transaction:
         try:
@@ -368,7 +369,7 @@ class Client:
 
     def _said_no(self, response: httpx.Response) -> NoReturn:
         """Raise the error that a 4xx means; it carries the transaction if that is finished."""
-        document = parse_json(response.content)
+        document = parsed(response.content)
         members = document if isinstance(document, dict) else {"detail": refusal_detail(response.content)}
         end = _ENDS.get(str(members.get("type")).rpartition("/")[2])
         if end is not None and isinstance(members.get("transaction"), dict):
@@ -401,7 +402,7 @@ def _cause(error: Exception, timeout_s: float) -> str:
 
 
 def _status(response: httpx.Response) -> str:
-    document = parse_json(response.content)
+    document = parsed(response.content)
     detail = refusal_detail(response.content) if isinstance(document, dict) and "detail" in document else ""
     return f"HTTP {response.status_code}: {detail}"[:CAUSE_CHARS_MAX].rstrip(": ")
 

@@ -18,9 +18,10 @@ from holdfast.fence import rows
 from holdfast.fence.execution import CrashPoint
 from holdfast.fence.handlers import Invoke
 from holdfast.fence.rows import Key
+from holdfast.json_text import parsed, text_of
 from holdfast.participant import inquiry
 from holdfast.participant.participant import Participant
-from holdfast.wire import Message, Operation, hold_ttl_s, parse_json, retry_after_s
+from holdfast.wire import Message, Operation, hold_ttl_s, retry_after_s
 
 Decided = Literal["confirm", "cancel", "undecided", "unknown", "unreachable"]
 """What the fake coordinator answers when the participant asks for a decision."""
@@ -171,9 +172,9 @@ class Branch:
             branch=self.name,
             operation=operation,
             attempt=attempt,
-            payload=self.payload,
+            payload=text_of(self.payload),
             hold_ttl_s=self.hold_ttl_s if operation is Operation.TRY else None,
-            result=None if operation is Operation.TRY else self.result,
+            result=None if operation is Operation.TRY else text_of(self.result),
         )
         transport = httpx.ASGITransport(self.coordinator._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:
@@ -190,7 +191,7 @@ def _probe(reached: CrashPoint) -> None:
 
 
 def _answer(response: httpx.Response) -> Answer:
-    body = parse_json(response.content)
+    body = parsed(response.content)
     is_problem = response.headers.get("content-type", "").startswith("application/problem+json")
     members = body if is_problem and isinstance(body, dict) else {}
     return Answer(

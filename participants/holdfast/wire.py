@@ -1,7 +1,7 @@
 """The wire between coordinator and participant, defined once for both sides.
 
-Headers, bodies, and what a status code means (docs/reference/protocol.md, section 4). Standard library only, because
-the coordinator's core and the SDK's fence both take their vocabulary from here. No I/O and no clock.
+Headers, bodies, and what a status code means (docs/reference/protocol.md, section 4). The coordinator's core and the
+SDK's fence both take their vocabulary from here. No I/O and no clock.
 """
 
 import json
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
+
+from holdfast.json_text import NULL, JsonText, NotPortableError, checked, string_member
 
 TRANSACTION_ID_HEADER: Final = "Tcc-Transaction-Id"
 BRANCH_HEADER: Final = "Tcc-Branch"
@@ -25,15 +27,18 @@ IDEMPOTENCY_KEY_HEADER: Final = "Idempotency-Key"
 DETAIL_CHARS_MAX: Final = 500
 """Maximum length of a refusal's detail and of a call's error, which are for people and end up in logs."""
 
-JSON_DEPTH_MAX: Final = 100
-"""Maximum nesting depth of payloads and results."""
+MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Maximum size of a message. A participant must accept it: a Confirm or Cancel that it refuses hangs."""
+DOCUMENT_BYTES_MAX: Final = MESSAGE_BYTES_MAX // 2
+"""Upper bound of what a coordinator may accept as a payload or as a result, because a message carries both."""
+ENVELOPE_BYTES_MAX: Final = 4096
+"""Maximum size of a message without its payload and result."""
 
 _NOT_IN_LINE: Final = frozenset({"Cc", "Zl", "Zp", "Cs"})
 """Unicode's categories of controls, line and paragraph separators, and surrogates."""
 
 _HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 
-_COMPACT: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 STILL_WORKING: Final = 202
 """The status of a participant that has not finished: it is asked again, and has not failed."""
@@ -69,17 +74,18 @@ class Decision(StrEnum):
 class Message:
     """One request from the coordinator to a participant.
 
-    `hold_ttl_s` (seconds) is set on try only. `result` is the answer to the branch's Try, and is set on confirm and
-    cancel only. Source: docs/reference/protocol.md, section 4.
+    `payload` and `result` are JSON texts that travel as they are. `hold_ttl_s` (seconds) is set on try only. `result`
+    is the answer to the branch's Try, and is set on confirm and cancel only. Source: docs/reference/protocol.md,
+    section 4.
     """
 
     transaction_id: str
     branch: str
     operation: Operation
     attempt: int
-    payload: Any
+    payload: JsonText
     hold_ttl_s: float | None = None
-    result: Any = None
+    result: JsonText | None = None
 
     def headers(self) -> dict[str, str]:
         """Headers that summarise the body, for gateways, logs and services without the SDK."""
@@ -95,17 +101,15 @@ class Message:
 
     def body(self) -> bytes:
         """The JSON body, UTF-8."""
-        return _COMPACT.encode(
-            {
-                "transaction_id": self.transaction_id,
-                "branch": self.branch,
-                "operation": self.operation.value,
-                "attempt": self.attempt,
-                "hold_ttl_s": self.hold_ttl_s,
-                "payload": self.payload,
-                "result": self.result,
-            }
-        ).encode()
+        envelope = {
+            "transaction_id": self.transaction_id,
+            "branch": self.branch,
+            "operation": self.operation.value,
+            "attempt": self.attempt,
+            "hold_ttl_s": self.hold_ttl_s,
+        }
+        head = json.dumps(envelope, separators=(",", ":"), allow_nan=False).removesuffix("}")
+        return f'{head},"payload":{self.payload},"result":{self.result or NULL}}}'.encode()
 
 
 @lru_cache(1024)
@@ -152,25 +156,12 @@ def hold_ttl_s(headers: Mapping[str, str]) -> float | None:
     return None if value is None else _seconds(value)
 
 
-def parse_json(body: bytes) -> Any:
-    """The JSON value in `body`, or None if there is none: a 2xx without JSON is still a 2xx.
-
-    A value that isn't portable (see `is_portable`) counts as none.
-    """
+def json_text(body: bytes) -> JsonText | None:
+    """The JSON value in `body`, or None if there is none that can be kept: a 2xx without JSON is still a 2xx."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        return checked(body)
+    except NotPortableError:
         return None
-    return value if is_portable(value) else None
-
-
-def is_portable(value: Any) -> bool:
-    """Whether every database and every service can store and send a parsed JSON value.
-
-    It must nest at most JSON_DEPTH_MAX levels deep, and contain no NaN, no infinity (RFC 8259, section 6) and no lone
-    surrogates (section 8.2).
-    """
-    return _is_portable(value, JSON_DEPTH_MAX)
 
 
 def is_one_line(text: str) -> bool:
@@ -180,9 +171,9 @@ def is_one_line(text: str) -> bool:
 
 def refusal_detail(body: bytes) -> str:
     """Why a participant refused: the `detail` of its JSON body, or else the start of the body."""
-    document = parse_json(body)
-    if isinstance(document, dict) and isinstance(document.get("detail"), str):
-        return printable(document["detail"])
+    detail = string_member(body, "detail")
+    if detail is not None:
+        return printable(detail)
     return printable(body[: 4 * DETAIL_CHARS_MAX].decode("utf-8", "replace"))
 
 
@@ -203,27 +194,3 @@ def _seconds(value: str) -> float | None:
     except ValueError:
         return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _is_portable(value: Any, levels: int) -> bool:
-    match value:
-        case str():
-            return _has_no_lone_surrogate(value)
-        case float():
-            return math.isfinite(value)
-        case dict():
-            return levels > 0 and all(_is_portable(k, 0) and _is_portable(v, levels - 1) for k, v in value.items())
-        case list():
-            return levels > 0 and all(_is_portable(each, levels - 1) for each in value)
-        case _:
-            return True
-
-
-def _has_no_lone_surrogate(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-        return True
-    except UnicodeEncodeError:
-        return False

@@ -181,16 +181,29 @@ async def test_a_2xx_without_json_is_still_a_2xx(sqlite_url: str, answer: Any, r
         assert await service.get(begun.json()["id"]) == begun.json()
 
 
-async def test_a_response_that_is_too_long_is_unanswered(sqlite_url: str) -> None:
+async def test_a_result_that_is_too_long_cancels(sqlite_url: str) -> None:
     async with running(sqlite_url, response_max_bytes=2000) as service:
         await service.register("inventory")
         fits = '"' + "x" * 1998 + '"'
-        service.participants.script(
-            "/inventory/try", [reply(200, f" {fits}"), reply(409, fits + " "), reply(200, fits)]
+        service.participants.script("/inventory/try", [reply(200, fits), reply(200, f" {fits}")])
+        service.participants.script("/inventory/confirm", [reply(200, f" {fits}")])
+        assert (await service.begin(ONE)).json()["branches"][0]["result"] == "x" * 1998
+        cancelled = check_problem(await service.begin(ONE), 409, "transaction-cancelled")["transaction"]
+        assert (cancelled["reason"]["code"], cancelled["reason"]["branch"]) == ("result_too_long", "inventory")
+        assert "2000 bytes" in cancelled["reason"]["detail"]
+        assert (cancelled["branches"][0]["attempts"], cancelled["branches"][0]["result"]) == (
+            {"try": 1, "confirm": 0, "cancel": 1},
+            None,
         )
-        body = (await service.begin(ONE)).json()
-        assert body["branches"][0]["attempts"]["try"] == 3
-        assert body["branches"][0]["result"] == "x" * 1998
+
+
+async def test_the_detail_of_a_refusal_that_is_too_long_is_cut(sqlite_url: str) -> None:
+    async with running(sqlite_url, response_max_bytes=2000) as service:
+        await service.register("inventory")
+        service.participants.script("/inventory/try", [reply(409, "no " * 1000)])
+        cancelled = check_problem(await service.begin(ONE), 409, "transaction-cancelled")["transaction"]
+        assert (cancelled["reason"]["code"], cancelled["branches"][0]["attempts"]["try"]) == ("refused", 1)
+        assert cancelled["reason"]["detail"].startswith("no no")
 
 
 @pytest.mark.parametrize("ttl", ["0", "-5", "0.01", "0.05", " 0.05 "])

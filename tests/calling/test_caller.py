@@ -11,7 +11,8 @@ import pytest
 from app.calling.caller import RESPONSE_CHARS_KEPT, Caller, Target
 from app.protocol.messages import Answered, Call
 from app.protocol.values import Branch, CallRecord
-from holdfast.wire import Answer, Operation
+from holdfast.json_text import text_of
+from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation
 
 ID: Final = "01a1fc2e-20e8-7db5-893d-508caa6c9bfb"
 URL: Final = httpx.URL("http://inventory:8001/tcc?a=b%20c")
@@ -60,7 +61,9 @@ def caller_over(transport: Answers, *, calls_max: int = 10) -> Caller:
 
 
 def call(operation: Operation = Operation.CONFIRM, **fields: Any) -> Call:
-    branch = Branch(name="stock", participant="inventory", payload={"sku": 1}, result={"hold_id": "h-1"})
+    branch = Branch(
+        name="stock", participant="inventory", payload=text_of({"sku": 1}), result=text_of({"hold_id": "h-1"})
+    )
     return Call(transaction_id=ID, branch=branch, operation=operation, attempt=3, **fields)
 
 
@@ -134,7 +137,7 @@ async def test_the_history_says_what_came_of_a_call(status: int, answer: Answer)
     )
     assert (answered.branch, answered.operation, answered.attempt) == ("stock", Operation.CONFIRM, 3)
     assert (answered.answer, answered.error) == (answer, error)
-    assert (answered.result is None) == (answer is not Answer.SUCCEEDED)
+    assert answered.result is None, "only a Try has a result"
 
 
 @pytest.mark.parametrize("status", [200, 202, 204, 302, 404, 425, 429, 500, 503])
@@ -190,13 +193,27 @@ async def test_the_history_keeps_so_many_characters_of_an_answer(body: bytes, ke
     assert record.response == kept
 
 
-@pytest.mark.parametrize(("length", "answer"), [(BODY_MAX, Answer.SUCCEEDED), (BODY_MAX + 1, Answer.UNANSWERED)])
-async def test_a_body_is_read_to_its_limit_and_closed(length: int, answer: Answer) -> None:
-    transport = Answers(200, b" " * length)
-    answered, _ = await called(transport)
-    assert answered.answer is answer
-    assert answered.error in (None, f"the response is longer than {BODY_MAX} bytes")
+@pytest.mark.parametrize("length", [BODY_MAX, BODY_MAX + 1])
+async def test_a_body_is_read_to_its_limit_and_closed(length: int) -> None:
+    transport = Answers(200, b"1".ljust(length))
+    answered, _ = await called(transport, call(Operation.TRY))
+    assert answered.answer is Answer.SUCCEEDED
+    assert answered.too_long == (length > BODY_MAX)
+    assert answered.result == (None if answered.too_long else "1")
+    assert (answered.error is not None) == answered.too_long
     assert transport.body.closed
+
+
+async def test_the_detail_of_a_long_refusal_is_cut() -> None:
+    answered, _ = await called(Answers(409, b'"no' + b"o" * BODY_MAX), call(Operation.TRY))
+    assert answered.answer is Answer.REFUSED
+    assert answered.error == ('"no' + "o" * BODY_MAX)[: min(BODY_MAX, DETAIL_CHARS_MAX)]
+
+
+@pytest.mark.parametrize("operation", [Operation.CONFIRM, Operation.CANCEL])
+async def test_a_long_answer_to_a_confirm_or_cancel_is_done(operation: Operation) -> None:
+    answered, _ = await called(Answers(200, b" " * (BODY_MAX + 1)), call(operation))
+    assert (answered.answer, answered.error) == (Answer.SUCCEEDED, None)
 
 
 async def test_headers_are_read_whatever_their_case() -> None:

@@ -15,6 +15,7 @@ from app.calling.caller import Caller, Target
 from app.calling.transport import Transport
 from app.protocol.messages import Answered, Call
 from app.protocol.values import Branch, CallRecord
+from holdfast.json_text import text_of
 from holdfast.wire import Answer, Operation, is_one_line
 from tests.harness.fault_server import (
     Action,
@@ -60,7 +61,9 @@ async def caller() -> AsyncIterator[Caller]:
 def call(operation: Operation = Operation.TRY, *, deadline: float | None = None, payload: Any = None) -> Call:
     return Call(
         transaction_id="01a1fc2e-20e8-7db5-893d-508caa6c9bfb",
-        branch=Branch(name="inventory", participant="inventory", payload=payload, result={"hold_id": "h-1"}),
+        branch=Branch(
+            name="inventory", participant="inventory", payload=text_of(payload), result=text_of({"hold_id": "h-1"})
+        ),
         operation=operation,
         attempt=1,
         hold_ttl_s=60.0 if operation is Operation.TRY else None,
@@ -87,15 +90,19 @@ FAULTS: Final[dict[str, Action]] = {
     "a chunk that is no number": Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n0\r\n\r\n"),
     "half a chunked body": Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"),
     "truncated": TruncatedBody(),
-    "endless body": EndlessBody(),
-    "endless body until close": EndlessBody(chunked=False),
-    "too long a body": Reply(200, b" " * (RESPONSE_MAX_BYTES + 1)),
-    "too long a refusal": Reply(409, b" " * (RESPONSE_MAX_BYTES + 1)),
-    "a body that unpacks to too much, and is long": gzip_bomb(),
     **{f"redirect {status}": Redirect("/elsewhere", status) for status in (301, 302, 303, 307, 308)},
     "not modified": Reply(304),
     "multiple choices": Reply(300, {}),
     **{str(status): Reply(status, {"detail": "busy"}) for status in (202, 408, 425, 429, 500, 502, 503, 504, 599)},
+}
+
+LONG: Final[dict[str, tuple[Action, Answer]]] = {
+    "endless": (EndlessBody(), Answer.SUCCEEDED),
+    "endless until close": (EndlessBody(chunked=False), Answer.SUCCEEDED),
+    "a byte too long": (Reply(200, b" " * (RESPONSE_MAX_BYTES + 1)), Answer.SUCCEEDED),
+    "a refusal": (Reply(409, b"no" + b" " * RESPONSE_MAX_BYTES), Answer.REFUSED),
+    "unpacks to too much, and is long": (gzip_bomb(), Answer.SUCCEEDED),
+    "no answer": (Reply(503, b" " * (RESPONSE_MAX_BYTES + 1)), Answer.UNANSWERED),
 }
 
 SLOW: Final[dict[str, Action]] = {
@@ -123,7 +130,7 @@ async def check_heals(server: FaultServer, caller: Caller) -> None:
     """After the fault the same caller gets a good answer, and no connection is left behind but idle ones."""
     server.script("/try", [Reply(200, {"hold_id": "h-2"})])
     answered, record = await caller.call(call(), target(server.url("/try"), timeout_s=PATIENT_S))
-    assert (answered.answer, answered.result) == (Answer.SUCCEEDED, {"hold_id": "h-2"}), record.error
+    assert (answered.answer, answered.result) == (Answer.SUCCEEDED, '{"hold_id": "h-2"}'), record.error
     await server.close_idle()
     await server.wait_until_left()
 
@@ -140,6 +147,20 @@ async def test_a_fault_is_unanswered_at_once(
     assert answered.operation is operation
     assert {request.path for request in server.requests} == {"/try"}, "nobody follows a redirect"
     assert len(server.requests) == 1, "the transport repeats nothing by itself"
+    await check_heals(server, caller)
+
+
+@pytest.mark.parametrize(("response", "answer"), LONG.values(), ids=LONG.keys())
+async def test_of_a_long_response_status_and_headers_count(
+    server: FaultServer, caller: Caller, response: Action, answer: Answer
+) -> None:
+    server.script("/try", [response])
+    async with asyncio.timeout(LATE_S):
+        answered, record = await caller.call(call(), target(server.url("/try"), timeout_s=PATIENT_S))
+    assert answered.answer is record.answer is answer
+    assert answered.too_long == (answer is Answer.SUCCEEDED)
+    assert answered.result is None
+    assert answered.error
     await check_heals(server, caller)
 
 
@@ -192,7 +213,7 @@ async def test_a_connection_that_was_kept_alive_and_closed_is_no_trouble(server:
     """Closed while idle, it is replaced; closed on the request, that call is unanswered and the next one is not."""
     server.script("/try", [Reply(200, 1), Reply(200, 2), Reply(200, 3, closes=True), Reply(200, 4)])
     wanted = target(server.url("/try"), timeout_s=PATIENT_S)
-    assert [(await caller.call(call(), wanted))[0].result for _ in range(2)] == [1, 2]
+    assert [(await caller.call(call(), wanted))[0].result for _ in range(2)] == ["1", "2"]
     assert {request.connection for request in server.requests} == {1}, "connections are kept alive"
     await server.close_idle()
     answers = [(await caller.call(call(), wanted))[0] for _ in range(3)]
@@ -231,7 +252,7 @@ async def test_what_fits_is_read(server: FaultServer, caller: Caller, body: byte
     server.script("/try", [Reply(200, body, chunked=chunked)])
     answered, record = await caller.call(call(), target(server.url("/try"), timeout_s=PATIENT_S))
     assert answered.answer is Answer.SUCCEEDED, record.error
-    assert answered.result == ([] if body.endswith(b"[]") else None)
+    assert answered.result == ("[]" if body.endswith(b"[]") else None)
 
 
 @pytest.mark.parametrize("status", [200, 204, 226, 400, 404, 409, 410, 422, 499])

@@ -15,7 +15,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from holdfast import Participant
-from holdfast.wire import parse_json
+from holdfast.json_text import parsed
 from tests.chaos.call_log import CallLogMiddleware, Faults, RequestLog
 from tests.harness import ledger
 from tests.harness.notes import Notebook, note_of
@@ -52,7 +52,7 @@ class AnyReplica(httpx.AsyncBaseTransport):
         sent_at = time.monotonic()
         response = await self._inner.handle_async_request(request)
         content = await response.aread()
-        body = parse_json(content)
+        body = parsed(content)
         note = note_of(
             "inquiry",
             body,

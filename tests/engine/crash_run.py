@@ -379,7 +379,7 @@ class CrashRun:
             left = connection.execute(unfinished).scalar_one()
             hung = connection.execute(select(func.count()).select_from(tables.hung_branches)).scalar_one()
             for id_ in ids:
-                transaction = transactions.find(connection, id_)
+                transaction = transactions.find(connection, id_).finish()
                 assert transaction is not None
                 self.known[id_] = known_of(transaction_json(transaction))
                 self.histories[id_] = [

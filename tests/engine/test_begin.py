@@ -6,13 +6,14 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from app.engine.coordinator import IdempotencyKeyConflictError, OverloadedError
+from app.protocol.identity import Identity
 from app.storage.tables import transactions
 from holdfast.wire import Operation
 from tests.harness.network import SILENT, Network, Reply
 from tests.harness.replica import BRANCHES, Replica, begin_of, settled
 from tests.harness.virtual_time import in_virtual_time, now
 
-KEYED = begin_of(idempotency_key="order-1", request_hash="a")
+KEYED = begin_of(idempotency_key="order-1", identity=Identity(text="a"))
 
 
 def count(engine: Engine) -> int:
@@ -44,7 +45,7 @@ async def test_fifty_at_once_on_two_replicas_begin_one_transaction(database_url:
 @in_virtual_time
 async def test_many_keys_at_once_on_two_replicas_begin_one_transaction_each(database_url: str, engine: Engine) -> None:
     network = Network(engine, now)
-    keyed = [begin_of(idempotency_key=f"order-{n}", request_hash="a") for n in range(20)]
+    keyed = [begin_of(idempotency_key=f"order-{n}", identity=Identity(text="a")) for n in range(20)]
     async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         ended = await asyncio.gather(*map(one.finish, keyed), *map(two.finish, reversed(keyed)))
     assert len({each.id for each in ended}) == count(engine) == 20
@@ -56,7 +57,7 @@ async def test_a_key_in_use_for_another_request_is_a_conflict_and_changes_nothin
     database_url: str, engine: Engine
 ) -> None:
     async with Replica(database_url, Network(engine, now)) as replica:
-        other = begin_of("car", idempotency_key="order-1", request_hash="b")
+        other = begin_of("car", idempotency_key="order-1", identity=Identity(text="b"))
         first, second = await settled(replica.coordinator.begin(KEYED), replica.coordinator.begin(other))
         assert isinstance(second, IdempotencyKeyConflictError)
         assert second.transaction_id == first.id
@@ -81,11 +82,11 @@ async def test_a_key_that_has_begun_is_answered_even_when_all_places_are_taken(
 ) -> None:
     network = Network(engine, now, {("car", Operation.TRY): [SILENT]})
     async with Replica(database_url, network, inflight_max=1, recovers=False) as replica:
-        first = await replica.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
-        again = await replica.coordinator.begin(begin_of("car", idempotency_key="k", request_hash="h"))
+        first = await replica.coordinator.begin(begin_of("car", idempotency_key="k", identity=Identity(text="h")))
+        again = await replica.coordinator.begin(begin_of("car", idempotency_key="k", identity=Identity(text="h")))
         assert again.id == first.id
         with pytest.raises(OverloadedError):
-            await replica.coordinator.begin(begin_of("car", idempotency_key="other", request_hash="h"))
+            await replica.coordinator.begin(begin_of("car", idempotency_key="other", identity=Identity(text="h")))
     assert count(engine) == 1
 
 

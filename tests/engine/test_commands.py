@@ -24,7 +24,7 @@ RESOLVE = BranchResolved(branch="car", settled=Settled.CANCELLED, by="ops", reas
 def claimed_by_a_stranger(engine: Engine, transaction_id: str) -> Transaction:
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         claim = transactions.Claim(due_by=None, lease_until=now() + 1.5, transaction_id=transaction_id)
-        ((taken,),) = transactions.claim(connection, [claim])
+        (taken,) = transactions.claim(connection, [claim])[0].finish()
     return taken
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from sqlalchemy import Engine, func, select
 
+from app.protocol.identity import Identity
 from app.protocol.values import Transaction
 from app.storage.tables import transactions
 from holdfast.wire import Operation
@@ -60,7 +61,7 @@ def empty(engine: Engine) -> None:
 async def frozen_at(point: int, scenario: Scenario, database_url: str, engine: Engine) -> bool:
     """One run in which the first process sleeps at `point` until another has finished; whether it did."""
     network = Network(engine, now, scenario.script)
-    begin = begin_of(idempotency_key="the key", request_hash="the hash")
+    begin = begin_of(idempotency_key="the key", identity=Identity(text="the hash"))
     async with Replica(database_url, network, freeze_at=point, recovers=False) as sleeper:
         client = asyncio.create_task(sleeper.finish(begin))
         frozen = asyncio.create_task(sleeper.gate.froze.wait())

@@ -187,9 +187,9 @@ async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptur
                 assert (await replica.end_of(id_)).phase == "confirmed"
     assert any(odd in message and "row_unreadable" in message for message in caplog.messages)
     with engine.connect() as connection:
-        listed = queries.list_newest(connection, queries.Filter(), 10, None).transactions
+        listed = queries.list_newest(connection, queries.Filter(), 10, None).finish().transactions
         assert {each.id for each in listed} == {first, *others}
         assert queries.count_unfinished(connection) == 1  # it is still there, and still counts
         with pytest.raises(UnreadableRowError, match=odd):
-            transactions.find(connection, odd)
+            transactions.find(connection, odd).finish()
     engine.dispose()

@@ -134,7 +134,7 @@ async def test_a_broken_invariant_sets_one_transaction_aside_and_heals(
 
 def check_hung_with_internal_error(engine: Engine, transaction_id: str) -> None:
     with engine.connect() as connection:
-        hung = queries.list_hung(connection, queries.HungFilter(), 10, None).transactions
+        hung = queries.list_hung(connection, queries.HungFilter(), 10, None).finish().transactions
     assert [(each.id, each.hung_reason) for each in hung] == [(transaction_id, HungReason.INTERNAL_ERROR)]
 
 

@@ -15,9 +15,10 @@ from app.calling.transport import HEAD_BYTES_MAX, _Connection
 from app.protocol.messages import Call
 from app.protocol.values import Branch
 from holdfast.client import Client, HoldfastError, Transaction
+from holdfast.json_text import NULL, checked
 from holdfast.participant import inquiry
 from holdfast.participant.inquiry import Verdict
-from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_one_line, is_portable
+from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_one_line
 from tests.fuzz.mutations import damaged, in_pieces
 from tests.harness.budget import TIMES
 
@@ -160,13 +161,13 @@ def test_a_participants_answer(answer: tuple[int, Any, bytes], operation: Operat
     target = Target(url=httpx.URL("http://127.0.0.1/"), timeout_s=9, slots_of="one", concurrency_max=1)
     call = Call(
         transaction_id="01a1fc2e-20e8-7db5-893d-508caa6c9bfb",
-        branch=Branch(name="b", participant="p", endpoints=None, payload=None),
+        branch=Branch(name="b", participant="p", endpoints=None, payload=NULL),
         operation=operation,
         attempt=1,
     )  # fmt: skip
     answered, record = asyncio.run(caller.call(call, target))
     assert answered.answer is (answer_of(status) if len(body) <= BODY_BYTES_MAX else Answer.UNANSWERED)
-    assert is_portable(answered.result)
+    assert answered.result is None or checked(answered.result.encode()) == answered.result
     for seconds in (answered.retry_after_s, answered.hold_ttl_s):
         assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
     assert (answered.error is None) == (answered.answer is Answer.SUCCEEDED)

@@ -35,7 +35,12 @@ class Received:
     url: str
     path: str
     headers: httpx.Headers
-    body: Json
+    content: bytes
+
+    @property
+    def body(self) -> Json:
+        body: Json = json.loads(self.content)
+        return body
 
 
 Reaction = Callable[[Received], Awaitable[httpx.Response]]
@@ -103,7 +108,7 @@ class Participants:
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
         received = Received(
-            url=str(request.url), path=request.url.path, headers=request.headers, body=json.loads(request.content)
+            url=str(request.url), path=request.url.path, headers=request.headers, content=request.content
         )
         self.received.append(received)
         script = self._scripts.get(received.path, [reply(200, {})])

@@ -139,7 +139,7 @@ class Network:
     def _check_durable(self, key: tuple[str, str], operation: Operation) -> None:
         """Rules 1 and 2: what a call presupposes is in the database, seen by somebody else."""
         with self._engine.connect() as connection:
-            stored = transactions.find(connection, key[0])
+            stored = transactions.find(connection, key[0]).finish()
         if stored is None:
             self.violations.append(f"{key}: {operation} before the record was durable")
             return
@@ -154,7 +154,7 @@ class Network:
         """The rules, looked at from the end: nothing mixed, and every branch knows how it ended."""
         assert not self.violations, self.violations
         with self._engine.connect() as connection:
-            stored = transactions.find(connection, transaction_id)
+            stored = transactions.find(connection, transaction_id).finish()
             left = connection.execute(
                 tables.transactions.select().where(tables.transactions.c.wake_at.is_not(None))
             ).all()

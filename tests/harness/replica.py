@@ -20,6 +20,7 @@ from app.settings import Settings
 from app.storage import participants, transactions
 from app.storage.group_commit import Journal
 from app.storage.participants import RegisteredParticipant
+from holdfast.json_text import text_of
 from tests.harness.databases import engine_with_tables
 from tests.harness.network import Network
 from tests.harness.virtual_time import VirtualLoop, in_thread, now
@@ -212,14 +213,14 @@ def register_participants(engine: Engine) -> None:
 def stored(engine: Engine, transaction_id: str) -> Transaction:
     """The transaction as anybody else sees it."""
     with engine.connect() as connection:
-        found = transactions.find(connection, transaction_id)
+        found = transactions.find(connection, transaction_id).finish()
     assert found is not None
     return found
 
 
 def begin_of(*names: str, **fields: Any) -> Begin:
     """A transaction of these branches, each at the participant of its name; all three if none is named."""
-    branches = tuple(Branch(name=name, participant=name, payload={"for": name}) for name in names or BRANCHES)
+    branches = tuple(Branch(name=name, participant=name, payload=text_of({"for": name})) for name in names or BRANCHES)
     return replace(Begin(branches=branches, timeout_s=30.0), **fields)
 
 

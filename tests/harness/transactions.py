@@ -1,5 +1,6 @@
 """Transactions to store: plain ones, and any that could be."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -21,6 +22,8 @@ from app.protocol.values import (
     TryOrder,
 )
 from app.storage import transactions
+from app.storage.deferred import finished
+from holdfast.json_text import checked
 from holdfast.wire import Answer, Decision, Operation
 
 CAR: Final = Branch(name="car", participant="car", phase=BranchPhase.TRYING)
@@ -58,7 +61,7 @@ def call(of: Transaction, attempt: int, **fields: Any) -> CallRecord:
 def written(engine: Engine, function: Callable[..., Sequence[Any]], *items: Any) -> list[Any]:
     """What a writing function answers to these items, committed."""
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        return list(function(connection, items))
+        return [finished(each) for each in function(connection, items)]
 
 
 def recorded(engine: Engine, *new: Transaction) -> None:
@@ -69,7 +72,7 @@ def recorded(engine: Engine, *new: Transaction) -> None:
 def found(engine: Engine, function: Callable[..., Any], *args: Any) -> Any:
     """What a reading function answers."""
     with engine.connect() as connection:
-        return function(connection, *args)
+        return finished(function(connection, *args))
 
 
 # --- any value that could be stored ------------------------------------------------------------------------------
@@ -85,6 +88,10 @@ documents = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
     max_leaves=12,
 ) | st.sampled_from([0, 0.0, -0.0, False, "", None, [], {}, "\0", 2**53 + 1, -(2**63), 10**4000, 5e-324, "\U0001f600"])
+texts = documents.map(lambda value: checked(json.dumps(value).encode())) | st.sampled_from(
+    [checked(text) for text in (b"1E400", b"-0.0", b"9007199254740993", b'{"a": 1.10,\n "a":[ ]}', b'"\x7f"')]
+)
+"""Any JSON, as text."""
 attempts = st.integers(0, 10**6)
 
 
@@ -97,9 +104,9 @@ branches = st.builds(
     name=labels,
     participant=maybe(labels),
     endpoints=maybe(st.builds(Endpoints, try_url=words, confirm_url=words, cancel_url=words)),
-    payload=documents,
+    payload=texts,
     phase=st.sampled_from(BranchPhase),
-    result=documents,
+    result=maybe(texts),
     try_attempts=attempts,
     confirm_attempts=attempts,
     cancel_attempts=attempts,

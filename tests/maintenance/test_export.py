@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from app.api.rendering import call_json, exported, transaction_json
+from app.api.rendering import call_json, exported, to_json, transaction_json
 from app.maintenance.export import Export
 from app.protocol.values import Transaction
 from app.storage.purge import Record
+from holdfast.json_text import checked
 from holdfast.wire import Decision
 from tests.harness.transactions import CAR, call, transaction
 
@@ -25,7 +26,7 @@ def record(number: int, *attempts: int) -> Record:
 
 
 def ended(number: int) -> Transaction:
-    strange = replace(CAR, payload="a\u2028b\nc\r\u20ac")
+    strange = replace(CAR, payload=checked(b'["a\xe2\x80\xa8b\\nc",\r\n"\\r\xe2\x82\xac"]'))
     return transaction(number, strange, decision=Decision.CONFIRM, finished_at=5.0, wake_at=None)
 
 
@@ -39,7 +40,7 @@ def test_a_line_is_the_resource_with_its_calls(tmp_path: Path) -> None:
     export.append([record(1, 1, 2), record(2)], NOON)
     export.append([record(3, 1)], NOON + 1)
     assert lines(tmp_path) == [
-        json.loads(json.dumps(transaction_json(ended(n)) | {"calls": [call_json(call(ended(n), a)) for a in attempts]}))
+        json.loads(to_json(transaction_json(ended(n)) | {"calls": [call_json(call(ended(n), a)) for a in attempts]}))
         for n, attempts in ((1, (1, 2)), (2, ()), (3, (1,)))
     ]
 

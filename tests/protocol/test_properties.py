@@ -16,6 +16,7 @@ from app.protocol.messages import Answered, BranchResolved, CancelRequested, Inp
 from app.protocol.policy import Policy
 from app.protocol.steps import broken
 from app.protocol.values import Branch, BranchPhase, ReasonCode, Settled, Transaction, TryOrder
+from holdfast.json_text import NULL
 from holdfast.wire import Answer, Operation
 from tests.protocol.ghost import BranchGhost, Ghost, crashed, follow
 from tests.protocol.invariants import advance
@@ -106,7 +107,13 @@ class Run:
     def under_way(self) -> list[Answered]:
         """A plain success for every call under way."""
         return [
-            Answered(branch=name, operation=g.under_way[0], attempt=g.under_way[1], answer=Answer.SUCCEEDED, result=1)
+            Answered(
+                branch=name,
+                operation=g.under_way[0],
+                attempt=g.under_way[1],
+                answer=Answer.SUCCEEDED,
+                result=NULL,
+            )
             for name, g in zip(NAMES, self.ghost.branches, strict=True)
             if g.under_way
         ]

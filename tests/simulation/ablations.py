@@ -100,7 +100,7 @@ def claim_raises_version() -> None:
 
     def quiet(connection: Connection, items: Any) -> Any:
         return [
-            [replace(transaction, version=transaction.version - 1) for transaction in claimed]
+            [replace(transaction, version=transaction.version - 1) for transaction in claimed.finish()]
             for claimed in claim(connection, items)
         ]
 

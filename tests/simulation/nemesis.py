@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import httpx
 
+from holdfast.json_text import text_of
 from holdfast.wire import Message, Operation
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Fault
@@ -156,7 +157,7 @@ class Nemesis:
             branch="stray",
             operation=Operation.TRY,
             attempt=1,
-            payload=payload,
+            payload=text_of(payload),
             hold_ttl_s=draw.uniform(0.1, 2.0),
         )
         headers = [(name.lower().encode(), value.encode()) for name, value in message.headers().items()]

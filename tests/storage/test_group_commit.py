@@ -417,7 +417,7 @@ async def test_claims_are_disjoint_where_nothing_is_locked(database_url: str) ->
         return statement.replace("FOR UPDATE SKIP LOCKED", ""), parameters
 
     def wait_for_the_other(_c: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("SELECT transactions.") and not hasattr(tried, "before"):
+        if statement.startswith("SELECT octet_length(") and not hasattr(tried, "before"):
             tried.before = True
             both_have_read.wait(timeout=30)
 

@@ -13,6 +13,7 @@ from app.storage import calls, errors, expressions, purge, tables, transactions
 from app.storage.engines import make_engine
 from app.storage.purge import Purge, Purged
 from app.storage.tables import metadata
+from holdfast.json_text import text_of
 from holdfast.wire import Decision
 from tests.harness.transactions import CAR, call, found, recorded, transaction, written
 
@@ -133,7 +134,7 @@ def test_what_began_too_late_is_not_looked_at(engine: Engine) -> None:
 
 def test_large_records_are_purged_fewer_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expressions, "READ_BYTES_MAX", 10_000)
-    recorded(engine, *(ended(n, 100.0, replace(CAR, payload="x" * 4_000)) for n in range(1, 6)))
+    recorded(engine, *(ended(n, 100.0, replace(CAR, payload=text_of("x" * 4_000))) for n in range(1, 6)))
     assert purged(engine) == Purged(count=2, last_id=ended(2).id)
     assert purged(engine, after_id=ended(2).id) == Purged(count=2, last_id=ended(4).id)
     assert left(engine) == [5]

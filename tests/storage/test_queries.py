@@ -7,6 +7,7 @@ from sqlalchemy import Engine, text
 
 from app.protocol.values import Branch, BranchPhase, HungReason, Resolution, Settled
 from app.storage import calls, expressions, queries, transactions
+from holdfast.json_text import checked
 from holdfast.wire import Answer, Decision, Operation
 from tests.harness.transactions import CAR, call, found, recorded, transaction, written
 
@@ -141,7 +142,7 @@ def test_a_page_ends_early_when_its_documents_are_large(engine: Engine, monkeypa
     large = {2: 4_000, 3: 4_000, 4: 4_000, 6: 50_000}
     for number in range(10):
         payload = "\u20ac" * (large.get(number, 0) // 3)  # three bytes each
-        recorded(engine, transaction(number, replace(CAR, payload=payload)))
+        recorded(engine, transaction(number, replace(CAR, payload=checked(f'"{payload}"'.encode()))))
     assert all_numbers(engine, queries.Filter(), 3) == [[9, 8, 7], [6], [5, 4, 3], [2, 1, 0]]
     assert all_numbers(engine, queries.Filter(phase="trying", hung=False), 9) == [[9, 8, 7], [6], [5, 4, 3], [2, 1, 0]]
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, insert, select
+from sqlalchemy import Engine, event, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from app.protocol.values import Branch, HungReason, Transaction
 from app.storage import calls, errors, participants, queries, tables, transactions
 from app.storage.participants import RegisteredParticipant
+from holdfast.json_text import text_of
 from holdfast.wire import Decision
 from tests.harness.databases import on_servers
 from tests.harness.transactions import CAR, call, found, recorded, transaction, written
@@ -186,6 +187,35 @@ def test_a_claim_takes_what_is_due_the_longest_first_and_leases_it(engine: Engin
     assert found(engine, transactions.next_wake_at) == 65.0
 
 
+def test_a_claim_is_bounded_by_bytes_and_takes_one_at_least(engine: Engine) -> None:
+    large = replace(CAR, payload=text_of("x" * 4_000))
+    recorded(engine, *(transaction(n, large) for n in range(6)))
+    claimed = [
+        written(engine, transactions.claim, replace(claim(100.0), bytes_max=bytes_max))[0]
+        for bytes_max in (10_000, 1, 10_000, 10_000)
+    ]
+    assert [[each.created_at for each in some] for some in claimed] == [[0.0, 1.0], [2.0], [3.0, 4.0], [5.0]]
+
+
+def test_a_claim_reads_the_documents_of_what_it_takes_alone(engine: Engine) -> None:
+    recorded(engine, *(transaction(n, replace(CAR, payload=text_of("x" * 4_000))) for n in range(3)))
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    written(engine, transactions.claim, replace(claim(100.0), bytes_max=1))
+    sizes, *_, documents = (statement for statement in statements if statement.startswith("SELECT"))
+    assert "transactions.definition," not in sizes.partition("FROM")[0].replace("(transactions.definition)", "")
+    assert "IN (" in documents
+
+
+def test_rows_are_parsed_when_no_database_transaction_is_open(engine: Engine) -> None:
+    recorded(engine, transaction(1))
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        (taken,) = transactions.claim(connection, [claim(100.0)])
+    with engine.connect() as connection:
+        read = transactions.find(connection, transaction(1).id)
+    assert taken.finish() == [read.finish()]
+
+
 def test_a_claim_stops_whoever_had_it(engine: Engine) -> None:
     recorded(engine, transaction(1))
     written(engine, transactions.claim, claim(100.0))
@@ -220,9 +250,9 @@ def test_claims_that_race_are_disjoint(engine: Engine) -> None:
 def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(6)))
     with engine.begin() as first, engine.begin() as second:
-        (one,) = transactions.claim(first, [claim(999.0, limit=3)])
-        (two,) = transactions.claim(second, [claim(999.0, limit=100)])
-        (none,) = transactions.claim(second, [claim(999.0, id_=transaction(0).id)])
+        one = transactions.claim(first, [claim(999.0, limit=3)])[0].finish()
+        two = transactions.claim(second, [claim(999.0, limit=100)])[0].finish()
+        none = transactions.claim(second, [claim(999.0, id_=transaction(0).id)])[0].finish()
     assert [each.id for each in one + two] == [transaction(n).id for n in range(6)]
     assert none == []
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from examples.processes import HOST
-from holdfast.wire import parse_json
+from holdfast.json_text import parsed
 
 _LENGTH: Final = re.compile(rb"^content-length: *(\d+)", re.IGNORECASE | re.MULTILINE)
 _CONNECTION: Final = re.compile(rb"^connection:[^\r]*\r\n", re.IGNORECASE | re.MULTILINE)
@@ -110,7 +110,7 @@ class Gate:
             self.exchanges.append(Exchange(at, path, None, None))
             return
         status = int(answer.split(b" ", 2)[1])
-        self.exchanges.append(Exchange(at, path, status, parse_json(answer.partition(b"\r\n\r\n")[2])))
+        self.exchanges.append(Exchange(at, path, status, parsed(answer.partition(b"\r\n\r\n")[2])))
         writer.write(answer)
         await writer.drain()
 

@@ -41,6 +41,7 @@ from holdfast.fence.table import (
     decide,
 )
 from holdfast.hold import Hold, Refused
+from holdfast.json_text import loads, same, text_of
 from holdfast.wire import Operation
 
 log = logging.getLogger("holdfast")
@@ -120,8 +121,11 @@ class Rules:
 
 
 def payload_hash(payload: str) -> str:
-    """A hash that identifies a JSON value: equal for 1 and 1.0, and for any order of members."""
-    canonical = json.dumps(_canonical(json.loads(payload)), sort_keys=True, separators=(",", ":"))
+    """A hash of a JSON value: equal for 1 and 1.0, for any order of members, and for numbers that are one double.
+
+    Replicas of all versions write this form. Where digits count, `_differs` compares the texts.
+    """
+    canonical = json.dumps(_canonical(loads(payload)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -226,16 +230,24 @@ def _new_row(rules: Rules, happening: Happening, step: Run | Mark) -> Row:
     )
 
 
+def _differs(happening: Happening, row: Row) -> bool:
+    """Whether the payload isn't the one that the row was made with.
+
+    Every digit counts for a Try. A Confirm or Cancel that was refused would hang, and a version that rounded numbers
+    may have written the row.
+    """
+    if happening.payload is None or row.payload_hash is None or happening.payload == row.payload:
+        return False
+    if payload_hash(happening.payload) != row.payload_hash:
+        return True
+    return happening.event is Event.TRY and row.payload is not None and not same(happening.payload, row.payload)
+
+
 def _seen(rules: Rules, happening: Happening, row: Row | None) -> Seen:
     if row is None:
         return Seen(state=State.NOTHING)
-    differs = (
-        happening.payload is not None
-        and row.payload_hash is not None
-        and payload_hash(happening.payload) != row.payload_hash
-    )
     busy_s = 0.0 if row.busy_until is None else max(0.0, row.busy_until - rules.clock())
-    return Seen(state=row.state, payload_differs=differs, busy_s=busy_s)
+    return Seen(state=row.state, payload_differs=_differs(happening, row), busy_s=busy_s)
 
 
 def _run(
@@ -321,7 +333,7 @@ def _call_handlers(
             transaction_id=row.transaction_id,
             branch=row.branch,
             payload=payload,
-            result=None if is_try or not held or stored is None else json.loads(stored),
+            result=None if is_try or not held or stored is None else loads(stored),
             attempt=happening.attempt,
             idempotency_key=_idempotency_key(row, acquisition),
             expires_at=datetime.fromtimestamp(row.expires_at, UTC),
@@ -335,7 +347,7 @@ def _call_handlers(
                 raise Declined(Refusal.HOLD_EXPIRED, refused.detail) from refused
             raise
         if is_try:
-            result = json.dumps(returned, separators=(",", ":"), allow_nan=False)
+            result = text_of(returned)
     return result
 
 

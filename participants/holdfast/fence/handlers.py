@@ -7,7 +7,6 @@ HTTP.
 import asyncio
 import functools
 import inspect
-import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
@@ -19,8 +18,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from holdfast.fence.awaiting import all_awaited
-from holdfast.fence.restoring import Restorer
+from holdfast.fence.restoring import Restorer, validate
 from holdfast.hold import Hold, Refused
+from holdfast.json_text import loads
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
 Invoke = Callable[["Handler", Hold[Any], Session, float | None], Any]
@@ -89,11 +89,11 @@ class Handlers:
         """
         adapter = self._adapter_of(operation)
         if adapter is None:
-            return json.loads(payload)
+            return loads(payload)
         try:
             if validated is not None and self._wanted(operation) == self._wanted(Operation.TRY):
                 return self._restorer().restore(validated or payload, payload)
-            return adapter.validate_json(payload)
+            return validate(adapter, payload)
         except ValidationError as error:
             raise InvalidPayload(_without_values(error)) from None
 
@@ -106,7 +106,7 @@ class Handlers:
         if adapter is None:
             return None
         try:
-            dumped = self._restorer().dump(adapter.validate_json(payload))
+            dumped = self._restorer().dump(validate(adapter, payload))
         except ValidationError:
             return None
         return "" if dumped == payload else dumped

@@ -11,6 +11,8 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, SchemaError, SchemaSerializer, SchemaValidator
 
+from holdfast.json_text import loads, loses_digits
+
 _FUNCTIONS: Final = frozenset({"function-after", "function-before", "function-wrap"})
 _CONDITIONS: Final = frozenset(
     {
@@ -22,6 +24,19 @@ _CONDITIONS: Final = frozenset(
 )
 _VALUES: Final = frozenset({"default", "expected", "members", "cls", "function", "config", "ref", "schema_ref"})
 """Members of a schema that don't contain a schema."""
+
+
+def validate(adapter: TypeAdapter[Any], text: str) -> Any:
+    """The value that `adapter` makes of JSON text. A Decimal gets each digit, unless it is strict.
+
+    Pydantic reads the numbers of a JSON text as doubles. A strict model takes its values from nothing but JSON.
+    """
+    if loses_digits(text):
+        try:
+            return adapter.validate_python(loads(text))
+        except ValidationError:
+            pass
+    return adapter.validate_json(text)
 
 
 class Restorer:
@@ -55,7 +70,7 @@ class Restorer:
         """
         restored = self._restored(dumped)
         try:
-            again = self._adapter.validate_json(sent)
+            again = validate(self._adapter, sent)
         except ValidationError:
             if restored is _NOTHING:
                 raise

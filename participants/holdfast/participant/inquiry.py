@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from holdfast.wire import parse_json
+from holdfast.json_text import parsed
 
 ANSWER_BYTES_MAX: Final = 65_536
 UNKNOWN_TRANSACTION: Final = "/problems/unknown-transaction"
@@ -119,7 +119,7 @@ async def ask(
                 await response.aclose()
     except Exception as error:  # whatever the class, it is no answer
         return Answered(verdict=Verdict.UNREACHABLE, why=type(error).__name__, is_silent=True)
-    return _read(response.status_code, parse_json(body))
+    return _read(response.status_code, parsed(body))
 
 
 async def _body(response: httpx.Response) -> bytes:

@@ -20,6 +20,7 @@ from holdfast.fence.failures import Failure, failure_of
 from holdfast.fence.handlers import Handlers
 from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, VALIDATED, Key, Row, branches_table, without_validated
 from holdfast.fence.table import Event
+from holdfast.json_text import NULL
 from holdfast.participant import inquiry
 from holdfast.participant.background import Background
 from holdfast.participant.inquiry import Ask
@@ -190,9 +191,9 @@ class Participant:
 
     async def _receive(self, operation: Operation, message: Message) -> tuple[Row, float | None]:
         self._tell_if_alone()
-        payload = message.payload_text
+        payload = message.payload
         if operation is Operation.TRY and payload is None:
-            payload = "null"
+            payload = NULL
         await self._look_at_table()
         outcome = await self._perform(
             Happening(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.requests import ClientDisconnect
@@ -16,20 +17,21 @@ from holdfast.fence.handlers import InvalidPayload
 from holdfast.fence.rows import BRANCH_CHARS_MAX, TABLE_NAME, TRANSACTION_ID_CHARS_MAX, Row
 from holdfast.fence.table import Refusal
 from holdfast.hold import NotNow, Refused
+from holdfast.json_text import NotPortableError, checked, loads
 from holdfast.wire import (
     BRANCH_HEADER,
     HOLD_TTL_HEADER,
+    MESSAGE_BYTES_MAX,
     OPERATION_HEADER,
     TRANSACTION_ID_HEADER,
     Operation,
     header_text,
-    parse_json,
+    is_one_line,
     printable,
 )
 
 log = logging.getLogger("holdfast")
 
-BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 RETRY_AFTER_S: Final = 1.0
 """`Retry-After` of a database problem or a busy branch, in seconds; a lease may outlast the transaction."""
 TABLE_MISSING: Final = (
@@ -70,7 +72,10 @@ class Problem(Exception):
 
 
 class Message(BaseModel):
-    """A message of the coordinator. Unknown members are ignored, because the coordinator may be newer."""
+    """A message of the coordinator; `payload` is JSON text, or None if the message has none.
+
+    Other members are ignored, because the coordinator may be newer.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,22 +84,14 @@ class Message(BaseModel):
     operation: Operation | None = None
     attempt: int = Field(default=1, ge=1, le=2**62)
     hold_ttl_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
-    payload: Any = None
-    result: Any = None
+    payload: str | None = None
 
     @field_validator("transaction_id", "branch")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
-        if not value.isprintable() or value != value.strip():
-            raise ValueError("must be printable, without leading or trailing spaces")
+        if not is_one_line(value) or value != value.strip():
+            raise ValueError("must be one line, without leading or trailing spaces")
         return value
-
-    @property
-    def payload_text(self) -> str | None:
-        """The payload as JSON text, or None if the message has none."""
-        if "payload" not in self.model_fields_set:
-            return None
-        return json.dumps(self.payload, separators=(",", ":"))
 
 
 Receive = Callable[[Operation, Message], Awaitable[tuple[Row, float | None]]]
@@ -203,11 +200,11 @@ async def _body(request: Request) -> bytes:
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > BODY_BYTES_MAX:
+            if len(body) > MESSAGE_BYTES_MAX:
                 raise Problem(
                     413,
                     "payload-too-large",
-                    f"The message is longer than {BODY_BYTES_MAX} bytes; send a smaller payload.",
+                    f"The message is longer than {MESSAGE_BYTES_MAX} bytes; send a smaller payload.",
                 )
     except ClientDisconnect:  # nobody reads the answer
         raise Problem(400, "malformed", "The body is incomplete.") from None
@@ -215,11 +212,17 @@ async def _body(request: Request) -> bytes:
 
 
 def _message(operation: Operation, request: Request, body: bytes) -> Message:
-    document = parse_json(body)
-    if document is None:
-        raise Problem(400, "malformed", "The body is not valid JSON.")
     try:
-        message = Message.model_validate(document)
+        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        given = {name: checked(members[name]) for name in Message.model_fields if name in members}
+    except msgspec.ValidationError as error:
+        raise Problem(422, "invalid-message", f"body: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotPortableError) as error:
+        raise Problem(400, "malformed", printable(f"The body is not valid JSON: {error}")) from None
+    try:
+        message = Message.model_validate(
+            {name: text if name == "payload" else loads(text) for name, text in given.items()}
+        )
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
         detail = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in wrong)
