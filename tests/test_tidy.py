@@ -97,7 +97,7 @@ def telling_names(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
 
 @rule
 def variables_have_names(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in located(tree):
         is_it = isinstance(node, ast.Name) and node.id == "it" and isinstance(node.ctx, ast.Store)
         if is_it or (isinstance(node, ast.arg) and node.arg == "it"):
             yield f"line {node.lineno}: `it` says nothing; name what it is"
@@ -107,7 +107,7 @@ def variables_have_names(path: str, _text: str, tree: ast.Module) -> Iterator[st
 def database_errors_stay_in_storage(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
     if not path.startswith("app/") or path.startswith("app/storage/"):
         return
-    for node in ast.walk(tree):
+    for node in located(tree):
         if any(module.startswith(("sqlalchemy.exc", "psycopg", "pymysql", "sqlite3")) for module in imported(node)):
             yield f"line {node.lineno}: app/storage/errors.py has the words for what a database does wrong"
 
@@ -118,7 +118,7 @@ def sharing_through_the_harness(path: str, _text: str, tree: ast.Module) -> Iter
     if not path.startswith("tests/"):
         return
     folder = path.split("/")[1]
-    for node in ast.walk(tree):
+    for node in located(tree):
         for module in imported(node):
             package, _, rest = module.partition(".")
             if package == "tests" and rest.partition(".")[0] not in {folder, "harness"}:
@@ -130,7 +130,7 @@ def one_clock(path: str, _text: str, tree: ast.Module) -> Iterator[str]:
     """What goes by the machine's time moves when somebody sets it."""
     if not path.startswith("app/") or path == "app/clock.py":
         return
-    for node in ast.walk(tree):
+    for node in located(tree):
         looks = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
         is_look = isinstance(node, ast.Attribute) and ast.unparse(node) in looks
         if is_look or any(name.partition(".")[0] == "time" for name in imported(node)):
@@ -218,6 +218,11 @@ def no_paths_of_a_machine(_path: str, text: str, _tree: ast.Module) -> Iterator[
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def located(tree: ast.AST) -> Iterator[ast.expr | ast.stmt | ast.arg]:
+    """The nodes that have a line, of those that rules look for."""
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.expr, ast.stmt, ast.arg)))
 
 
 def imported(node: ast.AST) -> list[str]:

@@ -1,10 +1,11 @@
 """POST /v1/transactions: section 3 of docs/reference/protocol.md, Begin."""
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import pytest
+from sqlalchemy.pool import QueuePool
 
 from tests.harness.coordinator_app import (
     WAIT_TIMEOUT_S,
@@ -52,7 +53,7 @@ async def test_confirmed_is_201_with_the_whole_resource(service: Service) -> Non
     assert body["next_attempt_at"] is None
     times = [datetime.fromisoformat(body[name]) for name in ("created_at", "decided_at", "finished_at", "deadline")]
     assert times == sorted(times)
-    assert all(time.utcoffset() is not None and time.utcoffset().total_seconds() == 0 for time in times)
+    assert all(time.utcoffset() == timedelta(0) for time in times)
     assert (times[3] - times[0]).total_seconds() == 30
     inventory, card = body["branches"]
     assert inventory.keys() == card.keys() == BRANCH_FIELDS
@@ -311,10 +312,11 @@ async def test_no_database_connection_is_held_while_a_participant_is_called(serv
     for path, gate in gates.items():
         service.participants.script(path, [gate])
     pool = service.parts.journal.engine.pool
+    assert isinstance(pool, QueuePool)
     answering = asyncio.create_task(service.begin({"branches": [{"participant": "inventory"}]}))
 
     async def nothing_checked_out() -> bool:
-        return pool.checkedout() == 0  # type: ignore[attr-defined]
+        return pool.checkedout() == 0
 
     for gate in gates.values():
         await gate.reached()

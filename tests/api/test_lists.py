@@ -13,8 +13,9 @@ PATH: Final = "/v1/transactions"
 
 
 async def begin(service: Service, *names: str, **request: Any) -> str:
-    branches = [{"participant": name} for name in names] or [{"name": "card", "endpoints": endpoints("card")}]
-    answer = await service.begin({"branches": branches} | request)
+    named: list[Json] = [{"participant": name} for name in names]
+    branches = named or [{"name": "card", "endpoints": endpoints("card")}]
+    answer = await service.begin({"branches": branches, **request})
     body: Json = answer.json()
     return str((body.get("transaction") or body)["id"])
 
@@ -71,15 +72,16 @@ async def test_every_filter_and_all_combinations(service: Service) -> None:
     gate = Gate()
     service.participants.script("/payment/cancel", [reply(409, "no such hold")])
     service.participants.script("/payment/try", [reply(200), reply(409), gate])
-    for request in (
+    requests: list[dict[str, Any]] = [
         {"names": ["inventory", "payment"], "name": "order", "reference": "r-1"},
         {"names": ["payment"], "name": "order", "reference": "r-2", "answer_at": "decision"},
         {"names": ["payment"], "name": "refund", "reference": "r-1", "answer_at": "record"},
         {"names": ["inventory"], "name": "refund", "reference": "r-2"},
         {"names": [], "name": "order", "reference": "r-1"},
         {"names": []},
-    ):
-        await begin(service, *request.pop("names"), **request)  # type: ignore[arg-type,misc]
+    ]
+    for request in requests:
+        await begin(service, *request.pop("names"), **request)
     await gate.reached()
     hung_id = (await service.json(PATH, name="order", reference="r-2"))["items"][0]["id"]
     await service.until(hung_id, lambda transaction: transaction["hung"])

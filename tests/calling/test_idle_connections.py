@@ -150,7 +150,7 @@ async def test_a_connection_goes_to_the_port_of_the_url(url: str, host: str, por
         made.append((*args, ssl is not None))
         raise ConnectionRefusedError(111, "refused")
 
-    asyncio.get_running_loop().create_connection = create_connection  # type: ignore[method-assign]
+    asyncio.get_running_loop().create_connection = create_connection  # type: ignore[method-assign, assignment]
     with pytest.raises(httpx.ConnectError, match="refused"):
         await transport.handle_async_request(httpx.Request("POST", url, content=b"{}"))
     assert made == [(host, port, url.startswith("https"))]

@@ -96,7 +96,7 @@ class ForkServer:
 
     def start(self, module: str, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Child:
         """`python -m module arguments` in a fork of the forkserver, with all output at the end of `log`."""
-        return self._ask(environment | {"PYTHONPATH": str(self._root)}, log, module=module, arguments=[*arguments])
+        return self._ask({**environment, "PYTHONPATH": str(self._root)}, log, module=module, arguments=[*arguments])
 
     def execute(self, command: Sequence[str], *, folder: Path, environment: Mapping[str, str], log: Path) -> Child:
         """A program that has nothing in common with the forkserver, with all output at the end of `log`."""

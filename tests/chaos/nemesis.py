@@ -121,7 +121,9 @@ def plan(
     """
     draw = random.Random(seed)
     mean_s = min(PAUSE_MEAN_S, seconds / (sum(BAG.values()) + 1))
-    modes = {kind: cycle(draw.sample([Mode.CUT, Mode.SWALLOW], 2)) for kind in PARTED}  # no place lacks one for long
+    modes: dict[Kind, Iterator[Mode]] = {  # no place lacks one for long
+        kind: cycle(draw.sample([Mode.CUT, Mode.SWALLOW], 2)) for kind in PARTED
+    }
     modes |= {Kind.LATENCY: repeat(Mode.DELAY), Kind.RESET_LINK: repeat(Mode.RESET)}
     first = True
     while True:

@@ -125,7 +125,7 @@ class Replica(Process):
         self, forkserver: ForkServer, number: int, port: int, folder: Path, settings: Mapping[str, str]
     ) -> None:
         name = f"replica-{number}"
-        super().__init__(forkserver, name, folder / f"{name}.log", prefixed(settings | {"PORT": str(port)}))
+        super().__init__(forkserver, name, folder / f"{name}.log", prefixed({**settings, "PORT": str(port)}))
         self.url = f"http://127.0.0.1:{port}"
 
     def launch(self, environment: Mapping[str, str]) -> Child:

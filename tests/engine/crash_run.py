@@ -299,7 +299,8 @@ class CrashRun:
         life = self.life
         sent_at = self.loop.time()
         up = asyncio.ensure_future(life.is_up.wait())
-        await asyncio.wait({up, life.process.died}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [up, life.process.died]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         up.cancel()
         if life.process.dead:
             return Answer(status=0)

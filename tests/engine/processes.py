@@ -11,9 +11,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVarTuple
 
 from tests.harness.virtual_time import VirtualLoop
+
+_Arguments = TypeVarTuple("_Arguments")
 
 RUN_LIMIT_S: Final = 600.0
 """A run that takes longer, in virtual seconds, has left something stranded."""
@@ -117,21 +119,30 @@ class ProcessLoop(VirtualLoop):
         super().__init__()
 
     def call_soon(
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        callback: Callable[[*_Arguments], object],
+        *args: *_Arguments,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         if self._buried:  # what is collected at the very end wakes nobody
             return asyncio.Handle(callback, args, self, context)
         return super().call_soon(self._belonging(callback, context), *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        when: float,
+        callback: Callable[[*_Arguments], object],
+        *args: *_Arguments,
+        context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         return super().call_at(when, self._belonging(callback, context), *args, context=context)
 
-    def _belonging(self, callback: Callable[..., Any], context: contextvars.Context | None) -> Callable[..., Any]:
+    def _belonging(
+        self, callback: Callable[[*_Arguments], object], context: contextvars.Context | None
+    ) -> Callable[[*_Arguments], None]:
         process = _PROCESS.get() if context is None else context.get(_PROCESS)
 
-        def run(*args: Any) -> None:
+        def run(*args: *_Arguments) -> None:
             if process is None:
                 callback(*args)
             else:
@@ -157,6 +168,6 @@ class ProcessLoop(VirtualLoop):
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             with suppress(RuntimeError):  # its `finally` may miss what has gone before it
-                task.get_coro().close()  # type: ignore[union-attr]
+                task.get_coro().close()
         self.graveyard.clear()
         self.close()

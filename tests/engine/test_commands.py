@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from app.engine.coordinator import UnknownTransactionError
 from app.engine.run import ObjectedError
-from app.protocol.messages import BranchResolved, CancelRequested, RetryRequested
+from app.protocol.messages import BranchResolved, CancelRequested, Command, RetryRequested
 from app.protocol.values import Settled, Transaction
 from app.storage import transactions
 from app.storage.errors import DatabaseUnavailableError
@@ -96,7 +96,11 @@ async def test_what_the_transaction_does_not_allow_is_objected_to(database_url: 
         undecided = await replica.coordinator.begin(begin_of("car"))
         decided = await replica.coordinator.begin(begin_of("hotel"))
         await until(lambda: stored(engine, decided.id).decision is Decision.CONFIRM)
-        commands = [(undecided, RESOLVE), (decided, CancelRequested()), (decided, RESOLVE)]
+        commands: list[tuple[Transaction, Command]] = [
+            (undecided, RESOLVE),
+            (decided, CancelRequested()),
+            (decided, RESOLVE),
+        ]
         errors = await settled(*(replica.coordinator.command(each.id, command) for each, command in commands))
         assert [str(error) for error in errors] == ["not-decided", "already-decided", "unknown-branch"]
         with pytest.raises(UnknownTransactionError):

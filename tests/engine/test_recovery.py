@@ -1,7 +1,6 @@
 """Recovery claims what is due, and one odd row keeps nobody from anything."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, text
@@ -43,10 +42,9 @@ async def left_behind(
 
 
 @pytest.fixture
-def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "BATCH_MAX", 4)
     monkeypatch.setattr(recovery, "PARALLEL_MAX", 6)
-    return
 
 
 @in_virtual_time

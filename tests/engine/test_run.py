@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.engine import run
+from app.protocol.steps import advance
 from app.protocol.values import HungReason
 from app.storage import calls, participants, queries
 from holdfast.wire import Operation
@@ -99,13 +100,11 @@ async def test_what_is_called_is_recorded_with_the_transaction(database_url: str
 
 
 def break_for(monkeypatch: pytest.MonkeyPatch, is_broken: Any) -> None:
-    real = run.advance
-
-    def advance(transaction: Any, *args: Any) -> Any:
+    def breaking(transaction: Any, *args: Any) -> Any:
         assert not is_broken(transaction), "an invariant that a test broke"
-        return real(transaction, *args)
+        return advance(transaction, *args)
 
-    monkeypatch.setattr(run, "advance", advance)
+    monkeypatch.setattr(run, "advance", breaking)
 
 
 @in_virtual_time

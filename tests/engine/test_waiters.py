@@ -7,7 +7,7 @@ from sqlalchemy import Engine
 
 from app.engine.coordinator import UnknownTransactionError
 from app.engine.notifications import POLL_S
-from app.protocol.values import Transaction
+from app.protocol.values import Phase, Transaction
 from holdfast.wire import Decision, Operation
 from tests.harness.network import SILENT, Network, Reply
 from tests.harness.replica import Replica, begin_of, stored
@@ -44,7 +44,8 @@ async def test_when_the_time_is_up_it_gets_what_there_is(database_url: str, engi
         for timeout_s in (0.0, 0.7):
             began = now()
             seen = await replica.coordinator.wait(begun.id, lambda t: t.finished, timeout_s)
-            assert (seen.phase, now() - began) == ("trying", pytest.approx(timeout_s, abs=0.01))
+            assert seen.phase is Phase.TRYING
+            assert now() - began == pytest.approx(timeout_s, abs=0.01)
         with pytest.raises(UnknownTransactionError):
             await replica.coordinator.wait("00000000-0000-7000-8000-000000000000", decided, 60.0)
 

@@ -51,7 +51,7 @@ def coordinator() -> Coordinator:
 @pytest.fixture
 def order(load: Load, coordinator: Coordinator) -> ModuleType:
     module = load("order")
-    module.tcc = Client("http://coordinator", transport=httpx.MockTransport(coordinator), attempts_max=1)
+    module.tcc = Client("http://coordinator", transport=httpx.MockTransport(coordinator), attempts_max=1)  # type: ignore[attr-defined]
     return module
 
 

@@ -38,7 +38,7 @@ class Payment:
 @pytest.fixture
 async def payment(load: Load) -> AsyncIterator[Payment]:
     gateway, module = load("gateway"), load("payment")
-    module.gateway = httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway")
+    module.gateway = httpx.AsyncClient(transport=httpx.ASGITransport(gateway.app), base_url="http://gateway")  # type: ignore[attr-defined]
     async with running(gateway) as cards, coordinated(module, "payment") as (coordinator, credit):
         yield Payment(module, coordinator, credit, Balances(cards))
 

@@ -83,7 +83,7 @@ async def test_who_comes_second_is_refused_when_the_room_is_gone(on_postgres: Mo
 
 async def test_who_is_always_too_late_is_asked_again_later(on_postgres: ModuleType) -> None:
     async with coordinated(on_postgres, "shipping") as (coordinator, _):
-        on_postgres.ATTEMPTS_MAX = 5
+        on_postgres.ATTEMPTS_MAX = 5  # type: ignore[attr-defined]
         left = interfere(on_postgres, times=9)
         branch = coordinator.branch({"day": "friday", "parcels": 1})
         assert (await branch.try_()).status >= 500, "no refusal: it would cancel the transaction"

@@ -184,7 +184,7 @@ class Model:
         """What a list with these filters holds (section 3); every filter must match."""
 
         def matches(each: Transaction) -> bool:
-            values = {"phase": each.phase, "hung": str(each.hung).lower()}
+            values: Json = {"phase": each.phase, "hung": str(each.hung).lower()}
             values |= {name: each.request.get(name) for name in ("name", "reference")}
             members = {branch.participant for branch in each.branches}
             return all(

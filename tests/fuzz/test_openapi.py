@@ -171,7 +171,8 @@ def test_every_link_leads_to_what_it_says(fuzzed: Fuzzed) -> None:
 
     for number in range(2 * TIMES):
         with suppress(FlakyStrategyDefinition):
-            seed(number)(type(f"Linked{number}", (Linked,), {})).run(settings=STEPS)
+            machine: Any = type(f"Linked{number}", (Linked,), {})
+            seed(number)(machine).run(settings=STEPS)
     if faults:
         raise ExceptionGroup("undocumented", [error for error in faults if isinstance(error, Exception)])
     assert {200} <= set().union(*landed.values()), "links were followed, and led somewhere"

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.api.pagination import cursor_of, is_id, parse_cursor
+from app.api.pagination import cursor_of, parse_cursor
 from app.api.prefer_header import parse_prefer
 from app.api.request_headers import parse_idempotency_key
 from app.calling.allowlist import AllowedEndpoints
+from app.protocol.transaction_id import is_id
 from holdfast import wire
 
 latin = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=60)

@@ -130,11 +130,11 @@ async def test_no_read_misses_what_another_node_recorded_before(
         await recorded(recorded_at, transaction(1))
         saved = await recorded_at.write(transactions.save, decided(transaction(1), Decision.CONFIRM))
         assert cluster.nodes[1].execute(f"SELECT id FROM {database}.transactions") == ()
-        asked = [
+        asked = (
             asyncio.create_task(lagging.read(queries.find_decision, saved.id)),
             asyncio.create_task(lagging.read(transactions.find, saved.id)),
             asyncio.create_task(lagging.write(transactions.save, decided(saved, Decision.CONFIRM))),
-        ]
+        )
 
         async def all_wait() -> bool:
             busy = cluster.nodes[1].execute(

@@ -83,7 +83,7 @@ labels = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0
 """Any text that a column can carry."""
 times = st.floats(0, 4e9, allow_nan=False)
 numbers = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
-documents = st.recursive(
+documents: st.SearchStrategy[object] = st.recursive(
     st.none() | st.booleans() | numbers | words,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
     max_leaves=12,

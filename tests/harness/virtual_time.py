@@ -9,7 +9,7 @@ import functools
 import selectors
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, TypeVarTuple
 
 EPOCH: Final = 1_000_000.0
 """What the coordinators' clock says when a test begins."""
@@ -25,9 +25,10 @@ TEST_LIMIT_S: Final = 7200.0
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
+class _JumpingSelector(selectors.DefaultSelector):
     loop: "VirtualLoop"
 
     def select(self, timeout: float | None = None) -> Any:
@@ -71,7 +72,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now += seconds
         self.turns = 0
 
-    def run_in_executor(self, executor: Executor | None, func: Any, *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Arguments], _Result], *args: *_Arguments
+    ) -> asyncio.Future[_Result]:
         self.in_threads += 1
         future = super().run_in_executor(executor, func, *args)
         future.add_done_callback(self._left_thread)

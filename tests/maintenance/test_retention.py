@@ -62,7 +62,12 @@ def finished(engine: Engine, *ages_s: float, **fields: Any) -> None:
     """Transactions that began and ended so many seconds before the test began."""
     for age_s in ages_s:
         at = EPOCH - age_s
-        ended = {"decision": Decision.CONFIRM, "created_at": at, "finished_at": at, "wake_at": None} | fields
+        ended: dict[str, Any] = {
+            "decision": Decision.CONFIRM,
+            "created_at": at,
+            "finished_at": at,
+            "wake_at": None,
+        } | fields
         recorded(engine, replace(transaction(0), id=_new_id(at), **ended))
 
 

@@ -31,7 +31,7 @@ def value(macro: str, *key: object) -> int:
         result = re.search(r"-> (.*?) : \(", line)
         if result is None:
             return constant(line.strip().rstrip(")"))
-        if all(tables.name(given[parameter]) == word for parameter, word in wanted):  # type: ignore[arg-type]
+        if all(tables.name(given[parameter]) == word for parameter, word in wanted):
             return constant(result[1])
     raise AssertionError(f"{macro} has no last line")
 

@@ -61,7 +61,7 @@ def _mutated(statement: cst.CSTNode, operators: Operators) -> Iterator[tuple[cst
     statement.visit(visitor)
     for node, mutated, unit, within in visitor.found:
         if unit is None:
-            yield statement.deep_replace(node, mutated), within  # type: ignore[misc]
+            yield statement.deep_replace(node, mutated), within
         else:  # a replacement in a whole class takes long
             unit_mutated = unit.deep_replace(node, mutated)
             assert isinstance(statement, cst.ClassDef)
@@ -192,13 +192,13 @@ def _other_value(node: cst.Dict) -> Iterator[cst.CSTNode]:
             others = {code(each.value): each.value for each in lines}
             for text, other in others.items():
                 if text != code(line.value):
-                    yield node.deep_replace(line.value, other)  # type: ignore[misc]
+                    yield node.deep_replace(line.value, other)
             continue
         for column, cell in enumerate(line.value.elements):
-            others = {code(each.value.elements[column].value): each.value.elements[column].value for each in lines}  # type: ignore[attr-defined]
+            others = {code(each.value.elements[column].value): each.value.elements[column].value for each in lines}
             for text, other in others.items():
                 if text != code(cell.value):
-                    yield node.deep_replace(cell, cell.with_changes(value=other))  # type: ignore[misc]
+                    yield node.deep_replace(cell, cell.with_changes(value=other))
 
 
 _OPERATORS: Final[Operators] = [

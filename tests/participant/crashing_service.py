@@ -6,7 +6,7 @@ starts on the same database. Between two points nothing leaves the process.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -110,7 +110,7 @@ class Environment:
         event.listen(sync, "checkout", self._checked_out)
         event.listen(sync, "checkin", self._checked_in)
         self._commit, self._error = sync.dialect.do_commit, sync.dialect.dbapi.OperationalError  # type: ignore[union-attr]
-        sync.dialect.do_commit = self._do_commit  # type: ignore[method-assign]
+        sync.dialect.do_commit = self._do_commit  # type: ignore[method-assign, assignment]
 
     def point(self, what: str) -> None:
         """A point in code that runs in a greenlet, which stays here for ever when the process dies."""
@@ -278,7 +278,9 @@ class CrashRun:
             await self._point("answers")
             return result
 
-    def _question(self, fake: httpx.AsyncBaseTransport) -> Callable[[httpx.Request], Awaitable[httpx.Response]]:
+    def _question(
+        self, fake: httpx.AsyncBaseTransport
+    ) -> Callable[[httpx.Request], Coroutine[None, None, httpx.Response]]:
         async def ask(request: httpx.Request) -> httpx.Response:
             await self._point("asks")
             response = await fake.handle_async_request(request)

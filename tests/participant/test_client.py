@@ -126,7 +126,7 @@ async def test_begin_sends_what_the_contract_asks_for(make: Make) -> None:
     }
     assert (begun.confirmed, begun.finished, begun.cancelled, begun.decision) == (True, True, False, Decision.CONFIRM)
     with pytest.raises(ValueError, match="frozen"):
-        begun.phase = "cancelled"
+        begun.phase = "cancelled"  # type: ignore[misc]
 
 
 async def test_every_repeat_carries_the_same_key(make: Make) -> None:

@@ -1,9 +1,10 @@
 """The table and its statements: what each database is told, and that every write is conditional."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine
+from sqlalchemy import Dialect, Engine, MetaData, create_engine
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
@@ -24,23 +25,26 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def a_row(**values: object) -> Row:
+def a_row(**values: Any) -> Row:
     return Row(
         **{**KEY._asdict(), "state": State.HELD, "expires_at": 60.0, "created_at": 0.0, "check_at": 60.0} | values
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize(
     ("dialect", "says"),
     [
-        (postgresql.dialect(), "ON CONFLICT DO NOTHING"),
+        (
+            postgresql.dialect(),  # type: ignore[no-untyped-call]
+            "ON CONFLICT DO NOTHING",
+        ),
         (sqlite.dialect(), "ON CONFLICT DO NOTHING"),
         (mysql.dialect(), "INSERT IGNORE INTO"),
     ],
 )
-def test_insert_if_absent_is_spelled_for_each_database(dialect: object, says: str) -> None:
-    statement = rows.inserting_if_absent(dialect.name, TABLE)  # type: ignore[attr-defined]
-    assert says in str(statement.compile(dialect=dialect))  # type: ignore[arg-type]
+def test_insert_if_absent_is_spelled_for_each_database(dialect: Dialect, says: str) -> None:
+    statement = rows.inserting_if_absent(dialect.name, TABLE)
+    assert says in str(statement.compile(dialect=dialect))
     with pytest.raises(ValueError, match="oracle"):
         rows.inserting_if_absent("oracle", TABLE)
 

@@ -84,12 +84,13 @@ def test_what_the_reaper_does(state: State) -> None:
 def test_each_run_calls_its_handlers_and_leaves_its_mark() -> None:
     runs = {(state, step.then): step for (state, _), step in TABLE.items() if isinstance(step, Run)}
     for (state, then), step in runs.items():
-        operations, via = {
+        ways: dict[State, tuple[tuple[Operation, ...], State]] = {
             State.HELD: ((Operation.TRY,), State.TRYING),
             State.CONFIRMED: ((Operation.CONFIRM,), State.CONFIRMING),
             State.CANCELLED: ((Operation.CANCEL,), State.CANCELLING),
             State.EXPIRED: ((Operation.CANCEL,), State.EXPIRING),
-        }[then]
+        }
+        operations, via = ways[then]
         if state is State.REACQUIRING:
             operations, via = (Operation.TRY, Operation.CONFIRM), State.REACQUIRING
         sweeps = state in FINISHED

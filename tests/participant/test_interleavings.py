@@ -16,7 +16,7 @@ EVENTS = ("try", "confirm", "cancel", "lapse", "abandon")
 LENGTH_MAX = 3
 
 # Written from docs/reference/protocol.md, section 5, independently of the code: state → event → (next state, status).
-MODEL = {
+MODEL: dict[str | None, dict[str, tuple[str | None, int | None]]] = {
     None: {"try": ("held", 200), "confirm": (None, 409), "cancel": ("cancelled", 200)},
     "held": {
         "try": ("held", 200),

@@ -395,7 +395,7 @@ IN_MEMORY = [
 
 def test_arguments_are_checked(sqlite_url: str) -> None:
     engine = create_engine(sqlite_url)
-    for options, error in (
+    cases: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"name": ""}, ValueError),
         ({"name": " seats"}, ValueError),
         ({"name": "se\nats"}, ValueError),
@@ -408,8 +408,9 @@ def test_arguments_are_checked(sqlite_url: str) -> None:
         ({"hold_ttl_max_s": 10, "hold_max_s": 5}, ValueError),
         ({"database": "sqlite://"}, TypeError),
         ({"database": sessionmaker()}, TypeError),
-    ):
-        arguments: dict[str, Any] = {"name": "seats", "database": engine, "coordinator_url": "http://c"} | options
+    ]
+    for options, error in cases:
+        arguments: dict[str, Any] = {"name": "seats", "database": engine, "coordinator_url": "http://c", **options}
         with pytest.raises(error):
             Participant(**arguments)
     engine.dispose()
@@ -588,14 +589,14 @@ async def test_a_collision_is_repeated_at_once_but_not_for_ever(
 async def test_stricter_isolation_works_too(url: str, kind: str, isolation: str) -> None:
     async with running(url, kind) as service:
         strict = service.database.execution_options(isolation_level=isolation)
-        other = service_on(strict)  # type: ignore[arg-type]
+        other = service_on(strict)
         async with FakeCoordinator(other.participant) as coordinator:
             for _ in range(5):
                 branch = coordinator.branch({"quantity": 1})
                 answers = await asyncio.gather(*(branch.try_() for _ in range(4)))
                 assert {answer.status for answer in answers} <= {200, 503}
                 assert (await branch.try_()).ok
-                answers = await asyncio.gather(branch.confirm(), branch.cancel(), branch.confirm())
+                await asyncio.gather(branch.confirm(), branch.cancel(), branch.confirm())
                 assert await branch.phase() in ("confirmed", "cancelled")
                 assert (await service.effects(branch.transaction_id))["try"] == 1
                 assert (await service.effects(branch.transaction_id)).total() == 2

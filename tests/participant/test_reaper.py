@@ -61,7 +61,7 @@ async def test_past_the_hard_limit_it_releases_alone_and_a_late_confirm_is_a_con
     for decision in ("unreachable", "undecided"):
         branch = coordinator.branch({"quantity": 1})
         assert (await branch.try_()).ok
-        coordinator.decision = decision  # type: ignore[assignment]
+        coordinator.decision = decision
         coordinator.pass_time(3500)  # the clock runs meanwhile, and a busy machine takes its time
         await coordinator.reap()
         assert await branch.phase() == "held"
@@ -132,9 +132,7 @@ async def test_a_failing_release_backs_off_and_holds_up_nobody(service: Service,
     bad, good = coordinator.branch({"quantity": 13}), coordinator.branch({"quantity": 1})
     assert (await bad.try_()).ok
     assert (await good.try_()).ok
-    service.behave.append(
-        lambda operation, hold: breaks(operation, hold) if hold.payload.quantity == 13 else None  # type: ignore[return-value]
-    )
+    service.behave.append(lambda operation, hold: breaks(operation, hold) if hold.payload.quantity == 13 else None)
     coordinator.decision = "cancel"
     coordinator.pass_time(61)
     assert await coordinator.reap() == 1

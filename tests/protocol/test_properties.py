@@ -4,6 +4,7 @@ Unlike the enumeration this runs on real times and real back-offs, and a crash h
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -78,7 +79,7 @@ class Run:
         self.stored = self.transaction
         self.ghost = Ghost(branches=(BranchGhost(),) * len(NAMES))
 
-    def step(self, inputs: list[Input]) -> None:
+    def step(self, inputs: Sequence[Input]) -> None:
         edge = advance(self.ghost, self.transaction, inputs, self.now, self.policy)
         plain = replace(self.transaction, branches=tuple(self.transaction.branches))
         assert steps.advance(plain, inputs, self.now, self.policy) == edge.step, "what a step remembers changes nothing"
@@ -139,7 +140,7 @@ def test_whatever_happens_the_rules_hold(
                 run.now = run.wake_at + data.draw(st.sampled_from([0.0, 1.0, 50.0]))
                 run.step([])
             case "command":
-                run.step(data.draw(st.lists(commands, min_size=1, max_size=2)) + _drawn_answers(data, run))
+                run.step([*data.draw(st.lists(commands, min_size=1, max_size=2)), *_drawn_answers(data, run)])
             case "crash":
                 run.wait_for_recovery()
             case "broken":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.protocol import branches, kinds, steps
-from app.protocol.messages import Answered, CancelRequested, RetryRequested, Step
+from app.protocol.messages import Answered, CancelRequested, Command, RetryRequested, Step
 from app.protocol.policy import Policy
 from app.protocol.values import Branch, BranchPhase, Outcome, Transaction, TryOrder
 from holdfast.wire import Answer, Decision, Operation
@@ -18,6 +18,11 @@ from tests.protocol import invariants
 from tests.protocol.enumeration import enumerate_all
 
 Patch = pytest.MonkeyPatch
+Deciding = Callable[[Transaction, float], Transaction]
+Taking = Callable[[Transaction, Command, float, Policy], Transaction]
+Asking = Callable[[Branch, Operation, float], Branch]
+Following = Callable[[Decision, Branch], Branch]
+Answering = Callable[[Transaction, Answered, float, Policy], Transaction]
 BUGS: dict[str, tuple[Callable[[Patch], None], str]] = {}
 
 
@@ -44,7 +49,7 @@ def each_branch(transaction: Transaction, **changes: Any) -> Transaction:
 
 @bug("confirm_needs_every_hold")
 def confirms_with_a_missing_hold(patch: Patch) -> None:
-    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+    def decide(original: Deciding, transaction: Transaction, now: float) -> Transaction:
         if transaction.decision is Decision.UNDECIDED and transaction.branches[0].phase is BranchPhase.HELD:
             return steps._decided(transaction, Decision.CONFIRM, None, now)
         return original(transaction, now)
@@ -54,7 +59,7 @@ def confirms_with_a_missing_hold(patch: Patch) -> None:
 
 @bug("the_decision_never_changes")
 def cancels_what_is_decided_to_be_confirmed(patch: Patch) -> None:
-    def take(original: Any, transaction: Transaction, command: Any, now: float, policy: Policy) -> Transaction:
+    def take(original: Taking, transaction: Transaction, command: Command, now: float, policy: Policy) -> Transaction:
         if isinstance(command, CancelRequested) and transaction.decision is Decision.CONFIRM:
             return replace(transaction, decision=Decision.CANCEL)
         return original(transaction, command, now, policy)
@@ -64,7 +69,7 @@ def cancels_what_is_decided_to_be_confirmed(patch: Patch) -> None:
 
 @bug("confirm_is_decided_before_the_deadline")
 def decides_after_the_deadline(patch: Patch) -> None:
-    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+    def decide(original: Deciding, transaction: Transaction, now: float) -> Transaction:
         return original(transaction, min(now, transaction.deadline - 0.001))
 
     wrap(patch, "_decide", decide)
@@ -72,7 +77,7 @@ def decides_after_the_deadline(patch: Patch) -> None:
 
 @bug("confirm_is_decided_while_every_hold_is_safe")
 def decides_after_a_hold_has_expired(patch: Patch) -> None:
-    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+    def decide(original: Deciding, transaction: Transaction, now: float) -> Transaction:
         after = original(each_branch(transaction, hold_until=None), now)
         return replace(transaction, decision=after.decision, reason=after.reason, decided_at=after.decided_at)
 
@@ -81,7 +86,9 @@ def decides_after_a_hold_has_expired(patch: Patch) -> None:
 
 @bug("confirm_is_decided_while_every_hold_is_safe")
 def counts_the_ttl_from_the_answer(patch: Patch) -> None:
-    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+    def answered(
+        original: Answering, transaction: Transaction, answer: Answered, now: float, policy: Policy
+    ) -> Transaction:
         tried_at = {b.name: b.tried_at for b in transaction.branches}
         after = original(each_branch(transaction, tried_at=now), answer, now, policy)
         return replace(after, branches=tuple(replace(b, tried_at=tried_at[b.name]) for b in after.branches))
@@ -91,7 +98,7 @@ def counts_the_ttl_from_the_answer(patch: Patch) -> None:
 
 @bug("confirm_is_decided_while_every_hold_is_safe")
 def counts_the_ttl_from_the_last_try(patch: Patch) -> None:
-    def asking(original: Any, branch: Branch, operation: Operation, now: float) -> Branch:
+    def asking(original: Asking, branch: Branch, operation: Operation, now: float) -> Branch:
         return original(replace(branch, tried_at=None), operation, now)
 
     wrap(patch, "_asking", asking)
@@ -99,7 +106,7 @@ def counts_the_ttl_from_the_last_try(patch: Patch) -> None:
 
 @bug("a_refusal_decides_at_once")
 def waits_for_everyone_before_it_decides(patch: Patch) -> None:
-    def decide(original: Any, transaction: Transaction, now: float) -> Transaction:
+    def decide(original: Deciding, transaction: Transaction, now: float) -> Transaction:
         return transaction if any(b.calling for b in transaction.branches) else original(transaction, now)
 
     wrap(patch, "_decide", decide)
@@ -169,7 +176,7 @@ def forgets_that_a_branch_was_never_tried(patch: Patch) -> None:
 
 @bug("no_cancel_while_the_own_try_is_under_way")
 def cancels_while_its_own_try_is_under_way(patch: Patch) -> None:
-    def follow(original: Any, decision: Decision, branch: Branch) -> Branch:
+    def follow(original: Following, decision: Decision, branch: Branch) -> Branch:
         return original(decision, replace(branch, calling=None))
 
     wrap(patch, "_follow", follow)
@@ -219,7 +226,7 @@ def ignores_retry_after(patch: Patch) -> None:
 
 @bug("a_retry_asks_everyone_now")
 def does_not_start_the_back_off_over(patch: Patch) -> None:
-    def take(original: Any, transaction: Transaction, command: Any, now: float, policy: Policy) -> Transaction:
+    def take(original: Taking, transaction: Transaction, command: Command, now: float, policy: Policy) -> Transaction:
         return transaction if isinstance(command, RetryRequested) else original(transaction, command, now, policy)
 
     wrap(patch, "_take", take)
@@ -240,7 +247,9 @@ def takes_a_refused_cancel_for_done(patch: Patch) -> None:
 
 @bug("stale_answers_change_nothing")
 def takes_stale_answers(patch: Patch) -> None:
-    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+    def answered(
+        original: Answering, transaction: Transaction, answer: Answered, now: float, policy: Policy
+    ) -> Transaction:
         branch = transaction.branch(answer.branch)
         attempt = branch.attempts(answer.operation) if branch else answer.attempt
         return original(transaction, replace(answer, attempt=attempt), now, policy)
@@ -250,10 +259,16 @@ def takes_stale_answers(patch: Patch) -> None:
 
 @bug("stale_answers_change_nothing")
 def takes_answers_that_nobody_waits_for(patch: Patch) -> None:
-    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+    def answered(
+        original: Answering, transaction: Transaction, answer: Answered, now: float, policy: Policy
+    ) -> Transaction:
         branch = transaction.branch(answer.branch)
-        wanted = branch is not None and branch.tried_at is not None and not branch.calling
-        if not wanted or kinds.ASKS.get(branch.phase) is not answer.operation:
+        if (
+            branch is None
+            or branch.tried_at is None
+            or branch.calling
+            or kinds.ASKS.get(branch.phase) is not answer.operation
+        ):
             return original(transaction, answer, now, policy)
         waiting = [replace(b, calling=answer.operation) if b is branch else b for b in transaction.branches]
         return original(replace(transaction, branches=tuple(waiting)), answer, now, policy)
@@ -306,7 +321,7 @@ def forgets_that_it_was_refused(patch: Patch) -> None:
 
 @bug("finished_means_that_every_branch_is_final")
 def finishes_with_the_first_branch(patch: Patch) -> None:
-    def follow_decision(original: Any, transaction: Transaction, now: float) -> Transaction:
+    def follow_decision(original: Deciding, transaction: Transaction, now: float) -> Transaction:
         after = original(transaction, now)
         done = any(b.final for b in after.branches) and not after.finished
         return replace(after, finished_at=now, hung_since=None) if done else after

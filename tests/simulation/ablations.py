@@ -173,8 +173,8 @@ def fsync() -> None:
             self.database.deserialize(self.snapshots[0])
             self.snapshots.clear()
 
-    world.World.committed = committed  # type: ignore[method-assign]
-    world.World.replica_died = lose  # type: ignore[method-assign]
+    world.World.committed = committed
+    world.World.replica_died = lose
 
 
 @ablation("who was overtaken finds out before it calls again")
@@ -254,7 +254,7 @@ def inquiry() -> None:
         await self.perform(Happening(key=row.key, event=Event.TOLD_CANCEL, version=row.version))
         return True
 
-    Reaper._find_out = find_out  # type: ignore[method-assign]
+    Reaper._find_out = find_out
 
 
 @ablation("a hold whose time is up is looked after at all")
@@ -262,7 +262,7 @@ def reaper() -> None:
     async def rest(self: Any, interval_s: float) -> None:
         return
 
-    Reaper.run_for_ever = rest  # type: ignore[method-assign]
+    Reaper.run_for_ever = rest
 
 
 @ablation("the reaper acts on a row as it found it")

@@ -38,7 +38,8 @@ class _Statement:
         self.has_rows = bool(compiled._result_columns) and not compiled.isinsert
         columns = compiled._result_columns if self.has_rows else ()
         self.columns = [column[0] for column in columns]
-        self.row: Any = namedtuple("Row", self.columns, rename=True)
+        row = namedtuple("Row", self.columns, rename=True)  # type: ignore[misc]
+        self.row: Any = row
         self.converters = [
             (place, converter)
             for place, column in enumerate(columns)

@@ -161,8 +161,16 @@ class Gateway:
         for name, sign in CHANGES[movement.kind, operation].items():
             account[name] += sign * movement.amount
         done.append(operation)
-        what = {"transaction_id": hold.transaction_id, "branch": hold.branch, "operation": operation}
-        self.effects.append(Effect(participant=GATEWAY, at=self._now(), **what, **movement.model_dump()))
+        self.effects.append(
+            Effect(
+                participant=GATEWAY,
+                at=self._now(),
+                transaction_id=hold.transaction_id,
+                branch=hold.branch,
+                operation=operation,
+                **movement.model_dump(),
+            )
+        )
 
 
 class InquiryTransport(httpx.AsyncBaseTransport):

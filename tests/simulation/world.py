@@ -213,7 +213,7 @@ class World:
 
     async def _hung(self) -> Any:
         """What a replica that runs lists as hung."""
-        running = next(replica for replica in self.replicas if not replica.life.dead)
+        running = next(replica for replica in self.replicas if replica.life is not None and not replica.life.dead)
         _, hung = await answer(self, running.parts, ("hung",))
         return hung["items"]
 
@@ -307,7 +307,7 @@ def run_seed(
     participant.here = world
     _ids.draw = world.draw
     _errors.world = world
-    ledger.time = types.SimpleNamespace(monotonic=lambda: world.loop.now)  # type: ignore[assignment]
+    ledger.time = types.SimpleNamespace(monotonic=lambda: world.loop.now)  # type: ignore[assignment, attr-defined]
     try:
         world.loop.run_to_end(world.run())
     except Runaway as error:
@@ -387,9 +387,9 @@ def prepare() -> None:
         logger.setLevel(logging.ERROR)
         logger.propagate = False
         logger.addHandler(_errors)
-    coordinator.os = _ids  # type: ignore[assignment]
-    coordinator.random = _ids  # type: ignore[assignment]
-    caller.os = _ids  # type: ignore[assignment]
+    coordinator.os = _ids  # type: ignore[assignment, attr-defined]
+    coordinator.random = _ids  # type: ignore[assignment, attr-defined]
+    caller.os = _ids  # type: ignore[assignment, attr-defined]
     execution.BACKOFF_CAP_S = 2.0  # type: ignore[misc]
     reaper.CLAIM_S = 2.0  # type: ignore[misc]
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # whose process died before it began

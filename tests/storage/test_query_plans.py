@@ -4,7 +4,7 @@ Some thousand rows, nearly all of them finished, as in a database that has been 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -74,6 +74,11 @@ def full(engine: Engine) -> Engine:
     return engine
 
 
+def read_all(records: Iterable[purge.Record]) -> None:
+    for _, history in records:
+        list(history)
+
+
 Statement = tuple[Callable[..., Any], tuple[Any, ...], set[str]]
 
 
@@ -141,7 +146,7 @@ STATEMENTS: Final[dict[str, Statement]] = {
     ),
     "purge": writing(
         purge.purge,
-        purge.Purge(finished_by=1e9, after_id=some(900).id, before_id=ONE.id, limit=20, export=list),
+        purge.Purge(finished_by=1e9, after_id=some(900).id, before_id=ONE.id, limit=20, export=read_all),
         uses=f"pk_transactions ix_calls_transaction_id_id {MEMBERS}",
     ),
     "unregister": writing(participants.delete_participants, "car", uses="ix_transactions_wake_at"),

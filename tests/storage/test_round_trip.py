@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from sqlalchemy import Engine
 
 from app.protocol.values import Branch, Transaction
-from app.storage import tables, transactions
+from app.storage import mapping, tables, transactions
 from tests.harness.transactions import any_transactions, found, recorded, written
 
 any_number_in_one_database = settings(
@@ -56,6 +56,6 @@ def saved_as(new: Transaction, step: Transaction) -> Transaction:
 
 @given(new=any_transactions)
 def test_a_document_is_json_that_anything_can_read(new: Transaction) -> None:
-    columns = transactions.changing_columns(new)
-    assert "\0" not in columns["state"] + transactions.definition_of(new)
+    columns = mapping.changing_columns(new)
+    assert "\0" not in columns["state"] + mapping.definition_of(new)
     assert len(json.loads(columns["state"], parse_int=str)["branches"]) == len(new.branches)
