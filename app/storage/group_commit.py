@@ -95,14 +95,19 @@ class Journal:
     async def write_apart(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
         """As `write`, but in its own database transaction, so that other writes don't wait for it.
 
-        On SQLite, which has one writer at a time, it joins the other writes.
+        It is retried like others when the database rolls it back in favour of a concurrent transaction. On SQLite,
+        which has one writer at a time, it joins the other writes.
         """
         if self.engine.dialect.name == "sqlite":
             return await self.write(function, item)
         if self._closed:
             raise JournalClosedError
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self._write_apart, function, item)
+        write = PendingWrite(function, item, loop, loop.create_future())
+        (outcome,) = await loop.run_in_executor(self._readers, self.commit, [write])
+        settle([(write.future, outcome)])
+        result: _Result = await write.future
+        return result
 
     @overload
     async def read(self, function: Callable[..., Deferred[_Result]], *args: Any) -> _Result: ...
@@ -137,10 +142,6 @@ class Journal:
                     raise
             with self.engine.connect() as connection:
                 return function(connection, *args)
-
-    def _write_apart(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
-        with translating(), self._writing_engine.begin() as connection:
-            return function(connection, [item])[0]
 
     def commit(self, batch: list[PendingWrite]) -> list[Any]:
         """Write a batch in the calling thread; returns results in order, an exception for each failed write."""

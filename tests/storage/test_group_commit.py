@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.storage import calls, errors, queries, transactions
 from app.storage.engines import make_engine, normal_url
-from app.storage.errors import DatabaseUnavailableError, DuplicateKeyError, JournalClosedError
+from app.storage.errors import ConcurrentWriteError, DatabaseUnavailableError, DuplicateKeyError, JournalClosedError
 from app.storage.group_commit import RETRIES_MAX, Journal
 from app.storage.tables import metadata
 from tests.harness.database_server import DatabaseServer
@@ -506,6 +506,21 @@ async def test_nor_is_one_apart_from_the_others(
     with pytest.raises(DatabaseUnavailableError):
         await journal.write_apart(count, 1)
     assert (replies.commits, counted(engine)) == (1, [1])
+
+
+async def test_one_apart_is_done_again_when_a_concurrent_write_won(journal: Journal, engine: Engine) -> None:
+    make_counted(engine)
+    attempts: list[int] = []
+
+    def conflicted(connection: Connection, items: Sequence[int]) -> Sequence[int]:
+        attempts.append(len(attempts))
+        count(connection, items)
+        if len(attempts) <= RETRIES_MAX:
+            raise ConcurrentWriteError
+        return items
+
+    assert await journal.write_apart(conflicted, 7) == 7
+    assert (len(attempts), counted(engine)) == (RETRIES_MAX + 1, [7])
 
 
 def make_counted(engine: Engine) -> None:
