@@ -121,6 +121,12 @@ class Journal:
             raise JournalClosedError
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, function, args)
 
+    def read_in_this_thread(self, function: Callable[..., _Result], *args: Any) -> _Result:
+        """As `read`, for a thread that has no event loop."""
+        if self._closed:
+            raise JournalClosedError
+        return self._read(function, args)
+
     async def close(self) -> None:
         """Finish the waiting writes, then disconnect from the database."""
         self._closed = True

@@ -1,113 +1,176 @@
-"""The SQL that deletes finished transactions with everything that belongs to them; retention.py says when.
+"""The statements that purge finished transactions; retention.py says when, and in which order.
 
-Nothing else deletes transactions. Never deletes unfinished or hung ones, nor those that an operator resolved: a
-participant may still ask about them, and would read "unknown" as cancel. No commit and no clock here.
+Each is short, however many calls a transaction has. Only the holder of a lease deletes. Nothing else deletes
+transactions. Never deletes unfinished or hung ones, nor those that an operator resolved: a participant may still ask
+about them, and would read "unknown" as cancel. No commit and no clock here.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 
 from app.protocol.values import CallRecord, Transaction
 from app.storage import memberships
+from app.storage.bulk import insert_all
 from app.storage.calls import call_record
+from app.storage.deferred import Deferred
 from app.storage.errors import StaleError
-from app.storage.expressions import DOCUMENT_BYTES, within_read_limit
-from app.storage.tables import calls, transactions
+from app.storage.expressions import DOCUMENT_BYTES, octet_length, within_read_limit
+from app.storage.leases import Lease, check_lease
+from app.storage.tables import calls, leftover_calls, transactions
 from app.storage.transactions import find_all
 
-CALLS_AT_ONCE: Final = 500
-"""Maximum number of calls held in memory during an export."""
+CALLS_MAX: Final = 2_000
+"""Maximum number of calls read or deleted at once."""
+LEFTOVERS_MAX: Final = 200
+"""Maximum number of transactions whose leftover calls are deleted at once."""
+CALL_BYTES: Final = func.coalesce(octet_length(calls.c.error), 0) + func.coalesce(octet_length(calls.c.response), 0)
+"""The size of a call's texts."""
 
 Record = tuple[Transaction, Iterator[CallRecord]]
 """A finished transaction and all its calls, oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Purge:
-    """Which records to purge: among the next `limit` ids between `after_id` and `before_id`, those finished by
-    `finished_by` that no operator resolved.
+class Batch:
+    """Transactions to purge together, and the last id that was looked at for them.
 
-    Ids sort by time, so `before_id` excludes transactions that began later. `export` returns once it has made the
-    records durable elsewhere; if it raises, nothing is deleted.
+    Their documents fit into READ_BYTES_MAX, and so do their calls, of which there are at most CALLS_MAX; only a single
+    transaction may have more.
     """
 
-    finished_by: float
-    after_id: str
-    before_id: str
-    limit: int
-    export: Callable[[Iterable[Record]], None] | None
+    transactions: Sequence[Transaction]
+    last_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Purged:
-    """How many were purged, and the last id that was looked at; None if there was nothing left to look at."""
+class Deletion:
+    """Delete these transactions, if they are still finished by `finished_by` and the lease is still held."""
 
-    count: int
-    last_id: str | None
-
-
-def purge(connection: Connection, items: Sequence[Purge]) -> list[Purged]:
-    """Delete a batch of finished transactions, their calls and their memberships.
-
-    Walks through the ids, which sort by time, from where the last batch ended. So rows that are kept are visited once
-    and not by every batch, and finished rows need no index for this. Skips what another replica is purging.
-    """
-    return [_purge(connection, item) for item in items]
+    transactions: Sequence[Transaction]
+    finished_by: float
+    lease: Lease
 
 
-def _purge(connection: Connection, item: Purge) -> Purged:
+# --- reads -----------------------------------------------------------------------------------------------------------
+
+
+def list_ids(connection: Connection, after_id: str, before_id: str, limit: int) -> Sequence[str]:
+    """The next ids of transactions, whatever their state. They sort by time, so that finished rows need no index."""
     column = transactions.c
-    window = select(column.id).where(column.id > item.after_id, column.id < item.before_id)
-    looked_at = connection.execute(window.order_by(column.id).limit(item.limit)).scalars().all()
-    if not looked_at:
-        return Purged(count=0, last_id=None)
-    old = select(DOCUMENT_BYTES, column.id).where(column.id.in_(looked_at), *_purgeable(item))
-    rows = connection.execute(old.order_by(column.id).with_for_update(skip_locked=True)).all()
-    if not rows:
-        return Purged(count=0, last_id=looked_at[-1])
-    readable = within_read_limit(rows)
-    read = find_all(connection, [row.id for row in readable]).finish()
-    if item.export is not None:
-        item.export(_with_calls(connection, read))
-    _delete(connection, item, read)
-    return Purged(count=len(read), last_id=looked_at[-1] if len(readable) == len(rows) else readable[-1].id)
+    window = select(column.id).where(column.id > after_id, column.id < before_id)
+    return connection.execute(window.order_by(column.id).limit(limit)).scalars().all()
 
 
-def _purgeable(item: Purge) -> list[Any]:
+def find_batch(connection: Connection, ids: Sequence[str], finished_by: float) -> Deferred[Batch]:
+    """The first of these transactions that can be purged together; those that can't be read are left out."""
+    old = select(DOCUMENT_BYTES, transactions.c.id).where(transactions.c.id.in_(ids), *_purgeable(finished_by))
+    rows = connection.execute(old.order_by(transactions.c.id)).all()
+    chosen = [row.id for row in within_read_limit(rows)] if rows else []
+    while len(chosen) > 1 and not _have_few_calls(connection, chosen):
+        chosen = chosen[: len(chosen) // 2]
+    found, last_id = find_all(connection, chosen), ids[-1] if len(chosen) == len(rows) else chosen[-1]
+    return Deferred(lambda: Batch(transactions=found.finish(), last_id=last_id))
+
+
+def find_few_calls(connection: Connection, ids: Sequence[str]) -> Mapping[str, list[CallRecord]] | None:
+    """All calls of these transactions, oldest first; None if they are too many to be read at once."""
+    if not _have_few_calls(connection, ids):
+        return None
+    found: dict[str, list[CallRecord]] = defaultdict(list)
+    rows = connection.execute(select(calls).where(calls.c.transaction_id.in_(ids))).all()
+    for row in sorted(rows, key=lambda row: row.id):
+        found[row.transaction_id].append(call_record(row))
+    return found
+
+
+def page_calls(connection: Connection, transaction_id: str, after_id: int) -> tuple[list[CallRecord], int | None]:
+    """The next calls of a transaction after `after_id`, oldest first, and the id to continue after; None at the end."""
+    last_id, is_end = _chunk(connection, transaction_id, after_id, CALLS_MAX)
+    chunk = select(calls).where(calls.c.transaction_id == transaction_id, calls.c.id > after_id, calls.c.id <= last_id)
+    rows = connection.execute(chunk.order_by(calls.c.id))
+    return [call_record(row) for row in rows], None if is_end else last_id
+
+
+# --- writes ----------------------------------------------------------------------------------------------------------
+
+
+def delete_finished(connection: Connection, items: Sequence[Deletion]) -> list[bool]:
+    """Delete finished transactions and their memberships, with their calls if these are few.
+
+    Otherwise the calls are recorded as left over, and the result is True. Raises StaleError if any of the transactions
+    isn't there any more as it was.
+    """
+    return [_delete(connection, item) for item in items]
+
+
+def delete_leftover_calls(connection: Connection, items: Sequence[Lease]) -> list[bool]:
+    """Delete some calls whose transactions are gone; returns whether there may be more. Raises LeaseLostError."""
+    return [_delete_leftovers(connection, item) for item in items]
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _purgeable(finished_by: float) -> list[ColumnElement[bool]]:
     column = transactions.c
     return [
-        column.finished_at <= item.finished_by,
+        column.finished_at <= finished_by,
         column.wake_at.is_(None),
         column.hung_since.is_(None),
         column.resolved_at.is_(None),
     ]
 
 
-def _delete(connection: Connection, item: Purge, purged: Sequence[Transaction]) -> None:
-    ids = [transaction.id for transaction in purged]
-    gone = connection.execute(delete(transactions).where(transactions.c.id.in_(ids), *_purgeable(item)))
+def _delete(connection: Connection, item: Deletion) -> bool:
+    check_lease(connection, item.lease)
+    ids = [transaction.id for transaction in item.transactions]
+    gone = connection.execute(delete(transactions).where(transactions.c.id.in_(ids), *_purgeable(item.finished_by)))
     if gone.rowcount != len(ids):
-        raise StaleError("another replica purges the same transactions")
-    connection.execute(delete(calls).where(calls.c.transaction_id.in_(ids)))
-    memberships.remove(connection, purged)
+        raise StaleError("transactions that were about to be purged have changed")
+    memberships.remove(connection, item.transactions)
+    if _have_few_calls(connection, ids):
+        connection.execute(delete(calls).where(calls.c.transaction_id.in_(ids)))
+        return False
+    insert_all(connection, leftover_calls, [{"transaction_id": id_} for id_ in ids])
+    return True
 
 
-def _with_calls(connection: Connection, read: Sequence[Transaction]) -> Iterator[Record]:
-    """Each transaction with its calls, which are read lazily because there may be very many."""
-    query = select(calls).where(calls.c.transaction_id.in_([transaction.id for transaction in read]))
-    rows = connection.execute(
-        query.order_by(calls.c.transaction_id, calls.c.id), execution_options={"yield_per": CALLS_AT_ONCE}
-    )
-    groups = groupby(rows, attrgetter("transaction_id"))
-    group = next(groups, None)
-    for transaction in read:
-        if group is not None and group[0] == transaction.id:
-            yield transaction, map(call_record, group[1])
-            group = next(groups, None)
-        else:
-            yield transaction, iter(())
+def _delete_leftovers(connection: Connection, lease: Lease) -> bool:
+    check_lease(connection, lease)
+    column = leftover_calls.c.transaction_id
+    ids = connection.execute(select(column).order_by(column).limit(LEFTOVERS_MAX)).scalars().all()
+    room, emptied = CALLS_MAX, []
+    for id_ in ids:
+        last_id, is_end = _chunk(connection, id_, 0, room)
+        chunk = delete(calls).where(calls.c.transaction_id == id_, calls.c.id <= last_id)
+        room -= connection.execute(chunk).rowcount
+        emptied += [id_] if is_end else []
+        if not is_end or room <= 0:
+            break
+    connection.execute(delete(leftover_calls).where(column.in_(emptied)))
+    return len(emptied) < len(ids) or len(ids) == LEFTOVERS_MAX
+
+
+def _have_few_calls(connection: Connection, ids: Sequence[str]) -> bool:
+    """Whether all calls of these transactions can be read or deleted at once."""
+    some = select(CALL_BYTES, calls.c.id).where(calls.c.transaction_id.in_(ids)).limit(CALLS_MAX + 1)
+    rows = connection.execute(some).all()
+    return len(rows) <= CALLS_MAX and _fits(rows)
+
+
+def _fits(rows: Sequence[Row[Any]]) -> bool:
+    return not rows or len(within_read_limit(rows)) == len(rows)
+
+
+def _chunk(connection: Connection, transaction_id: str, after_id: int, calls_max: int) -> tuple[int, bool]:
+    """The last of the next calls that can be read or deleted at once, and whether it is the last of all."""
+    sizes = select(CALL_BYTES, calls.c.id).where(calls.c.transaction_id == transaction_id, calls.c.id > after_id)
+    rows = connection.execute(sizes.order_by(calls.c.id).limit(calls_max + 1)).all()
+    if not rows:
+        return after_id, True
+    chunk = within_read_limit(rows[:calls_max])
+    return chunk[-1].id, len(chunk) == len(rows)

@@ -117,6 +117,24 @@ class CallRow(_Table, table=True):
     response: str | None = Field(sa_column=Column(DOCUMENT))
 
 
+class LeftoverCallsRow(_Table, table=True):
+    """A purged transaction that had too many calls to delete with it: the purge goes on with them."""
+
+    __tablename__ = "leftover_calls"
+
+    transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+
+
+class LeaseRow(_Table, table=True):
+    """A piece of work that one process at a time does, and the process that has it until `expires_at`."""
+
+    __tablename__ = "leases"
+
+    name: str = Field(sa_column=Column(ExactString(64), primary_key=True))
+    holder: str = Field(sa_column=Column(ExactString(64), nullable=False))
+    expires_at: float = Field(sa_column=Column(Double, nullable=False))
+
+
 class ParticipantRow(_Table, table=True):
     """One registered participant."""
 
@@ -137,4 +155,6 @@ transactions = _table(TransactionRow)
 transaction_participants = _table(TransactionParticipantRow)
 hung_branches = _table(HungBranchRow)
 calls = _table(CallRow)
+leftover_calls = _table(LeftoverCallsRow)
+leases = _table(LeaseRow)
 participants = _table(ParticipantRow)

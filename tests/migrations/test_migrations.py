@@ -1,6 +1,7 @@
 """The migrations lead to the tables that the code works with, and back; and the code knows when they have not run."""
 
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 from alembic import command
@@ -18,6 +19,9 @@ from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.databases import on_servers
 from tests.harness.repository import ROOT
 from tests.harness.transactions import found, recorded, transaction
+
+LATER_TABLES: Final = {"leases", "leftover_calls"}
+"""Those that the first schema doesn't have."""
 
 
 @pytest.fixture
@@ -196,7 +200,7 @@ def test_a_migration_that_fails_leaves_nothing_half_done(database_url: str, engi
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_where_each_statement_commits_what_was_half_done_is_dropped_by_hand(database_url: str, engine: Engine) -> None:
     migrate_into_an_obstacle(database_url, engine)
-    assert tables(engine) == set(metadata.tables)
+    assert tables(engine) == set(metadata.tables) - LATER_TABLES
     with pytest.raises(Exception, match="already exists"):
         migrate(database_url)
     with engine.begin() as connection:

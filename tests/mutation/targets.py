@@ -77,7 +77,7 @@ TARGETS: Final = (
     Target("app/engine/recovery.py", _RECOVERY),
     Target("app/storage/group_commit.py", _JOURNAL),
     Target("app/storage/transactions.py", _STATEMENTS),
-    Target("app/storage/purge.py", _stages("tests/storage/test_purge.py")),
+    *(Target(f"app/storage/{name}.py", _stages("tests/storage/test_purge.py")) for name in ("purge", "leases")),
     Target("app/calling/caller.py", _CALLER),
     Target("app/calling/transport.py", _TRANSPORT),
     Target("participants/holdfast/fence/execution.py", _FENCE),

@@ -4,7 +4,7 @@ Some thousand rows, nearly all of them finished, as in a database that has been 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, text
 
 from app.protocol.values import Branch, BranchPhase, HungReason, Resolution, Settled, Transaction
-from app.storage import calls, hung_branches, participants, purge, queries, tables, transactions
+from app.storage import calls, hung_branches, leases, participants, purge, queries, tables, transactions
 from app.storage.participants import RegisteredParticipant
 from app.storage.transactions import Claim
 from holdfast.wire import Decision
@@ -64,6 +64,8 @@ def full(engine: Engine) -> Engine:
     hung = [row for each in many for row in hung_branches._rows(each)]
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         connection.execute(insert(tables.hung_branches), hung)
+        connection.execute(insert(tables.leftover_calls), [{"transaction_id": ONE.id}])
+        leases.take_lease(connection, [LEASE])
         participants.put_participants(
             connection,
             [RegisteredParticipant(name="car", base_url="http://car", call_timeout_s=None, concurrency_max=1)],
@@ -72,11 +74,6 @@ def full(engine: Engine) -> Engine:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE"))
     return engine
-
-
-def read_all(records: Iterable[purge.Record]) -> None:
-    for _, history in records:
-        list(history)
 
 
 Statement = tuple[Callable[..., Any], tuple[Any, ...], set[str]]
@@ -100,13 +97,15 @@ def claim(uses: str, **fields: Any) -> Statement:
     )
 
 
-ID, MEMBERS = "pk_transactions", "pk_transaction_participants"
+ID, MEMBERS, CALLS = "pk_transactions", "pk_transaction_participants", "ix_calls_transaction_id_id"
+OLD: Final = [some(number).id for number in range(908, 920)]
+LEASE: Final = leases.Lease(name="purge", holder="me", now=0.0, expires_at=60.0)
 SAVED = replace(some(53), version=1)
 STATEMENTS: Final[dict[str, Statement]] = {
     "find": reading(transactions.find, ONE.id, uses=ID),
     "decision": reading(queries.find_decision, ONE.id, uses=ID),
     "key": reading(transactions.is_key_taken, "key-1", uses="uq_transactions_idempotency_key"),
-    "calls": reading(calls.list_calls, ONE.id, 100, 0, uses="ix_calls_transaction_id_id"),
+    "calls": reading(calls.list_calls, ONE.id, 100, 0, uses=CALLS),
     "record": writing(
         transactions.record,
         transactions.NewRecord(transaction=transaction(ROWS + 1), idempotency_key="new"),
@@ -144,11 +143,16 @@ STATEMENTS: Final[dict[str, Statement]] = {
     "hung, participant": reading(
         queries.list_hung, queries.HungFilter(participant="car"), 10, None, uses="ix_transactions_hung_since_id"
     ),
+    "purge, ids": reading(purge.list_ids, some(900).id, ONE.id, 200, uses=ID),
+    "purge, batch": reading(purge.find_batch, OLD, 1e9, uses=f"{ID} {CALLS}"),
+    "purge, calls": reading(purge.find_few_calls, OLD, uses=CALLS),
+    "purge, page of calls": reading(purge.page_calls, ONE.id, 0, uses=CALLS),
     "purge": writing(
-        purge.purge,
-        purge.Purge(finished_by=1e9, after_id=some(900).id, before_id=ONE.id, limit=20, export=read_all),
-        uses=f"pk_transactions ix_calls_transaction_id_id {MEMBERS}",
+        purge.delete_finished,
+        purge.Deletion(transactions=[some(number) for number in range(908, 920)], finished_by=1e9, lease=LEASE),
+        uses=f"{ID} {CALLS} {MEMBERS}",
     ),
+    "purge, leftovers": writing(purge.delete_leftover_calls, LEASE, uses=CALLS),
     "unregister": writing(participants.delete_participants, "car", uses="ix_transactions_wake_at"),
 }
 READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|transaction_participants|calls)\b(?! USING)")
@@ -204,7 +208,7 @@ INDEXES: Final = {
     "ix_transactions_name_id": {"list, name"},
     "ix_transactions_reference_id": {"list, reference"},
     "uq_transactions_idempotency_key": {"key", "record"},
-    "ix_calls_transaction_id_id": {"calls", "purge"},
+    CALLS: {"calls", "purge", "purge, batch", "purge, calls", "purge, page of calls", "purge, leftovers"},
 }
 """Indexes, and what needs each."""
 
