@@ -7,6 +7,7 @@ What Hypothesis draws is bounded, and the same every time: a run of the tests is
 one fail. `make fuzz` is one: it draws anew, and more.
 """
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine
 
+from tests.harness import sqlite_connections
 from tests.harness.budget import TIMES
 from tests.harness.database_server import DatabaseServer
 from tests.harness.databases import URL_FIXTURES, engine_with_tables
@@ -31,6 +33,30 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("holdfast")
+sqlite_connections.track()
+
+
+@pytest.fixture(autouse=True)
+def connections_are_closed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails when a connection to an SQLite database was collected unclosed; says which test opened it."""
+    with sqlite_connections.opened_by(request.node.nodeid):
+        yield
+    assert sqlite_connections.abandoned() == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_connection_is_abandoned() -> Iterator[None]:
+    """The same for what is collected last."""
+    yield
+    gc.collect()
+    assert sqlite_connections.abandoned() == []
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder of the test's own, in which no SQLite database is still open at the end."""
+    yield tmp_path
+    assert sqlite_connections.left_open(tmp_path) == []
 
 
 @pytest.fixture(scope="session")
