@@ -1,7 +1,7 @@
 """One process at a time purges, and deletes the calls of a transaction in chunks.
 
-Revision ID: 0003
-Revises: 0002
+Revision ID: 0004
+Revises: 0003
 """
 
 import sqlalchemy as sa

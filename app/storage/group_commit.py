@@ -125,7 +125,8 @@ class Journal:
         """As `read`, for a thread that has no event loop."""
         if self._closed:
             raise JournalClosedError
-        return self._read(function, args)
+        result: _Result = self._read(function, args)
+        return result
 
     async def close(self) -> None:
         """Finish the waiting writes, then disconnect from the database."""

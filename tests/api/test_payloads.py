@@ -10,7 +10,7 @@ import pytest
 
 from app.api.bodies import read_begin
 from app.api.rendering import exported
-from app.storage import transactions
+from app.storage import tables
 from holdfast.json_text import checked
 from tests.harness.coordinator_app import Received, Service, check_problem, reply, running
 from tests.harness.transactions import CAR, transaction
@@ -109,7 +109,7 @@ async def test_a_key_that_version_0_1_recorded(service: Service) -> None:
 
 
 def _with_hash(connection: Any, items: Any) -> list[None]:
-    table = transactions.transactions
+    table = tables.transactions
     for item in items:
         connection.execute(table.update().where(table.c.id == item["id"]).values(request_hash=item["hash"]))
     return [None] * len(items)

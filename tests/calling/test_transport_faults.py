@@ -218,7 +218,7 @@ async def test_a_connection_that_was_kept_alive_and_closed_is_no_trouble(server:
     await server.close_idle()
     answers = [(await caller.call(call(), wanted))[0] for _ in range(3)]
     assert {answer.answer for answer in answers} <= {Answer.SUCCEEDED, Answer.UNANSWERED}
-    results = [answer.result for answer in answers if answer.answer is Answer.SUCCEEDED]
+    results = [str(answer.result) for answer in answers if answer.answer is Answer.SUCCEEDED]
     assert results == sorted(results)
     await check_heals(server, caller)
 

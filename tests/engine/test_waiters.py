@@ -81,9 +81,8 @@ async def test_it_is_told_soon_that_a_call_after_the_decision_has_failed_elsewhe
 ) -> None:
     works_then_fails = [Reply(status=202), Reply(status=503), Reply(travel_s=60.0)]
     network = Network(engine, now, {("car", CONFIRM): works_then_fails})
-    settings = {"hung_after_s": 3600.0, "call_timeout_s": 100.0}
     async with (
-        Replica(database_url, network, **settings) as one,
+        Replica(database_url, network, hung_after_s=3600.0, call_timeout_s=100.0) as one,
         Replica(database_url, network, recovers=False) as two,
     ):
         begun = await one.coordinator.begin(begin_of())

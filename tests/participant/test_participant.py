@@ -21,6 +21,7 @@ from sqlmodel import Session as SQLModelSession
 from holdfast import Hold, Participant, Refused
 from holdfast.fence.database import collided, will_pass
 from holdfast.fence.execution import payload_hash
+from holdfast.json_text import EMPTY_OBJECT
 from holdfast.testing import FakeCoordinator
 from holdfast.wire import Message, Operation
 from tests.harness.asgi import JSON, ask
@@ -211,7 +212,7 @@ async def test_who_leaves_in_the_middle_of_a_message_is_no_defect(service: Servi
 
 @sqlite_only
 async def test_headers_must_agree_with_the_body_and_unknown_members_are_passed_over(service: Service) -> None:
-    right = Message(transaction_id="t-1", branch="seats", operation=Operation.TRY, attempt=1, payload={})
+    right = Message(transaction_id="t-1", branch="seats", operation=Operation.TRY, attempt=1, payload=EMPTY_OBJECT)
     for header in ("Tcc-Transaction-Id", "Tcc-Branch", "Tcc-Operation"):
         answer = await post(service, "try", content=right.body(), headers=right.headers() | {header: "other"})
         assert answer.status_code == 422

@@ -39,6 +39,7 @@ from app.protocol.values import (
     Transaction,
     TryOrder,
 )
+from holdfast.json_text import text_of
 from holdfast.wire import Answer, Decision, Operation
 from tests.protocol.ghost import BranchGhost, Edge, Ghost, crashed, follow
 from tests.protocol.invariants import Violation, advance
@@ -53,6 +54,7 @@ POLICY = Policy(
     linger_s=2.0,
 )
 DEADLINE = 3.0
+RESULT = text_of("r")
 SHORT_TTL_S = 2.0625  # safe for exactly two seconds
 DECIDED_NOW = 100.0
 SOON_S, LATE_S = 1.0, 50.0
@@ -184,10 +186,10 @@ def _answers(state: State, index: int) -> Iterator[Answered]:
     operation, attempt = under_way
     name = state.transaction.branches[index].name
     for answer in Answer:
-        result = "r" if answer is Answer.SUCCEEDED and operation is Operation.TRY else None
+        result = RESULT if answer is Answer.SUCCEEDED and operation is Operation.TRY else None
         yield Answered(branch=name, operation=operation, attempt=attempt, answer=answer, result=result)
     if operation is Operation.TRY:
-        held = Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.SUCCEEDED, result="r")
+        held = Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.SUCCEEDED, result=RESULT)
         yield replace(held, hold_ttl_s=SHORT_TTL_S)
         yield replace(held, result=None, too_long=True, error="too long")
     later = Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.UNANSWERED, retry_after_s=LATE_S)
@@ -308,7 +310,7 @@ def _normal_decided(branch: Branch, ghost: BranchGhost, now: float, decision: De
     return Branch(
         name="",
         phase=branch.phase,
-        result="r" if confirming else None,
+        result=RESULT if confirming else None,
         try_attempts=2,
         confirm_attempts=2 if branch.phase is BranchPhase.CONFIRMING else 0,
         cancel_attempts=2 if branch.phase is BranchPhase.CANCELLING else 0,

@@ -218,6 +218,12 @@ def a_refusal_decides_at_once(edge: Edge) -> None:
         assert edge.after.decision is Decision.CANCEL
 
 
+def a_lost_result_cancels(edge: Edge) -> None:
+    """Confirm and Cancel carry the result: what is too long for that can't be confirmed."""
+    if any(a.operation is Operation.TRY and a.too_long for a in edge.counted.values()):
+        assert edge.after.decision is Decision.CANCEL
+
+
 def a_try_leaves_only_while_undecided_and_in_time(edge: Edge) -> None:
     for call in edge.step.calls:
         if call.operation is Operation.TRY:
@@ -465,6 +471,7 @@ INVARIANTS: Final[tuple[Callable[[Edge], None], ...]] = (
     no_cancel_while_the_own_try_is_under_way,
     nothing_under_way_is_asked_twice,
     a_refusal_decides_at_once,
+    a_lost_result_cancels,
     a_try_leaves_only_while_undecided_and_in_time,
     a_sequential_try_waits_for_the_holds_before_it,
     stale_answers_change_nothing,

@@ -162,8 +162,18 @@ def _drawn_answers(data: st.DataObject, run: Run) -> list[Input]:
         if data.draw(st.booleans()):
             answer, retry_after_s, hold_ttl_s = data.draw(answers)
             in_progress = answer is Answer.UNANSWERED and data.draw(st.booleans())
-            said = {"retry_after_s": retry_after_s, "hold_ttl_s": hold_ttl_s, "in_progress": in_progress}
-            drawn.append(replace(success, answer=answer, **said))
+            too_long = answer is Answer.SUCCEEDED and data.draw(st.booleans())
+            drawn.append(
+                replace(
+                    success,
+                    answer=answer,
+                    retry_after_s=retry_after_s,
+                    hold_ttl_s=hold_ttl_s,
+                    in_progress=in_progress,
+                    result=None if too_long else success.result,
+                    too_long=too_long,
+                )
+            )
     return data.draw(st.permutations(drawn))
 
 

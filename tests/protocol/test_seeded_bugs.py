@@ -276,10 +276,20 @@ def takes_answers_that_nobody_waits_for(patch: Patch) -> None:
     wrap(patch, "_answered", answered)
 
 
+@bug("a_lost_result_cancels")
+def keeps_a_hold_whose_result_is_lost(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+        after: Transaction = original(transaction, replace(answer, too_long=False), now, policy)
+        return after
+
+    wrap(patch, "_answered", answered)
+
+
 @bug("delayed_means_that_a_call_after_the_decision_failed")
 def takes_still_working_for_a_failure(patch: Patch) -> None:
     def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
-        return original(transaction, replace(answer, in_progress=False), now, policy)
+        after: Transaction = original(transaction, replace(answer, in_progress=False), now, policy)
+        return after
 
     wrap(patch, "_answered", answered)
 
@@ -287,7 +297,8 @@ def takes_still_working_for_a_failure(patch: Patch) -> None:
 @bug("delayed_means_that_a_call_after_the_decision_failed")
 def takes_a_failure_for_still_working(patch: Patch) -> None:
     def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
-        return original(transaction, replace(answer, in_progress=True), now, policy)
+        after: Transaction = original(transaction, replace(answer, in_progress=True), now, policy)
+        return after
 
     wrap(patch, "_answered", answered)
 
