@@ -137,6 +137,7 @@ class Caller:
             payload=branch.payload,
             hold_ttl_s=call.hold_ttl_s,
             result=None if call.operation is wire.Operation.TRY else branch.result,
+            held=call.operation is wire.Operation.CANCEL and branch.was_held,
         )
         response = await self._transport.handle_async_request(_request(message, url, _traceparent(call)))
         try:

@@ -167,6 +167,11 @@ class Branch:
         """Whether a Confirm or Cancel of this branch has failed, and none has succeeded yet."""
         return self.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING) and self.last_answer in FAILURES
 
+    @property
+    def was_held(self) -> bool:
+        """Whether an answer of the participant said that its Try succeeded."""
+        return self.hold_until is not None
+
     def attempts(self, operation: Operation) -> int:
         """How many calls of this operation were started."""
         match operation:

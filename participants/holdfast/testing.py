@@ -117,7 +117,10 @@ class FakeCoordinator:
 
 @dataclass(slots=True, kw_only=True)
 class Branch:
-    """A branch that the fake coordinator drives. Counts attempts per operation, as the real one does."""
+    """A branch that the fake coordinator drives.
+
+    As the real one does, it counts attempts per operation, and says in a cancel whether it saw the Try succeed.
+    """
 
     coordinator: FakeCoordinator
     transaction_id: str
@@ -126,12 +129,13 @@ class Branch:
     hold_ttl_s: float | None
     attempts: dict[Operation, int] = field(default_factory=dict)
     result: Any = None
+    held: bool = False
 
     async def try_(self) -> Answer:
         """Call try."""
         answer = await self._call(Operation.TRY)
         if answer.ok:
-            self.result = answer.body
+            self.result, self.held = answer.body, True
         return answer
 
     async def confirm(self) -> Answer:
@@ -175,6 +179,7 @@ class Branch:
             payload=text_of(self.payload),
             hold_ttl_s=self.hold_ttl_s if operation is Operation.TRY else None,
             result=None if operation is Operation.TRY else text_of(self.result),
+            held=operation is Operation.CANCEL and self.held,
         )
         transport = httpx.ASGITransport(self.coordinator._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:

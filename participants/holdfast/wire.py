@@ -75,7 +75,8 @@ class Message:
     """One request from the coordinator to a participant.
 
     `payload` and `result` are JSON texts that travel as they are. `hold_ttl_s` (seconds) is set on try only. `result`
-    is the answer to the branch's Try, and is set on confirm and cancel only. Source: docs/reference/protocol.md,
+    is the answer to the branch's Try, and is set on confirm and cancel only. `held`, on cancel only: the coordinator
+    saw the Try succeed. Source: docs/reference/protocol.md,
     section 4.
     """
 
@@ -86,6 +87,7 @@ class Message:
     payload: JsonText
     hold_ttl_s: float | None = None
     result: JsonText | None = None
+    held: bool = False
 
     def headers(self) -> dict[str, str]:
         """Headers that summarise the body, for gateways, logs and services without the SDK."""
@@ -107,6 +109,7 @@ class Message:
             "operation": self.operation.value,
             "attempt": self.attempt,
             "hold_ttl_s": self.hold_ttl_s,
+            **({"held": True} if self.held else {}),
         }
         head = json.dumps(envelope, separators=(",", ":"), allow_nan=False).removesuffix("}")
         return f'{head},"payload":{self.payload},"result":{self.result or NULL}}}'.encode()

@@ -61,6 +61,8 @@ async def test_cancel_carries_the_result_and_no_ttl(service: Service) -> None:
         "cancel",
     )
     assert (refused.body["result"], refused.body["attempt"]) == (None, 1)
+    assert held.body["held"] is True
+    assert "held" not in refused.body, "nobody saw it hold, and older participants see the message that they know"
     assert held.headers["idempotency-key"].endswith(':inventory:cancel"')
 
 

@@ -117,6 +117,17 @@ async def test_what_try_answered_is_sent_to_the_others_alone(operation: Operatio
     assert (sent["payload"], sent["attempt"], sent["branch"]) == ({"sku": 1}, 3, "stock")
 
 
+@pytest.mark.parametrize("hold_until", [None, 1010.0])
+@pytest.mark.parametrize("operation", Operation)
+async def test_only_a_cancel_of_what_was_seen_to_hold_says_so(operation: Operation, hold_until: float | None) -> None:
+    transport = Answers()
+    made = call(operation)
+    await called(transport, replace(made, branch=replace(made.branch, hold_until=hold_until)))
+    sent = httpx.Response(200, content=await transport.requests[0].aread()).json()
+    says = operation is Operation.CANCEL and hold_until is not None
+    assert ("held" in sent, sent.get("held", False)) == (says, says)
+
+
 @pytest.mark.parametrize(
     ("status", "answer"), [(200, Answer.SUCCEEDED), (409, Answer.REFUSED), (503, Answer.UNANSWERED)]
 )

@@ -73,7 +73,7 @@ class Network:
         message = json.loads(body)
         operation = Operation(message["operation"])
         key = (message["transaction_id"], message["branch"])
-        self._check_durable(key, operation)
+        self._check_durable(key, operation, says_held=message.get("held", False))
         replies = self.script.get((message["branch"], operation), [HOLDS if operation is Operation.TRY else Reply()])
         reply = replies[min(self._sent[*key, operation], len(replies) - 1)]
         self._sent[*key, operation] += 1
@@ -136,7 +136,7 @@ class Network:
             )
         )
 
-    def _check_durable(self, key: tuple[str, str], operation: Operation) -> None:
+    def _check_durable(self, key: tuple[str, str], operation: Operation, *, says_held: bool) -> None:
         """Rules 1 and 2: what a call presupposes is in the database, seen by somebody else."""
         with self._engine.connect() as connection:
             stored = transactions.find(connection, key[0]).finish()
@@ -149,6 +149,10 @@ class Network:
             self.violations.append(f"{key}: Try while the record says that none was sent")
         if operation is not Operation.TRY and stored.decision.value != operation.value:
             self.violations.append(f"{key}: {operation} while the durable decision was {stored.decision}")
+        if says_held and (operation is not Operation.CANCEL or key not in self.fences):
+            self.violations.append(f"{key}: {operation} says held, but this never held")
+        if operation is Operation.CANCEL and branch.was_held and not says_held:
+            self.violations.append(f"{key}: {operation} doesn't say that this held")
 
     def check(self, transaction_id: str) -> None:
         """The rules, looked at from the end: nothing mixed, and every branch knows how it ended."""

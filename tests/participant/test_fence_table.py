@@ -116,6 +116,7 @@ def test_the_words_of_rows_calls_and_problems() -> None:
         "already-confirmed",
         "hold-expired",
         "payload-mismatch",
+        "forgotten",
     }
 
 
@@ -172,6 +173,13 @@ def test_while_a_run_has_its_lease_no_other_begins(state: State, event: Event) -
 def test_a_confirm_waits_for_a_try_that_may_still_come_to_hold() -> None:
     assert decide(Seen(state=State.TRYING, busy_s=7.0), Event.CONFIRM) == Wait(7.0)
     assert decide(Seen(state=State.TRYING), Event.CONFIRM) == Refuse(Refusal.NOTHING_HELD)
+
+
+def test_only_a_cancel_of_what_was_held_and_has_no_row_is_forgotten() -> None:
+    for state, event in itertools.product(State, Event):
+        changed = decide(Seen(state=state, was_held=True), event) != decide(Seen(state=state), event)
+        assert changed == ((state, event) == (State.NOTHING, Event.CANCEL))
+    assert decide(Seen(state=State.NOTHING, was_held=True), Event.CANCEL) == Refuse(Refusal.FORGOTTEN)
 
 
 def test_only_a_late_confirm_re_acquires_and_only_where_that_is_allowed() -> None:

@@ -83,7 +83,8 @@ class Busy(Exception):
 class Happening:
     """An event on a branch. `payload` is JSON text, or None if the message had none.
 
-    `version` is the row's version when the reaper found it; calls have none.
+    `version` is the row's version when the reaper found it; calls have none. `was_held`: the message says that the
+    coordinator saw the Try succeed.
     """
 
     key: Key
@@ -92,6 +93,7 @@ class Happening:
     payload: str | None = None
     hold_ttl_s: float | None = None
     version: int | None = None
+    was_held: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,11 +148,8 @@ def carry_out(rules: Rules, happening: Happening, session: Session, invoke: Invo
 def _once(rules: Rules, happening: Happening, session: Session, invoke: Invoke) -> Outcome:
     require_transaction(session.connection())
     row, is_new = _seize(rules, happening, session)
-    if is_new:
-        assert row is not None
-        step = decide(Seen(state=State.NOTHING), happening.event)
-    else:
-        step = decide(_seen(rules, happening, row), happening.event, may_reacquire=rules.reacquire)
+    seen = _seen(rules, happening, None if is_new else row)
+    step = decide(seen, happening.event, may_reacquire=rules.reacquire)
     if _is_outdated(happening, row, step):
         session.rollback()
         return Outcome(row=row)
@@ -197,7 +196,7 @@ def _seize(rules: Rules, happening: Happening, session: Session) -> tuple[Row | 
 
     A call that may create the row inserts first, so that concurrent calls are serialised by the primary key.
     """
-    step = decide(Seen(state=State.NOTHING), happening.event)
+    step = decide(_seen(rules, happening, None), happening.event)
     if isinstance(step, Run | Mark):
         row = _new_row(rules, happening, step)
         if rows.insert_if_absent(session, rules.table, row):
@@ -245,7 +244,7 @@ def _differs(happening: Happening, row: Row) -> bool:
 
 def _seen(rules: Rules, happening: Happening, row: Row | None) -> Seen:
     if row is None:
-        return Seen(state=State.NOTHING)
+        return Seen(state=State.NOTHING, was_held=happening.was_held)
     busy_s = 0.0 if row.busy_until is None else max(0.0, row.busy_until - rules.clock())
     return Seen(state=row.state, payload_differs=_differs(happening, row), busy_s=busy_s)
 

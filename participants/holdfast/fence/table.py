@@ -49,6 +49,7 @@ class Refusal(StrEnum):
     ALREADY_CONFIRMED = "already-confirmed"
     HOLD_EXPIRED = "hold-expired"
     PAYLOAD_MISMATCH = "payload-mismatch"
+    FORGOTTEN = "forgotten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,13 @@ class Seen:
 
     `payload_differs`: the call's payload differs from that of the earlier Try; the reaper has none.
     `busy_s`: the remaining lease of the run in progress, in seconds; 0 if there is none.
+    `was_held`: the coordinator saw the Try succeed, so there must have been a row.
     """
 
     state: State
     payload_differs: bool = False
     busy_s: float = 0.0
+    was_held: bool = False
 
 
 _TRY: Final = Run((Operation.TRY,), State.TRYING, State.HELD)
@@ -151,7 +154,7 @@ _LINES: Final[Mapping[State, _Line]] = {
 TABLE: Final[Mapping[tuple[State, Event], Step]] = MappingProxyType(
     {(state, event): step for state, line in _LINES.items() for event, step in zip(Event, line, strict=True)}
 )
-"""The whole table: (state of the row, event) → what to do. `decide` adds the three conditions."""
+"""The whole table: (state of the row, event) → what to do. `decide` adds the four conditions."""
 
 
 def decide(seen: Seen, event: Event, *, may_reacquire: bool = False) -> Step:
@@ -159,11 +162,14 @@ def decide(seen: Seen, event: Event, *, may_reacquire: bool = False) -> Step:
 
     `may_reacquire`: whether a confirm after the hold was released may run Try again. Conditions beyond the table: the
     same identity with another payload is refused; while another run has its lease, a call waits if a handler would run,
-    or if the Try may still succeed. Source: docs/reference/protocol.md, section 5.
+    or if the Try may still succeed; a cancel of what was held, but has no row, is refused, because its effects may
+    still stand. Source: docs/reference/protocol.md, section 5.
     """
     step = TABLE[seen.state, event]
     if seen.state is State.EXPIRED and event is Event.CONFIRM and may_reacquire:
         step = _REACQUIRE
+    if seen.state is State.NOTHING and event is Event.CANCEL and seen.was_held:
+        step = Refuse(Refusal.FORGOTTEN)
     if seen.payload_differs:
         return Refuse(Refusal.PAYLOAD_MISMATCH)
     if seen.busy_s > 0 and (isinstance(step, Run) or seen.state is State.TRYING):

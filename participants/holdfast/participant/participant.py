@@ -202,6 +202,7 @@ class Participant:
                 attempt=message.attempt,
                 payload=payload,
                 hold_ttl_s=message.hold_ttl_s,
+                was_held=message.held,
             )
         )
         assert outcome.row is not None

@@ -45,6 +45,8 @@ _DETAILS: Final = {
     Refusal.ALREADY_CONFIRMED: "This branch was confirmed. It can no longer be cancelled.",
     Refusal.HOLD_EXPIRED: "The hold was released after hold_max_s, before a confirm arrived.",
     Refusal.PAYLOAD_MISMATCH: "This transaction and branch were already used with another payload.",
+    Refusal.FORGOTTEN: "The Try of this branch succeeded, but its row is gone: purged, or lost with a backup. What it "
+    "changed may still stand. Look for it, undo it by hand, then resolve the branch.",
 }
 
 
@@ -85,6 +87,7 @@ class Message(BaseModel):
     attempt: int = Field(default=1, ge=1, le=2**62)
     hold_ttl_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
     payload: str | None = None
+    held: bool = False
 
     @field_validator("transaction_id", "branch")
     @classmethod
@@ -130,6 +133,7 @@ def _body_of(operation: Operation) -> dict[str, Any]:
         "attempt": 1,
         "payload": {"sku": "A-1", "quantity": 2},
         **({"hold_ttl_s": 60} if operation is Operation.TRY else {"result": {"hold_id": "inventory-83"}}),
+        **({"held": True} if operation is Operation.CANCEL else {}),
     }
     return {"schema": _SCHEMA, "examples": {operation.value: {"summary": "One call", "value": example}}}
 
@@ -256,6 +260,7 @@ _SCHEMA: Final = {
         "hold_ttl_s": {"type": ["number", "null"], "minimum": 0},
         "payload": {},
         "result": {},
+        "held": {"type": "boolean"},
     },
 }
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
