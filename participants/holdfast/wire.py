@@ -76,8 +76,7 @@ class Message:
 
     `payload` and `result` are JSON texts that travel as they are. `hold_ttl_s` (seconds) is set on try only. `result`
     is the answer to the branch's Try, and is set on confirm and cancel only. `held`, on cancel only: the coordinator
-    saw the Try succeed. Source: docs/reference/protocol.md,
-    section 4.
+    saw the Try succeed. Source: docs/reference/protocol.md, section 4.
     """
 
     transaction_id: str

@@ -9,14 +9,14 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import TextClause, create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from holdfast import Hold, Participant, Refused
+from holdfast import Hold, NotNow, Participant, Refused
 from holdfast.testing import Answer, FakeCoordinator
-from tests.harness.participant_app import EFFECTS, Service, running
+from tests.harness.participant_app import EFFECTS, SeatRequest, Service, running
 
 SECRET = "ada@secret.example"
 HandlerBody = Callable[[Session], Any]
@@ -125,6 +125,100 @@ async def test_a_mistake_in_sql_does_not_pass_by_itself(service: Service) -> Non
     for statement in ("SELECT 1 FROM missing", "SELECT missing FROM effects"):
         answer = await tried(service, runs(statement))
         assert (answer.status, answer.problem) == (500, "handler-failed")
+
+
+COLLISIONS = {
+    "postgresql": "DO $$ BEGIN RAISE EXCEPTION 'a deadlock' USING ERRCODE = '40P01'; END $$",
+    "mysql": "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = 'a deadlock'",
+}
+COLLIDING = pytest.mark.parametrize(
+    "kind", ["postgresql+psycopg", "postgresql+asyncpg", "mariadb+pymysql", "mysql+asyncmy"]
+)
+
+
+def collision(kind: str) -> TextClause:
+    """A statement that fails as if it had lost against another transaction."""
+    return text(COLLISIONS["postgresql" if kind.startswith("postgresql") else "mysql"])
+
+
+@COLLIDING
+async def test_a_group_with_a_deadlock_is_repeated_like_the_deadlock(service: Service, kind: str) -> None:
+    left = [3]
+
+    def collides(session: Session) -> None:
+        session.execute(EFFECTS.insert().values(transaction_id="x", operation="try"))
+        left[0] -= 1
+        if left[0] < 0:
+            return
+        try:
+            session.execute(collision(kind))
+        except DBAPIError as error:
+            consequence = ValueError("what a sibling made of it")
+            raise ExceptionGroup("tasks", [consequence, ExceptionGroup("inner", [error])]) from None
+
+    assert (await tried(service, collides)).ok
+    assert await service.effects() == {"try": 1}
+    left[0] = 100
+    answer = await tried(service, collides)
+    assert (answer.status, answer.problem, left[0]) == (503, "unavailable", 95), "but not for ever"
+    assert await service.effects() == {"try": 1}
+
+
+@pytest.mark.parametrize("two_step", [False, True])
+@pytest.mark.parametrize("kind", ["postgresql+asyncpg", "mysql+asyncmy"])
+async def test_a_deadlock_in_a_task_group_is_repeated(service: Service, kind: str, two_step: bool) -> None:
+    left = [3]
+    participant = Participant("other", service.database, coordinator_url="http://coordinator", two_step=two_step)
+
+    @participant.on_try
+    async def collides(hold: Hold, session: AsyncSession) -> None:  # type: ignore[type-arg]
+        await session.execute(EFFECTS.insert().values(transaction_id="x", operation="try"))
+        left[0] -= 1
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(session.execute(collision(kind) if left[0] >= 0 else text("SELECT 1")))
+
+    async with FakeCoordinator(participant) as coordinator:
+        assert (await coordinator.branch().try_()).ok
+    assert left == [-1]
+    assert await service.effects() == {"try": 1}
+
+
+async def test_a_deadlock_elsewhere_is_the_handlers(service: Service) -> None:
+    """It is repeated, which does no harm; but it says nothing about the participant's own database."""
+
+    class Deadlock(Exception):
+        sqlstate = "40P01"
+
+    def elsewhere(session: Session) -> None:
+        raise ExceptionGroup("tasks", [Deadlock()])
+
+    assert (await tried(service, elsewhere)).problem == "handler-failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_after_s"),
+    [
+        (ExceptionGroup("tasks", [NotNow("gateway down", retry_after_s=9)]), 9),
+        (ExceptionGroup("tasks", [NotNow("one"), ExceptionGroup("in", [NotNow("gateway down", retry_after_s=9)])]), 9),
+        (ExceptionGroup("tasks", [Refused("sold out"), NotNow("gateway down", retry_after_s=3)]), 3),
+    ],
+    ids=["one", "nested", "with a refusal"],
+)
+@pytest.mark.parametrize("two_step", [False, True])
+async def test_a_group_with_a_not_now_asks_for_more_time(
+    url: str, kind: str, error: Exception, retry_after_s: float, two_step: bool
+) -> None:
+    def fails(operation: str, hold: Hold[SeatRequest]) -> None:
+        raise error
+
+    async with running(url, kind, two_step=two_step) as service, FakeCoordinator(service.participant) as coordinator:
+        service.behave.append(fails)
+        branch = coordinator.branch({"quantity": 1})
+        answer = await branch.try_()
+        assert (answer.status, answer.problem, answer.detail) == (503, "unavailable", "gateway down")
+        assert answer.retry_after_s == retry_after_s
+        assert await branch.phase() == ("trying" if two_step else None), "what it sent may have arrived"
+        assert not await service.effects()
 
 
 @pytest.mark.parametrize(

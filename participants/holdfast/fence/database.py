@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from holdfast.fence.awaiting import remembering
+from holdfast.fence.groups import leaves
 from holdfast.fence.guard import Undone, refuse_autocommit, watch
 from holdfast.fence.handlers import Invoke, invoke_def, invoker_for
 from holdfast.fence.rows import DIALECTS, VALIDATED, adding_validated
@@ -156,8 +157,14 @@ def _has_validated(connection: Connection, table: Table) -> bool | None:
 
 
 def collided(error: BaseException) -> bool:
-    """Whether the database rolled the transaction back in favour of another, so that it should be retried at once."""
-    return isinstance(error, Undone) or _sqlstate(error) in _COLLISIONS or _mysql_code(error) in _MYSQL_COLLISIONS
+    """Whether the database rolled the transaction back in favour of another, so that it should be retried at once.
+
+    In a group one such error is enough: the others may be its consequences.
+    """
+    return any(
+        isinstance(leaf, Undone) or _sqlstate(leaf) in _COLLISIONS or _mysql_code(leaf) in _MYSQL_COLLISIONS
+        for leaf in leaves(error)
+    )
 
 
 def will_pass(error: BaseException) -> bool:

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import Pool
 
-from holdfast.fence.database import will_pass
+from holdfast.fence.database import collided, will_pass
+from holdfast.fence.groups import leaves
 from holdfast.fence.handlers import Handlers
 from holdfast.fence.rows import TABLE_NAME
 
@@ -36,8 +37,9 @@ def failure_of(error: BaseException, engine: Engine) -> Failure:
     if _is_missing_table(error):
         return Failure.TABLE_MISSING
     in_handler = any(frame_code is _HANDLER_CALL for frame_code, _ in _frames(error.__traceback__))
-    leaves = list(_leaves(error))
-    if all(will_pass(leaf) and not (in_handler and _is_foreign(leaf, engine)) for leaf in leaves):
+    members = list(leaves(error))
+    passing = [leaf for leaf in members if will_pass(leaf) and not (in_handler and _is_foreign(leaf, engine))]
+    if len(passing) == len(members) or any(collided(leaf) for leaf in passing):
         return Failure.DATABASE
     return Failure.HANDLER
 
@@ -65,14 +67,6 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[CodeType, Any]]:
     """The code of each stack frame, and the object whose method it is."""
     for frame, _ in walk_tb(trace):
         yield frame.f_code, frame.f_locals.get("self")
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for member in error.exceptions:
-            yield from _leaves(member)
-    else:
-        yield error
 
 
 def _is_missing_table(error: BaseException) -> bool:

@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 from holdfast.fence.awaiting import all_awaited
+from holdfast.fence.groups import leaves
 from holdfast.fence.restoring import Restorer, validate
-from holdfast.hold import Hold, Refused
+from holdfast.hold import Hold, NotNow, Refused
 from holdfast.json_text import loads
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
@@ -122,8 +123,8 @@ class Handlers:
     ) -> Any:
         """Run the handler of `operation`, if there is one; returns Try's result as JSON values.
 
-        The results of confirm and cancel are ignored. An exception group of refusals only, as a TaskGroup raises it, is
-        a refusal.
+        The results of confirm and cancel are ignored. An exception group of nothing but Refused and NotNow, as a
+        TaskGroup raises it, counts as one of them.
         """
         handler = self._by_operation.get(operation)
         if handler is None:
@@ -131,10 +132,10 @@ class Handlers:
         try:
             returned = invoke(handler, hold, session, timeout_s)
         except ExceptionGroup as group:
-            refused = _refusal(group)
-            if refused is None:
+            meant = _meant_by(group)
+            if meant is None:
                 raise
-            raise refused from group
+            raise meant from group
         except Exception:
             raise
         except BaseException as error:
@@ -216,13 +217,23 @@ def _stopped_after(timeout_s: float | None) -> Iterator[None]:
     await_only(timeout.__aexit__(None, None, None))
 
 
-def _refusal(group: ExceptionGroup[Exception]) -> Refused | None:
-    """The first refusal of a group that contains nothing else."""
-    refusals, others = group.split(Refused)
-    first: Any = refusals
-    while isinstance(first, ExceptionGroup):
-        first = first.exceptions[0]
-    return first if others is None and isinstance(first, Refused) else None
+def _meant_by(group: ExceptionGroup[Exception]) -> Refused | NotNow | None:
+    """The exception that stands for a group of nothing but Refused and NotNow: the longest NotNow, or else the first.
+
+    A single NotNow outweighs refusals, because what it interrupted may have had an effect outside, which a refused Try
+    hasn't.
+    """
+    refused: list[Refused] = []
+    not_now: list[NotNow] = []
+    for leaf in leaves(group):
+        match leaf:
+            case Refused():
+                refused.append(leaf)
+            case NotNow():
+                not_now.append(leaf)
+            case _:
+                return None
+    return max(not_now, key=lambda leaf: leaf.retry_after_s) if not_now else refused[0]
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
