@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -271,7 +272,7 @@ def _run(
         _after_losing(rules, happening, session, invoke, step)
         raise
     except (Exception, asyncio.CancelledError) as error:
-        session.rollback()
+        _roll_back(session)
         if rules.two_step:
             try:
                 _give_up_lease(rules, session, row=row, step=step, error=error, is_first=is_new)
@@ -391,7 +392,7 @@ def _give_up_lease(
     except Superseded:
         raise
     except Exception as trouble:  # the handler's failure matters more; the lease ends by itself
-        session.rollback()
+        _roll_back(session)
         hide_values(trouble)
         log.warning(
             "event=lease_not_released transaction_id=%s branch=%s error=%s",
@@ -419,7 +420,7 @@ def _after_losing(rules: Rules, happening: Happening, session: Session, invoke: 
     try:
         _once(rules, Happening(key=happening.key, event=Event.DUE), session, invoke)
     except Exception as error:  # the reaper will retry
-        session.rollback()
+        _roll_back(session)
         hide_values(error)
         log.warning(
             "event=undo_postponed transaction_id=%s branch=%s error=%s",
@@ -427,6 +428,15 @@ def _after_losing(rules: Rules, happening: Happening, session: Session, invoke: 
             row.branch,
             type(error).__name__,
         )
+
+
+def _roll_back(session: Session) -> None:
+    """Roll back without replacing the error that is being handled, above all the cancellation of this task.
+
+    If it fails, the connection is lost. The pool drops it, and the database rolls back.
+    """
+    with suppress(Exception):
+        session.rollback()
 
 
 def backoff_s(rules: Rules, checks: int) -> float:
