@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, Literal, NoReturn, Self
 from urllib.parse import quote
 
@@ -20,6 +19,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 
+from holdfast.connections import Connections
 from holdfast.json_text import parsed
 from holdfast.urls import base_url, printable_url
 from holdfast.wire import Answer, Decision, answer_of, printable, refusal_detail, retry_after_s
@@ -217,8 +217,7 @@ class Client:
         self._retry_s = retry_s
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
-        self._transport = transport
-        self._http: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+        self._connections = Connections(self._base_url, transport)
         self._announced = False
         self._closed = False
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -231,11 +230,9 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections of this event loop; those of closed loops are gone already."""
+        """Close the connections of this event loop; those of another loop are closed when it ends."""
         self._closed = True
-        http = self._http.pop(asyncio.get_running_loop(), None)
-        if http is not None:
-            await http.aclose()
+        await self._connections.close()
 
     async def begin(
         self,
@@ -313,7 +310,7 @@ class Client:
 
         Every request here can be repeated: begin carries its key, and the others are idempotent.
         """
-        http = self._connections()
+        http = await self._http()
         until = self._clock() + wait_s + self._retry_s
         attempt_s = self._timeout_s + wait_s + (WAIT_MARGIN_S if wait_s else 0.0)
         attempts, cause = 0, None
@@ -338,24 +335,13 @@ class Client:
                 raise CoordinatorUnreachable(why, url=printable_url(str(request.url)), attempts=attempts) from cause
             await self._sleep(pause_s)
 
-    def _connections(self) -> httpx.AsyncClient:
-        """The HTTP client of the running event loop; a connection belongs to the loop on which it was opened."""
+    async def _http(self) -> httpx.AsyncClient:
         if self._closed:
             raise RuntimeError("this Client is closed: create a new one")
         if not self._announced:
             self._announced = True
             log.info("event=client_started coordinator=%s retry_s=%s", printable_url(self._base_url), self._retry_s)
-        loop = asyncio.get_running_loop()
-        http = self._http.get(loop)
-        if http is None:
-            for ended in [known for known in self._http if known.is_closed()]:
-                self._http.pop(ended, None)
-            none = CookieJar(
-                DefaultCookiePolicy(allowed_domains=[])
-            )  # a cookie that can't be sent back would break every request
-            http = httpx.AsyncClient(base_url=self._base_url, transport=self._transport, cookies=none)
-            self._http[loop] = http
-        return http
+        return await self._connections.of_this_loop()
 
     def _transaction(self, response: httpx.Response) -> Transaction:
         return self._parsed(parsed(response.content))

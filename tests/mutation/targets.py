@@ -55,8 +55,8 @@ _STATEMENTS: Final = _stages(
 )
 _FENCE: Final = _stages(
     "tests/participant/test_fence_rows.py tests/participant/test_participant.py",
-    "tests/participant/test_reaper.py tests/participant/test_interleavings.py",
-    "tests/participant/test_two_step.py",
+    "tests/participant/test_reaper.py tests/participant/test_interleavings.py tests/participant/test_forgotten.py",
+    "tests/participant/test_two_step.py tests/participant/test_cancelled_calls.py",
     "tests/participant/test_crashes.py",
 )
 _REAPER: Final = _stages("tests/participant/test_reaper.py", "tests/participant/test_two_step.py -k reaper")

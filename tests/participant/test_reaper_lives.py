@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from inspect import CORO_CLOSED, getcoroutinestate
 from typing import Any
 
 import httpx
@@ -342,4 +343,24 @@ async def test_a_table_in_the_services_metadata_is_the_services(url: str, kind: 
         async with participant.lifespan():
             pass
     assert not inspect(engine).has_table("holdfast_branches")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("has_slow", [False, True])
+def test_a_loop_that_never_ends_it_is_no_error(sqlite_url: str, has_slow: bool) -> None:
+    """The garbage collector ends it then, when there may be no loop any more: it must not wait for anything."""
+    engine = create_engine(sqlite_url)
+    participant = Participant("seats", engine, coordinator_url="http://coordinator")
+
+    async def begun() -> Coroutine[Any, Any, None]:
+        reaper = participant._reaper(participant._ask_over(httpx.MockTransport(lambda request: httpx.Response(503))))
+        if has_slow:
+            reaper._slow.add(asyncio.create_task(asyncio.Event().wait()))  # type: ignore[arg-type]
+        running = reaper.run_for_ever(3600)
+        running.send(None)  # now it sleeps
+        return running
+
+    running = asyncio.run(begun())
+    running.close()
+    assert getcoroutinestate(running) == CORO_CLOSED
     engine.dispose()

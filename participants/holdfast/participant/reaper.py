@@ -81,8 +81,9 @@ class Reaper:
                         raise
                     hide_values(error)
                     log.exception("event=reaper_failed participant=%s", self.participant)
-        finally:
+        except asyncio.CancelledError:  # a `finally` would wait even if the loop has ended without cancelling this
             await _end(self._slow)
+            raise
 
     async def _look_after_all(self, due: list[Row], patience_s: float | None) -> tuple[int, bool]:
         """Returns how many rows were settled, and whether patience ran out; rows not started by then are left."""
