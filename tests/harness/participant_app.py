@@ -3,6 +3,7 @@
 `reserve`, `book` and `release` each add one row to `effects`; so "exactly once" is a count.
 """
 
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, PositiveInt
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine, func, insert, make_url, select
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -39,6 +53,21 @@ class Boom(Exception):
     """A handler's bug."""
 
 
+class InUse:
+    """Counts an engine's connections in use, whatever its pool: a NullPool can't tell."""
+
+    def __init__(self, engine: Engine | AsyncEngine) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        event.listen(sync, "checkout", lambda *_: self._change(1))
+        event.listen(sync, "checkin", lambda *_: self._change(-1))
+
+    def _change(self, by: int) -> None:
+        with self._lock:
+            self.count += by
+
+
 Behaviour = Callable[[str, Hold[SeatRequest]], Any]
 """What a handler does before it writes: (operation, hold) → what it returns."""
 
@@ -51,6 +80,13 @@ class Service:
     participant: Participant
     behave: list[Behaviour] = field(default_factory=list)
     holds: list[tuple[str, Hold[SeatRequest]]] = field(default_factory=list)
+    in_use: InUse | None = None
+
+    @property
+    def connections_in_use(self) -> int:
+        """How many connections are in use, of a service that `running` has started."""
+        assert self.in_use is not None
+        return self.in_use.count
 
     def act(self, operation: str, hold: Hold[SeatRequest]) -> Any:
         self.holds.append((operation, hold))
@@ -93,6 +129,7 @@ async def running(url: str, kind: str, **options: Any) -> AsyncIterator[Service]
     else:
         METADATA.create_all(engine)
     service = service_on(engine, **options)
+    service.in_use = InUse(engine)
     await service.participant.create_table()
     try:
         yield service

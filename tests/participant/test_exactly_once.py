@@ -61,17 +61,24 @@ DRIVER_SAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("dialect_knows", [True, False])
 @pytest.mark.parametrize("two_step", [False, True])
 @pytest.mark.parametrize("kind", DRIVER_SAYS)
 async def test_a_driver_in_autocommit_is_refused_before_anything_is_written(
-    url: str, kind: str, two_step: bool
+    url: str, kind: str, two_step: bool, dialect_knows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the engine doesn't know of is seen on the connection in use."""
+    """What the engine doesn't know of is seen on the connection in use. SQLAlchemy's dialects tell it since 2.0.43."""
+
+    def does_not_know(_: Any) -> None:
+        raise NotImplementedError
+
     async with running(url, kind) as service:
         address = make_url(url).set(drivername=kind)
         address = address.set(query={}) if kind.endswith("asyncmy") else address
         create: Any = create_async_engine if isinstance(service.database, AsyncEngine) else create_engine
         engine = create(address, connect_args=DRIVER_SAYS[kind])
+        if not dialect_knows:
+            monkeypatch.setattr(engine.dialect, "detect_autocommit_setting", does_not_know, raising=False)
         participant = participant_of(
             engine, lambda hold, session: session.execute(written()) and None, two_step=two_step
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from holdfast import Participant, Refused
@@ -217,13 +217,11 @@ async def reap_and_cancel(coordinator: FakeCoordinator, branch: Branch, *, befor
 
 
 async def test_no_connection_is_held_while_the_coordinator_is_asked(url: str, kind: str) -> None:
-    checked_out: list[int] = []
+    in_use: list[int] = []
 
     class Transport(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            engine = service.database.sync_engine if isinstance(service.database, AsyncEngine) else service.database
-            assert isinstance(engine, Engine)
-            checked_out.append(engine.pool.checkedout())  # type: ignore[attr-defined]
+            in_use.append(service.connections_in_use)
             assert request.url == "http://coordinator/v1/transactions/t%2F1/decision"
             return httpx.Response(200, json={"decision": "cancel", "recheck_in_s": 0})
 
@@ -234,7 +232,7 @@ async def test_no_connection_is_held_while_the_coordinator_is_asked(url: str, ki
             assert (await branch.try_()).ok
         now[0] += 61
         assert await service.participant.reap() == 1
-        assert checked_out == [0]
+        assert in_use == [0]
         assert await branch.phase() == "cancelled"
 
 

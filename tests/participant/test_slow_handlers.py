@@ -52,12 +52,6 @@ class Gate:
         self._thread_opened.set()
 
 
-def checked_out(service: Service) -> int:
-    engine = service.database.sync_engine if isinstance(service.database, AsyncEngine) else service.database
-    count: int = engine.pool.checkedout()  # type: ignore[attr-defined]
-    return count
-
-
 @servers
 @either_form
 async def test_repeats_of_a_hanging_call_are_busy_at_once_and_take_no_connection(
@@ -71,11 +65,11 @@ async def test_repeats_of_a_hanging_call_are_busy_at_once_and_take_no_connection
         stuck, other = coordinator.branch({"quantity": 13}), coordinator.branch({"quantity": 1})
         first = asyncio.create_task(stuck.try_())
         await gate.arrived.wait()
-        held_by_the_first = checked_out(service)
+        held_by_the_first = service.connections_in_use
         repeats = await asyncio.gather(*(call() for call in [stuck.try_, stuck.confirm, stuck.cancel] * 10))
         assert {(answer.status, answer.problem) for answer in repeats} == {(503, "busy")}
         assert all(answer.retry_after_s is not None and answer.retry_after_s <= 1 for answer in repeats)
-        assert checked_out(service) == held_by_the_first == (0 if two_step else 1)
+        assert service.connections_in_use == held_by_the_first == (0 if two_step else 1)
         assert (await other.try_()).ok
         gate.open()
         assert (await first).ok
@@ -114,7 +108,7 @@ async def test_one_step_handlers_end_in_time(url: str, kind: str, is_async: bool
             answer = await branch.try_()
             assert answer.status in (500, 503)
             assert await branch.phase() is None
-            assert checked_out(service) == 0
+            assert service.connections_in_use == 0
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

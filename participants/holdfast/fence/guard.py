@@ -83,17 +83,8 @@ def watch(engine: Engine) -> None:
 
 def require_transaction(connection: Connection) -> None:
     """Raise RuntimeError if the connection commits each statement by itself, for whatever reason."""
-    driver = connection.connection.dbapi_connection
-    assert driver is not None
-    dialect = connection.dialect
-    if dialect.name == "sqlite":
-        commits = _sqlite_commits_each(connection)
-    else:
-        try:
-            commits = bool(dialect.detect_autocommit_setting(driver))
-        except (NotImplementedError, AttributeError):  # a driver that can't tell
-            commits = False
-    if commits:
+    on_sqlite = connection.dialect.name == "sqlite"
+    if _sqlite_commits_each(connection) if on_sqlite else _driver_commits_each(connection):
         raise RuntimeError(_AUTOCOMMIT)
 
 
@@ -197,6 +188,16 @@ def _begin_on_sqlite(connection: Connection) -> None:
         cursor = connection.connection.cursor()
         cursor.execute("BEGIN")
         cursor.close()
+
+
+def _driver_commits_each(connection: Connection) -> bool:
+    adapted = connection.connection.dbapi_connection
+    assert adapted is not None
+    try:
+        return bool(connection.dialect.detect_autocommit_setting(adapted))
+    except (NotImplementedError, AttributeError):  # SQLAlchemy before 2.0.43, or a driver that it can't ask
+        ask = getattr(connection.connection.driver_connection, "get_autocommit", None)
+        return bool(ask()) if ask is not None else getattr(adapted, "autocommit", None) is True
 
 
 def _sqlite_is_open(connection: Connection) -> bool:
