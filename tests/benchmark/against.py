@@ -70,6 +70,14 @@ COMPARISONS: Final = (
         transactions=40,
         driver="tests.benchmark.large_client",
     ),
+    Comparison(name="few", database=Databases.sqlite, clients=4, transactions=120),
+    Comparison(  # bodies of 1 MiB; compare its /healthz with that of "few"
+        name="megabyte",
+        database=Databases.sqlite,
+        clients=4,
+        transactions=12,
+        driver="tests.benchmark.megabyte_client",
+    ),
 )
 
 

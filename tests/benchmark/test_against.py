@@ -126,7 +126,10 @@ def test_a_folder_that_is_not_there_or_has_no_holdfast_says_what_to_do(tmp_path:
     ("arguments", "fault"),
     [
         (["--against", "no/such/folder"], "no such folder"),
-        (["--against", ".", "--case", "sqlite,nonsense"], "no such case: nonsense; there are sqlite, postgres, large"),
+        (
+            ["--against", ".", "--case", "sqlite,odd"],
+            "no such case: odd; there are sqlite, postgres, large, few, megabyte",
+        ),
     ],
 )
 def test_the_command_refuses_what_it_can_not_compare_before_it_starts_anything(

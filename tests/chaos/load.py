@@ -28,6 +28,10 @@ PAUSE_S: Final = (0.1, 0.8)
 RECENT: Final = 500
 UNANSWERED: Final = (0, 500, 502, 503, 504)
 LAST_WORDS_MAX_S: Final = 50.0
+BODY_MAX_BYTES: Final = 1_048_576
+"""HOLDFAST_BODY_MAX_BYTES, as it is by default."""
+AT_THE_LIMIT: Final = 0.001
+"""The share of requests that are exactly that long."""
 """How long clients go on asking about what they began after they were told to stop."""
 
 
@@ -160,11 +164,16 @@ class Crowd:
         shares = [amount] if len(places) == 2 else [amount // 2, amount - amount // 2]
         movements = [("debit", places[0], amount)]
         movements += [("credit", place, share) for place, share in zip(places[1:], shares, strict=True)]
-        branches = [
+        branches: list[dict[str, Any]] = [
             {
                 "name": f"{kind}-{number}",
                 "participant": place,
-                "payload": {"kind": kind, "account": draw.randrange(self._accounts), "amount": share},
+                "payload": {
+                    "kind": kind,
+                    "account": draw.randrange(self._accounts),
+                    "amount": share,
+                    "note": "x" * _note_chars(draw),
+                },
             }
             for number, (kind, place, share) in enumerate(movements)
         ]
@@ -176,7 +185,15 @@ class Crowd:
             "answer_at": draw.choice(["end", "end", "end", "decision", "record"]),
             "branches": branches,
         }
+        if draw.random() < AT_THE_LIMIT:
+            branches[0]["payload"]["note"] = ""
+            branches[0]["payload"]["note"] = "x" * (BODY_MAX_BYTES - len(json.dumps(asked)))
         return json.dumps(asked).encode()
+
+
+def _note_chars(draw: random.Random) -> int:
+    """Mostly nothing, and else any order of magnitude."""
+    return int(10 ** draw.uniform(0, 4.5)) if draw.random() < 0.1 else 0
 
 
 async def main() -> None:

@@ -58,12 +58,18 @@ effects: Final = Table(
 )
 
 
+RESULT_NOTE_CHARS_MAX: Final = 60_000
+"""A result must fit into HOLDFAST_RESPONSE_MAX_BYTES."""
+
+
 class Movement(BaseModel):
     """What one branch is asked to do."""
 
     kind: Literal["debit", "credit"]
     account: int
     amount: int
+    note: str = ""
+    """Makes payload and result as long as a test wants them."""
 
 
 CHANGES: Final[dict[tuple[str, str], dict[str, int]]] = {
@@ -113,7 +119,7 @@ def attach(participant: Participant, *, refuses: Callable[[], bool]) -> None:
         if refuses():
             raise Refused("not today")
         _change(session, hold, "try")
-        return {"hold": hold.idempotency_key}
+        return {"hold": hold.idempotency_key, "note": hold.payload.note[:RESULT_NOTE_CHARS_MAX]}
 
     @participant.on_confirm
     def make_it_final(hold: Hold[Movement], session: Session) -> None:
@@ -131,7 +137,7 @@ def _change(session: Session, hold: Hold[Movement], operation: str) -> None:
     if result.rowcount == 0:
         raise Refused("insufficient funds")
     effect = {"transaction_id": hold.transaction_id, "branch": hold.branch, "operation": operation}
-    session.execute(_LOGGING, effect | movement.model_dump() | {"at": time.monotonic()})
+    session.execute(_LOGGING, effect | movement.model_dump(exclude={"note"}) | {"at": time.monotonic()})
 
 
 _LOGGING: Final = insert(effects)
