@@ -11,7 +11,9 @@ from app.protocol.values import Transaction
 BRANCH_BYTES: Final = 1024
 """About what a branch in progress takes beside its payload and result."""
 BEGIN_SHARE: Final = 0.75
-"""The share that requests and new transactions may fill; the rest is for recovery, so that what was begun goes on."""
+"""The share that requests and new transactions may fill; the rest is for recovery, so that what was begun goes on, …"""
+HUNG_SHARE: Final = 0.875
+"""… and of that, hung transactions leave some to those that only wait their turn."""
 
 
 class MemoryBudget:
@@ -21,10 +23,9 @@ class MemoryBudget:
         self._bytes_max = bytes_max
         self.used = 0
 
-    @property
-    def left(self) -> int:
-        """What is left for recovery, in bytes."""
-        return max(0, self._bytes_max - self.used)
+    def left(self, *, hung: bool) -> int:
+        """What is left for recovery, in bytes: for hung transactions, or for the others."""
+        return max(0, int(self._bytes_max * (HUNG_SHARE if hung else 1.0)) - self.used)
 
     def admits(self, size: int) -> bool:
         """Whether a request or a new transaction of this many bytes fits in."""

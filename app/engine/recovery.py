@@ -88,16 +88,17 @@ class Recovery:
         return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
 
     async def _claim(self, place: Place, *, hung: bool) -> int:
-        """Claim hung transactions or the others; hung ones must not take the places of the others."""
+        """Claim hung transactions or the others; hung ones must not take the places or the memory of the others."""
         now = self._clock()
         room = self._room(place, now)
-        if room <= 0 or self._coordinator.stopping or (self._adopted and not self._memory.left):
+        bytes_left = self._memory.left(hung=hung)
+        if room <= 0 or self._coordinator.stopping or (self._adopted and not bytes_left):
             return 0
         claim = transactions.Claim(
             due_by=now,
             lease_until=now + self._lease_s,
             limit=room,
-            bytes_max=min(READ_BYTES_MAX, self._memory.left),
+            bytes_max=min(READ_BYTES_MAX, bytes_left),
             hung=hung,
         )
         claimed = await self._journal.write(transactions.claim, claim)

@@ -1,15 +1,18 @@
 """Recovery claims what is due, and one odd row keeps nobody from anything."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import Engine, text
 
 from app.engine import recovery
 from app.engine.coordinator import Begin
+from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Place
 from app.storage import queries, transactions
 from app.storage.errors import UnreadableRowError
+from holdfast.json_text import text_of
 from holdfast.wire import Operation
 from tests.harness.network import SILENT, Network, Reply
 from tests.harness.replica import Replica, begin_of, make_schema, stored
@@ -191,3 +194,31 @@ async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptur
         with pytest.raises(UnreadableRowError, match=odd):
             transactions.find(connection, odd).finish()
     engine.dispose()
+
+
+@in_virtual_time
+async def test_recovery_holds_no_more_in_memory_than_its_budget(database_url: str, engine: Engine) -> None:
+    """Large transactions of a dead process are taken up a few at a time, and all of them in the end."""
+    network = Network(engine, now)
+    large = begin_of("car")
+    payload = text_of("x" * 300_000)
+    large = replace(large, branches=tuple(replace(branch, payload=payload) for branch in large.branches))
+    ids = await left_behind(database_url, network, 10, large)
+    network.script = {("car", TRY): [Reply(delay_s=0.5)]}
+    budget = 1_200_000
+    async with Replica(database_url, network, body_max_bytes=200_000, memory_max_bytes=budget) as replica:
+        most = 0
+        while any(not stored(engine, id_).finished for id_ in ids):
+            most = max(most, replica.memory.used)
+            await pass_time(0.05)
+        assert 600_000 < most < budget + 310_000, "within the budget, but for the last one that fits in"
+        assert replica.memory.used == 0
+    for id_ in ids:
+        network.check(id_)
+
+
+def test_hung_transactions_leave_memory_to_the_others() -> None:
+    memory = MemoryBudget(1000)
+    memory.hold(875)
+    assert (memory.left(hung=True), memory.left(hung=False)) == (0, 125)
+    assert not memory.admits(0)

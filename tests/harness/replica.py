@@ -152,6 +152,7 @@ class Replica:
         chosen = impatient_settings(database_url, **settings)
         caller = caller_of(chosen, self.transport, now)
         parts = assemble(chosen, self.journal, caller, now, poll_s=lambda: POLL_S, tell=self.told.append)
+        self.memory = parts.memory
         self.coordinator = parts.coordinator
         self.registry = parts.registry
         self.metrics = parts.metrics
