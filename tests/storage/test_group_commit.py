@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -15,9 +16,10 @@ from app.storage.engines import make_engine, normal_url
 from app.storage.errors import ConcurrentWriteError, DatabaseUnavailableError, DuplicateKeyError, JournalClosedError
 from app.storage.group_commit import RETRIES_MAX, Journal
 from app.storage.tables import metadata
+from holdfast.json_text import text_of
 from tests.harness.database_server import DatabaseServer
 from tests.harness.databases import on_servers
-from tests.harness.transactions import call, found, recorded, transaction
+from tests.harness.transactions import CAR, call, found, recorded, transaction
 
 
 class Held:
@@ -102,6 +104,32 @@ async def test_a_hundred_writers_that_come_as_they_like_share_few(journal: Journ
         await asyncio.gather(*(journal.write(*new(n)) for n in range(100)))
     assert len(commits) <= 20
     assert found(engine, queries.count_unfinished) == 100
+
+
+async def test_a_batch_is_bounded_by_bytes_too(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large is written in several batches; a write that is larger than a batch is one by itself."""
+    monkeypatch.setattr("app.storage.group_commit.BATCH_BYTES_MAX", 10_000)
+    batches: list[int] = []
+
+    def record(connection: Connection, items: Sequence[transactions.NewRecord]) -> list[Any]:
+        batches.append(len(items))
+        return list(transactions.record(connection, items))
+
+    def new(number: int, chars: int) -> transactions.NewRecord:
+        payload = text_of("x" * chars)
+        return transactions.NewRecord(transaction=transaction(number, replace(CAR, payload=payload)))
+
+    sizes = (6_000, 6_000, 6_000, 50_000, 6_000, 10, 10)
+    answers = await outcomes_of_one_batch(journal, *((record, new(n, size)) for n, size in enumerate(sizes)))
+    assert all(answer.created for answer in answers)
+    assert batches == [2, 2, 3]
+
+
+async def test_a_save_counts_its_results(journal: Journal) -> None:
+    held = replace(CAR, payload=text_of("p" * 100), result=text_of("r" * 40))
+    after = transaction(1, held, replace(held, name="other"))
+    assert transactions.Save(before=after, after=after).size_bytes == 2 * 42
+    assert transactions.NewRecord(transaction=after).size_bytes == 2 * (42 + 102)
 
 
 async def test_more_than_a_batch_is_written_in_several(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
