@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.storage.engines import is_embedded, normal_url
 from app.storage.errors import DatabaseError
 from app.storage.group_commit import Journal
-from app.storage.migrations import MIGRATE_COMMAND, migrate, schema_is_current
+from app.storage.migrations import FINISH_COMMAND, NotMigratedError, finish, migrate, schema_fault
 from holdfast.version import __version__
 
 if sys.platform != "win32":
@@ -39,16 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the coordinator (settings: HOLDFAST_…, see docs/reference/settings.md)")
-    commands.add_parser("migrate", help="upgrade the database to the schema of this version")
-    command = parser.parse_args(arguments).command
+    migration = commands.add_parser("migrate", help="upgrade the database to the schema of this version")
+    migration.add_argument(
+        "--finish", action="store_true", help="finish the upgrade, once no process of the version before runs"
+    )
+    asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         settings = Settings()
-        return _migrate(settings) if command == "migrate" else _serve(settings)
+        return _migrate(settings, finishes=asked.finish) if asked.command == "migrate" else _serve(settings)
     except ValidationError as error:
         return _fail("; ".join(_fault(each) for each in error.errors()))
-    except ValueError as error:
+    except (ValueError, NotMigratedError) as error:
         return _fail(str(error))
     except DatabaseError as error:
         return _fail(
@@ -61,9 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
         )
 
 
-def _migrate(settings: Settings) -> int:
-    migrate(settings.database_url)
-    log.info("event=migrated")
+def _migrate(settings: Settings, *, finishes: bool) -> int:
+    if finishes:
+        finish(settings.database_url)
+        log.info("event=upgrade_finished Only this version and newer ones can run on the database now.")
+    elif migrate(settings.database_url):
+        log.info("event=migrated")
+    else:
+        log.info("event=migrated Once no process of the version before runs, finish with: %s", FINISH_COMMAND)
     return 0
 
 
@@ -91,8 +99,8 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
     _open_as_many_files_as_allowed()
     if is_embedded(settings.database_url):
         migrate(settings.database_url)
-    elif not asyncio.run(_is_current(settings)):
-        return _fail(f"the database needs a migration; run: {MIGRATE_COMMAND}")
+    elif fault := asyncio.run(_schema_fault(settings)):
+        return _fail(fault)
     if not _is_loopback(settings.host):
         log.warning(
             "event=exposed host=%s Holdfast has no authentication yet: anyone who can reach this port can begin, "
@@ -188,10 +196,10 @@ def _open_as_many_files_as_allowed() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _is_current(settings: Settings) -> bool:
+async def _schema_fault(settings: Settings) -> str | None:
     journal = Journal(settings.database_url)
     try:
-        return await journal.read(schema_is_current)
+        return await journal.read(schema_fault)
     finally:
         await journal.close()
 

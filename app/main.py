@@ -27,7 +27,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from app.storage.engines import is_embedded
 from app.storage.group_commit import Journal
-from app.storage.migrations import MIGRATE_COMMAND, migrate, schema_is_current
+from app.storage.migrations import migrate, schema_fault
 from app.storage.participants import RegisteredParticipant
 from app.storage.transactions import release_leases
 from holdfast.version import __version__
@@ -91,8 +91,8 @@ async def running(
     journal = open_journal(settings.database_url)
     caller = caller_of(settings, transport, clock)
     try:
-        if not await journal.read(schema_is_current):
-            raise SchemaOutdatedError(f"The database needs a migration; run: {MIGRATE_COMMAND}")
+        if fault := await journal.read(schema_fault):
+            raise SchemaOutdatedError(fault)
         notifications = Notifications(journal, alone=embedded)
         parts = assemble(settings, journal, caller, clock, poll_s=lambda: notifications.poll_s, tell=notifications.tell)
         notifications.subscribe(parts.coordinator.heard)

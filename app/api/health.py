@@ -15,7 +15,7 @@ from app.api.rendering import json_response
 from app.api.schemas import StatusBody
 from app.storage import queries, transactions
 from app.storage.errors import DatabaseError
-from app.storage.migrations import MIGRATE_COMMAND, schema_is_current
+from app.storage.migrations import schema_fault
 
 WRITE_MAX_S: Final = 5.0
 """If a write takes longer than this, the process is not ready."""
@@ -46,7 +46,7 @@ async def healthz() -> Response:
 async def readyz(parts: PartsOf) -> Response:
     """For a readiness probe: the database answers, accepts writes, and has the schema that this version needs."""
     try:
-        current = await parts.journal.read(schema_is_current)
+        fault = await parts.journal.read(schema_fault)
         async with asyncio.timeout(WRITE_MAX_S):
             await parts.journal.write(transactions.ping, None)
     except TimeoutError as error:
@@ -56,8 +56,8 @@ async def readyz(parts: PartsOf) -> Response:
         ) from error
     except DatabaseError as error:
         raise Problem("unavailable") from error
-    if not current:
-        raise Problem("schema-outdated", f"Run: {MIGRATE_COMMAND}")
+    if fault:
+        raise Problem("schema-outdated", fault)
     return json_response({"status": "ready"})
 
 

@@ -20,7 +20,7 @@ from app.api.examples import PROBLEMS, ProblemExample
 from app.api.rendering import to_json, transaction_json
 from app.engine.coordinator import OverloadedError, UnknownTransactionError
 from app.engine.run import ObjectedError
-from app.storage.errors import DatabaseUnavailableError
+from app.storage.errors import DatabaseUnavailableError, UnreadableRowError
 from holdfast.wire import DETAIL_CHARS_MAX, printable
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,9 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "The coordinator is at capacity",
         "Nothing was recorded. Try again after `Retry-After` seconds.",
     ),
-    "schema-outdated": Kind(503, "The database schema is out of date", "Run: python -m app migrate"),
+    "schema-outdated": Kind(
+        503, "The schema of the database doesn't fit this version", "`detail` says whether to migrate or to upgrade."
+    ),
     "unavailable": Kind(
         503, "The database is unavailable", "Try again after `Retry-After` seconds, with the same idempotency key."
     ),
@@ -184,6 +186,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(UnknownTransactionError, _on(Problem("unknown-transaction")))
     app.add_exception_handler(ObjectedError, _on_objection)
     app.add_exception_handler(DatabaseUnavailableError, _on_database)
+    app.add_exception_handler(UnreadableRowError, _on_unreadable)
     app.add_exception_handler(Exception, _on_defect)
     app.add_api_route("/problems/{slug}", _page, include_in_schema=False)
 
@@ -239,6 +242,13 @@ async def _on_database(_request: Request, error: Exception) -> Response:
     assert isinstance(error, DatabaseUnavailableError)
     log.warning("event=database_unavailable error=%s", error.kind)
     return Problem("unavailable").response()
+
+
+async def _on_unreadable(_request: Request, error: Exception) -> Response:
+    log.error("event=row_unreadable error=%s", error)
+    return Problem(
+        "unavailable", "This replica can't read the transaction's record. If another version wrote it, ask that one."
+    ).response()
 
 
 async def _on_defect(request: Request, error: Exception) -> Response:

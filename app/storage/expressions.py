@@ -10,6 +10,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
+from app.storage.mapping import FORMATS
 from app.storage.tables import transactions
 
 
@@ -30,6 +31,8 @@ DOCUMENT_BYTES: Final = octet_length(transactions.c.definition) + octet_length(t
 """The size of a row's documents, which is what reading it costs."""
 IS_HUNG: Final = transactions.c.hung_since.is_not(None)
 IS_UNDER_WAY: Final = and_(transactions.c.wake_at.is_not(None), transactions.c.hung_since.is_(None))
+IS_READABLE: Final = transactions.c.format.in_(sorted(FORMATS))
+"""This version can read the row. Others are left to the replicas that wrote them."""
 UNFINISHED: Final = (IS_UNDER_WAY, IS_HUNG)
 """The two conditions that together select unfinished transactions; each has its own index."""
 READ_BYTES_MAX: Final = 8 * 1024 * 1024

@@ -71,6 +71,10 @@ class _State(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     branches: list[_BranchState]
 
 
+FORMAT: Final = 1
+"""The format in which this version writes rows. A change that a version in use can't read has a number of its own."""
+FORMATS: Final = frozenset({FORMAT})
+"""The formats that this version can read."""
 _SCALARS: Final = tuple(field for field in _BranchState.__struct_fields__ if field not in ("result", "resolution"))
 _DEFINITION: Final = msgspec.json.Decoder(_Definition)
 _STATE: Final = msgspec.json.Decoder(_State)
@@ -112,6 +116,8 @@ def transaction_of(row: Mapping[Any, Any]) -> Transaction:
 
 
 def _transaction(row: Mapping[Any, Any]) -> Transaction:
+    if row["format"] not in FORMATS:
+        raise ValueError(f"format {row['format']} is newer than this version")
     definition, state = _DEFINITION.decode(row["definition"]), _STATE.decode(row["state"])
     reason = state.reason
     return Transaction(

@@ -35,6 +35,8 @@ def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -
 class TransactionRow(_Table, table=True):
     """One global transaction. `wake_at` is null once it is finished. Every write increments `version`.
 
+    `format` is that of the two documents (mapping.py); a replica leaves rows alone whose format it doesn't know.
+
     `resolved_at` is when an operator last settled one of its branches; such a record is kept forever. `is_mixed` is
     true if it ended mixed, and null otherwise. Only the primary key indexes all rows, because a save writes an entry
     into every index that contains the row.
@@ -56,6 +58,7 @@ class TransactionRow(_Table, table=True):
 
     id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
     version: int = Field(sa_column=Column(Integer, nullable=False))
+    format: int = Field(sa_column=Column(Integer, nullable=False, server_default="1"))
     phase: str = Field(sa_column=Column(ExactString(16), nullable=False))
     decision: str = Field(sa_column=Column(ExactString(16), nullable=False))
     name: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
@@ -146,6 +149,14 @@ class ParticipantRow(_Table, table=True):
     concurrency_max: int = Field(sa_column=Column(Integer, nullable=False))
 
 
+class CompatibilityRow(_Table, table=True):
+    """One row: the oldest revision of the schema whose version may run on this database; see migrations.py."""
+
+    __tablename__ = "compatibility"
+
+    compatible_from: str = Field(sa_column=Column(ExactString(32), primary_key=True))
+
+
 def _table(model: type) -> Table:
     table: Table = model.__table__  # type: ignore[attr-defined]
     return table
@@ -158,3 +169,4 @@ calls = _table(CallRow)
 leftover_calls = _table(LeftoverCallsRow)
 leases = _table(LeaseRow)
 participants = _table(ParticipantRow)
+compatibility = _table(CompatibilityRow)

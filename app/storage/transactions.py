@@ -22,12 +22,13 @@ from app.storage.errors import ConcurrentWriteError, RetryWithError, StaleError,
 from app.storage.expressions import (
     DOCUMENT_BYTES,
     IS_HUNG,
+    IS_READABLE,
     IS_UNDER_WAY,
     READ_BYTES_MAX,
     UNFINISHED,
     within_read_limit,
 )
-from app.storage.mapping import changing_columns, definition_of, payloads_of, transaction_of
+from app.storage.mapping import FORMAT, changing_columns, definition_of, payloads_of, transaction_of
 from app.storage.tables import transactions
 from holdfast.json_text import JsonText
 
@@ -77,8 +78,9 @@ class Save:
 class Claim:
     """Which unfinished transactions to take over: up to `limit` that are due by `due_by`, or one by its id.
 
-    If `due_by` is None, it doesn't matter when they are due. `hung` selects only hung ones, or only the others. Their
-    documents have at most `bytes_max` bytes together, unless the first one is larger.
+    Those in a format that this version doesn't know are left to others. If `due_by` is None, it doesn't matter when they
+    are due. `hung` selects only hung ones, or only the others. Their documents have at most `bytes_max` bytes together,
+    unless the first one is larger.
     """
 
     due_by: float | None
@@ -97,7 +99,9 @@ _RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, tra
 )
 _NEXT_WAKE_AT: Final = select(
     func.min(
-        union_all(*(select(func.min(transactions.c.wake_at).label("at")).where(kind) for kind in UNFINISHED))
+        union_all(
+            *(select(func.min(transactions.c.wake_at).label("at")).where(kind, IS_READABLE) for kind in UNFINISHED)
+        )
         .subquery()
         .c.at
     )
@@ -252,6 +256,7 @@ def _new_row(item: NewRecord) -> dict[str, Any]:
     return changing_columns(transaction) | {
         "id": transaction.id,
         "version": transaction.version,
+        "format": FORMAT,
         "name": transaction.name,
         "reference": transaction.reference,
         "try_order": transaction.try_order.value,
@@ -290,7 +295,7 @@ def _claim(connection: Connection, item: Claim) -> Deferred[list[Transaction]]:
 def _claimable(given: tuple[str, ...], hung: bool | None) -> Select[Any]:
     due = transactions.c.wake_at
     sizes = select(DOCUMENT_BYTES, transactions.c.id, transactions.c.version)
-    claimable = sizes.where(due <= bindparam("due_by") if "due_by" in given else due.is_not(None))
+    claimable = sizes.where(IS_READABLE, due <= bindparam("due_by") if "due_by" in given else due.is_not(None))
     if "id" in given:
         claimable = claimable.where(transactions.c.id == bindparam("id"))
     if hung is not None:

@@ -1,11 +1,14 @@
 """What clients see of one transaction: the resource, waiting for it, its calls, its decision, and cancelling it."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
 import pytest
+from sqlalchemy import Connection
 
+from app.storage import tables
 from tests.harness.coordinator_app import Gate, Json, Service, check_problem, lost, reply, running
 
 ORDER: Json = {"branches": [{"participant": "inventory", "payload": 1}, {"participant": "payment", "payload": 2}]}
@@ -250,3 +253,23 @@ async def test_what_an_earlier_process_began_is_seen_and_finished_by_the_next(sq
         assert finished["outcome"] == "confirmed"
         assert finished["created_at"] == begun["created_at"]
         assert finished["branches"][1]["attempts"]["confirm"] > 1
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("POST", "/cancel")])
+async def test_a_record_of_a_newer_version_is_not_this_replicas(service: Service, method: str, path: str) -> None:
+    gate = Gate()
+    service.participants.script("/inventory/try", [gate])
+    begun = await service.begin({"branches": [{"participant": "inventory"}], "answer_at": "record"})
+    gate.open()
+    transaction = await service.until_finished(begun.json()["id"])
+    await service.parts.journal.write(_newer_format, transaction["id"])
+    answer = await service.client.request(method, f"/v1/transactions/{transaction['id']}{path}")
+    assert "another version" in check_problem(answer, 503, "unavailable")["detail"]
+    assert answer.headers["retry-after"]
+    assert (await service.json("/v1/transactions"))["items"] == []
+
+
+def _newer_format(connection: Connection, items: Sequence[str]) -> list[None]:
+    for id_ in items:
+        connection.execute(tables.transactions.update().where(tables.transactions.c.id == id_).values(format=99))
+    return [None] * len(items)

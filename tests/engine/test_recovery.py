@@ -197,6 +197,28 @@ async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptur
 
 
 @in_virtual_time
+async def test_a_row_in_a_newer_format_is_left_to_those_that_wrote_it(database_url: str, engine: Engine) -> None:
+    """It is due first, and this version neither leases it nor looks for work more often because of it."""
+    network = Network(engine, now)
+    newer, *others = await left_behind(database_url, network, 4)
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        changed = text("UPDATE transactions SET format = 99, wake_at = wake_at - 1 WHERE id = :id")
+        assert connection.execute(changed, {"id": newer}).rowcount == 1
+        row = text("SELECT version, wake_at FROM transactions WHERE id = :id")
+        before = connection.execute(row, {"id": newer}).one()
+    async with Replica(database_url, network) as replica:
+        for id_ in others:
+            assert (await replica.end_of(id_)).phase == "confirmed"
+        await pass_time(60.0)
+        with pytest.raises(UnreadableRowError, match="format 99"):
+            await replica.coordinator.find(newer)
+    with engine.connect() as connection:
+        assert connection.execute(row, {"id": newer}).one() == before
+        assert transactions.next_wake_at(connection) is None
+        assert queries.count_unfinished(connection) == 1  # it still counts
+
+
+@in_virtual_time
 async def test_recovery_holds_no_more_in_memory_than_its_budget(database_url: str, engine: Engine) -> None:
     """Large transactions of a dead process are taken up a few at a time, and all of them in the end."""
     network = Network(engine, now)

@@ -11,16 +11,19 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
+from app.__main__ import main
+from app.main import SchemaOutdatedError
 from app.storage import transactions
 from app.storage.engines import make_engine
-from app.storage.migrations import migrate, schema_is_current
+from app.storage.migrations import NotMigratedError, finish, migrate, schema_fault
 from app.storage.tables import metadata
+from tests.harness.coordinator_app import running
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.databases import on_servers
 from tests.harness.repository import ROOT
 from tests.harness.transactions import found, recorded, transaction
 
-LATER_TABLES: Final = {"leases", "leftover_calls"}
+LATER_TABLES: Final = {"leases", "leftover_calls", "compatibility"}
 """Those that the first schema doesn't have."""
 
 
@@ -54,9 +57,9 @@ def tables(engine: Engine) -> set[str]:
 
 
 def test_from_nothing_to_the_newest_schema_and_again(database_url: str, engine: Engine) -> None:
-    assert not found(engine, schema_is_current)
+    assert found(engine, schema_fault)
     migrate(database_url)
-    assert found(engine, schema_is_current)
+    assert found(engine, schema_fault) is None
     recorded(engine, transaction(1))
     migrate(database_url)
     assert found(engine, transactions.find, transaction(1).id) == transaction(1)
@@ -164,21 +167,103 @@ def test_down_and_up_again(database_url: str, engine: Engine) -> None:
     migrate(database_url)
     moved(engine, "base")
     assert tables(engine) == set()
-    assert not found(engine, schema_is_current)
+    assert found(engine, schema_fault)
     migrate(database_url)
     assert tables(engine) == set(metadata.tables)
-    assert found(engine, schema_is_current)
+    assert found(engine, schema_fault) is None
 
 
-def test_an_older_and_an_unknown_schema_are_not_current(database_url: str, engine: Engine) -> None:
+def test_an_older_schema_is_not_current(database_url: str, engine: Engine) -> None:
     for revision in revisions()[:-1]:
         moved(engine, revision)
-        assert not found(engine, schema_is_current), revision
+        assert found(engine, schema_fault), revision
     migrate(database_url)
-    for other in ("0000", "9999"):
-        with engine.execution_options(holdfast_writes=True).begin() as connection:
-            connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{other}'")
-        assert not found(engine, schema_is_current)
+    changed(engine, "UPDATE alembic_version SET version_num = '0000'")
+    assert "python -m app migrate" in found(engine, schema_fault)
+
+
+def changed(engine: Engine, *statements: str) -> None:
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+# --- upgrades without a gap -----------------------------------------------------------------------------------------
+
+NEXT: Final = (
+    "ALTER TABLE transactions ADD COLUMN of_the_next_version INTEGER",
+    "UPDATE alembic_version SET version_num = '9999'",
+)
+"""What the migration of a version to come does."""
+FINISHED: Final = "UPDATE compatibility SET compatible_from = '9999'"
+"""What finishing that upgrade does."""
+
+
+def test_a_new_database_is_finished_at_once(database_url: str, engine: Engine) -> None:
+    assert migrate(database_url)
+    assert compatible_from(engine) == revisions()[-1]
+
+
+def compatible_from(engine: Engine) -> str:
+    with engine.connect() as connection:
+        return str(connection.execute(text("SELECT compatible_from FROM compatibility")).scalar_one())
+
+
+async def test_this_version_goes_on_after_the_next_one_has_migrated(database_url: str, engine: Engine) -> None:
+    """And can be restarted, until the upgrade is finished."""
+    migrate(database_url)
+    changed(engine, *NEXT)
+    assert found(engine, schema_fault) is None
+    assert migrate(database_url), "there is nothing to do"
+    for number in range(2):
+        async with running(database_url) as service:
+            await service.register("inventory")
+            begun = await service.begin({"reference": str(number), "branches": [{"participant": "inventory"}]})
+            assert begun.status_code == 201
+            assert await service.json("/readyz") == {"status": "ready"}
+    changed(engine, FINISHED)
+    assert "Run that version" in found(engine, schema_fault)
+    for refused in (migrate, finish):
+        with pytest.raises(NotMigratedError, match="Run that version"):
+            refused(database_url)
+    with pytest.raises((SchemaOutdatedError, NotMigratedError), match="Run that version"):
+        async with running(database_url):
+            pass
+
+
+@on_servers
+def test_an_upgrade_is_finished_on_command(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_DATABASE_URL", database_url)
+    moved(engine, revisions()[-2])
+    assert main(["migrate", "--finish"]) == 1
+    assert "needs a migration" in capsys.readouterr().err
+    assert main(["migrate"]) == 0
+    before = "UPDATE compatibility SET compatible_from = '0001'"  # as if the version before could run on this schema
+    changed(engine, before)
+    assert not migrate(database_url)
+    assert compatible_from(engine) == "0001"
+    assert main(["migrate", "--finish"]) == 0
+    assert compatible_from(engine) == revisions()[-1]
+    assert main(["migrate", "--finish"]) == 0, "once more does no harm"
+
+
+def test_sqlite_finishes_by_itself(sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    engine = make_engine(sqlite_url)
+    changed(engine, "UPDATE compatibility SET compatible_from = '0001'")
+    assert migrate(sqlite_url)
+    assert compatible_from(engine) == revisions()[-1]
+    engine.dispose()
+
+
+def test_only_the_version_that_migrated_finishes(database_url: str, engine: Engine) -> None:
+    migrate(database_url)
+    changed(engine, *NEXT)
+    with pytest.raises(NotMigratedError, match="finish the upgrade with that version"):
+        finish(database_url)
+    assert compatible_from(engine) == revisions()[-1]
 
 
 def migrate_into_an_obstacle(database_url: str, engine: Engine) -> None:
@@ -188,7 +273,7 @@ def migrate_into_an_obstacle(database_url: str, engine: Engine) -> None:
         )  # in the way of the first schema's last table
     with pytest.raises(Exception, match="already exists"):
         migrate(database_url)
-    assert not found(engine, schema_is_current)
+    assert found(engine, schema_fault)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
@@ -207,7 +292,7 @@ def test_where_each_statement_commits_what_was_half_done_is_dropped_by_hand(data
         for name in tables(engine):
             connection.exec_driver_sql(f"DROP TABLE {name}")
     migrate(database_url)
-    assert found(engine, schema_is_current)
+    assert found(engine, schema_fault) is None
 
 
 @on_servers
@@ -216,7 +301,7 @@ def test_several_that_migrate_at_once_wait_for_each_other(database_url: str, eng
     for process in made:
         process.launch()
     assert [process.wait_end() for process in made] == [0, 0], [process.log for process in made]
-    assert found(engine, schema_is_current)
+    assert found(engine, schema_fault) is None
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)

@@ -69,10 +69,13 @@ TARGETS: Final = (
     Target(
         "participants/holdfast/fence/table.py", _stages("tests/participant/test_fence_table.py"), is_state_machine=True
     ),
+    Target("app/protocol/branches.py", (*_stages("tests/protocol/test_branches.py"), *_STEPS), is_state_machine=True),
     *(
         Target(f"app/protocol/{name}.py", _STEPS, is_state_machine=True)
         for name in ("backoff", "kinds", "messages", "steps")
     ),
+    Target("app/protocol/identity.py", _stages("tests/api/test_payloads.py", "tests/api/test_idempotency.py")),
+    Target("participants/holdfast/json_text.py", _stages("tests/fuzz/test_json_text.py")),
     *(Target(f"app/engine/{name}.py", _RUN) for name in ("run", "coordinator")),
     Target("app/engine/recovery.py", _RECOVERY),
     Target("app/storage/group_commit.py", _JOURNAL),
