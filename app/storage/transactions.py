@@ -78,9 +78,9 @@ class Save:
 class Claim:
     """Which unfinished transactions to take over: up to `limit` that are due by `due_by`, or one by its id.
 
-    Those in a format that this version doesn't know are left to others. If `due_by` is None, it doesn't matter when they
-    are due. `hung` selects only hung ones, or only the others. Their documents have at most `bytes_max` bytes together,
-    unless the first one is larger.
+    Those in a format that this version doesn't know are left to others. If `due_by` is None, it doesn't matter when
+    they are due. `hung` selects only hung ones, or only the others. Their documents have at most `bytes_max` bytes
+    together, unless the first one is larger.
     """
 
     due_by: float | None

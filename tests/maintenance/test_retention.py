@@ -29,6 +29,7 @@ from app.storage.group_commit import Journal
 from app.storage.leases import LeaseLostError
 from app.storage.purge import Record
 from holdfast.wire import Decision
+from tests.harness.budget import TIMES
 from tests.harness.network import Network
 from tests.harness.replica import Replica, begin_of
 from tests.harness.transactions import CAR, call, recorded, transaction, written
@@ -460,10 +461,10 @@ async def test_leftovers_that_can_not_be_deleted_hold_up_nothing(
 # --- many calls, and crashes -------------------------------------------------------------------------------------
 
 
-async def test_a_hundred_thousand_calls_go_in_chunks_and_are_exported_once(
+async def test_very_many_calls_go_in_chunks_and_are_exported_once(
     database_url: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempts, chunk = 100_000, 5_000
+    attempts, chunk = 20_000 * TIMES, 1_000  # FUZZ_TIMES=5: a hundred thousand
     monkeypatch.setattr(purge, "CALLS_MAX", chunk)
     finished(engine, KEPT_S, KEPT_S + 10.0, KEPT_S - 10.0)
     _, many, young = ids_of(engine)
