@@ -12,6 +12,7 @@ from typing import Final
 
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from app.storage.engines import make_engine
 from tests.benchmark.checkout import THIS, Checkout
@@ -43,7 +44,7 @@ class Database:
     @property
     def engine(self) -> Engine:
         """For looking and for making rows; a new one each time, of which nothing stays open."""
-        return create_engine(self.url)
+        return create_engine(self.url, poolclass=NullPool)
 
     def migrate(self, checkout: Checkout = THIS) -> None:
         """As users do: `python -m app migrate`."""

@@ -280,7 +280,7 @@ INVALID: Final[dict[str, str]] = {
     "HOLDFAST_CALL_TIMEOUT_S": "-1",
     "HOLDFAST_PARTICIPANTS": "{inventory: http://127.0.0.1}",
     "HOLDFAST_ALLOWED_ENDPOINTS": "everything",
-    "HOLDFAST_TIMEOUT_DEFAULT_S": "100000",
+    "HOLDFAST_TIMEOUT_DEFAULT_S": "3000000",
     "HOLDFAST_DATABASE_URL": "mongodb://127.0.0.1/holdfast",
 }
 

@@ -22,6 +22,7 @@ from app.api.rendering import transaction_json
 from app.engine.notifications import POLL_S
 from app.main import assemble, caller_of, create_app, recovery_of
 from app.storage import calls, tables, transactions
+from app.storage.deferred import finished
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import CommitFailedError, Journal, PendingWrite, settle
 from tests.engine.processes import Moment, Plan, Point, Process, ProcessLoop
@@ -153,7 +154,7 @@ class InlineJournal(Journal):
         written = [
             write.function.__name__
             for write, result in zip(batch, results, strict=True)
-            if result or write.function is not transactions.claim
+            if finished(result) or write.function is not transactions.claim
         ]
         if written:
             self._crash_run.left(f"commits {' '.join(written)}")

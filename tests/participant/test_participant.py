@@ -23,7 +23,7 @@ from holdfast.fence.database import collided, will_pass
 from holdfast.fence.execution import payload_hash
 from holdfast.json_text import EMPTY_OBJECT
 from holdfast.testing import FakeCoordinator
-from holdfast.wire import Message, Operation
+from holdfast.wire import MESSAGE_BYTES_MAX, Message, Operation
 from tests.harness.asgi import JSON, ask
 from tests.harness.participant_app import EFFECTS, METADATA, SeatRequest, Service, breaks, refuses, running, service_on
 
@@ -188,7 +188,7 @@ async def test_confirm_and_cancel_get_what_was_stored(service: Service, coordina
         (message(payload="seats"), 422, "invalid-payload"),
         (message(payload=None), 422, "invalid-payload"),
         (b"[" * 100_000, 400, "malformed"),
-        (b'"' + b"x" * (4 * 1024 * 1024) + b'"', 413, "payload-too-large"),
+        (b'"' + b"x" * MESSAGE_BYTES_MAX + b'"', 413, "payload-too-large"),
     ],
 )
 async def test_bad_messages(service: Service, body: Any, status: int, slug: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.exc import OperationalError
 
 from app.storage import errors, transactions
+from app.storage.deferred import finished
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import BATCH_MAX, CommitFailedError, Journal, PendingWrite, settle
 from tests.simulation.databases import coordinator_engine, raw
@@ -79,7 +80,7 @@ class SimulatedJournal(Journal):
     def _note_owner(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Whose a transaction is from this commit on, known or not to those who had it before."""
         if function is transactions.claim:
-            for transaction in result:
+            for transaction in finished(result):
                 before = self._take(self._process.name, transaction.id)
                 if before is not None and not before.startswith(f"{self._name}."):
                     self._plan.count(Branch.ADOPTED)

@@ -27,6 +27,7 @@ from holdfast.wire import (
     Operation,
     header_text,
     is_one_line,
+    json_text,
     printable,
 )
 
@@ -220,7 +221,9 @@ def _message(operation: Operation, request: Request, body: bytes) -> Message:
         members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         given = {name: checked(members[name]) for name in Message.model_fields if name in members}
     except msgspec.ValidationError as error:
-        raise Problem(422, "invalid-message", f"body: {error}") from None
+        if json_text(body) is not None:
+            raise Problem(422, "invalid-message", f"body: {error}") from None
+        raise Problem(400, "malformed", "The body is not valid JSON.") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotPortableError) as error:
         raise Problem(400, "malformed", printable(f"The body is not valid JSON: {error}")) from None
     try:
