@@ -213,8 +213,8 @@ def judge_payloads(
     connection: Connection, transaction_id: str, judge: Callable[[Sequence[JsonText]], bool]
 ) -> Deferred[bool]:
     """What `judge` says about the payloads of this transaction; False if it doesn't exist any more."""
-    definition = connection.execute(_DEFINITION, {"id": transaction_id}).scalar()
-    return Deferred(lambda: definition is not None and judge(payloads_of(definition)))
+    row = connection.execute(_DEFINITION, {"id": transaction_id}).first()
+    return Deferred(lambda: row is not None and judge(payloads_of(row[0])))
 
 
 def is_key_taken(connection: Connection, idempotency_key: str) -> bool:

@@ -71,6 +71,10 @@ class Movement(BaseModel):
     note: str = ""
     """Makes payload and result as long as a test wants them."""
 
+    def moves(self) -> dict[str, Any]:
+        """What an effect says about it."""
+        return self.model_dump(exclude={"note"})
+
 
 CHANGES: Final[dict[tuple[str, str], dict[str, int]]] = {
     ("debit", "try"): {"balance": -1, "held": +1},
@@ -137,7 +141,7 @@ def _change(session: Session, hold: Hold[Movement], operation: str) -> None:
     if result.rowcount == 0:
         raise Refused("insufficient funds")
     effect = {"transaction_id": hold.transaction_id, "branch": hold.branch, "operation": operation}
-    session.execute(_LOGGING, effect | movement.model_dump(exclude={"note"}) | {"at": time.monotonic()})
+    session.execute(_LOGGING, effect | movement.moves() | {"at": time.monotonic()})
 
 
 _LOGGING: Final = insert(effects)

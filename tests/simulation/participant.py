@@ -168,7 +168,7 @@ class Gateway:
                 transaction_id=hold.transaction_id,
                 branch=hold.branch,
                 operation=operation,
-                **movement.model_dump(),
+                **movement.moves(),
             )
         )
 
