@@ -23,7 +23,7 @@ from app.protocol.messages import Command, Step
 from app.protocol.policy import Policy
 from app.protocol.steps import advance, objection
 from app.protocol.transaction_id import ENTROPY_BYTES, new_id
-from app.protocol.values import Branch, CallRecord, Transaction, TryOrder
+from app.protocol.values import Branch, CallRecord, Transaction, TryOrder, in_order
 from app.storage import transactions
 from app.storage.errors import DuplicateKeyError
 from app.storage.group_commit import Journal
@@ -245,7 +245,7 @@ class Coordinator:
             id=_new_id(now),
             created_at=now,
             deadline=now + request.timeout_s,
-            branches=request.branches,
+            branches=in_order(request.branches, request.try_order),
             name=request.name,
             reference=request.reference,
             try_order=request.try_order,

@@ -2,19 +2,20 @@
 
 A step changes one or two branches out of up to a thousand, so looking at each of them in every step would cost the
 square of their number. `Branches` is the tuple of the branches with a binary tree of facts over it: a leaf says what is
-true of one branch, an inner node what is true of any branch below it. Replacing a branch recomputes one path. Facts
-follow from the branches alone: they know nothing of the time, the decision or the policy, and hold no transitions.
+true of one branch, an inner node what is true of any branch below it. Replacing a branch recomputes one path, and those
+of the branches whose turn comes or goes by it. Facts follow from the branches alone: they know nothing of the time, the
+decision or the policy, and hold no transitions.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from app.protocol.kinds import ASKS
-from app.protocol.values import FINAL, REFUSALS, Branch, BranchPhase, HungReason
+from app.protocol.kinds import ASKS, KINDS, READY
+from app.protocol.values import FINAL, REFUSALS, Branch, BranchPhase, HungReason, Kind
 from holdfast.wire import Answer, Operation
 
-NOT_HELD: Final = 1
+NOT_READY: Final = 1  # its part before the decision is not done, or there is a decision
 REFUSED: Final = 2  # refused its Try
 NOT_FINAL: Final = 4
 CALLING: Final = 8
@@ -33,7 +34,7 @@ _SILENCES: Final = frozenset({HungReason.CONFIRM_UNANSWERED, HungReason.CANCEL_U
 class Facts(NamedTuple):
     """What is true of at least one branch: `traits` as bits, the earliest times, and the most failures.
 
-    `due` is when the next Confirm or Cancel is due, and `try_due` when the next Try is, if it is that branch's turn;
+    `due` is when the next Confirm or Cancel is due, and `try_due` when the next Try is of a branch whose turn it is;
     infinity if none is. `failures` counts failed Confirms or Cancels of a branch that may fall silent.
     """
 
@@ -53,6 +54,10 @@ class Branches(tuple[Branch, ...]):
     _tree: list[Facts]
     """The root is at 1, the children of node n are at 2n and 2n + 1, and the second half are the leaves, in order."""
     _positions: dict[str, int]
+    _followers: Mapping[int, Sequence[int]]
+    """Position of a branch → positions of the branches that come after it."""
+    _awaited: list[int]
+    """How many of the branches that a branch comes after aren't ready: while there are any, it isn't its turn."""
 
     @staticmethod
     def of(branches: tuple[Branch, ...]) -> "Branches":
@@ -62,19 +67,16 @@ class Branches(tuple[Branch, ...]):
         made = Branches(branches)
         leaves = 1 << max(0, len(made) - 1).bit_length()
         made._tree = [NOTHING] * (2 * leaves)
-        made._tree[leaves : leaves + len(made)] = map(_facts_of, made)
-        _compute_inner_nodes(made._tree)
         made._positions = {branch.name: position for position, branch in reversed(list(enumerate(made)))}
+        made._followers, made._awaited = _order_of(made, made._positions)
+        made._tree[leaves : leaves + len(made)] = map(_facts_of, made, made._awaited)
+        _compute_inner_nodes(made._tree)
         return made
 
     @property
     def facts(self) -> Facts:
         """What is true of any of the branches."""
         return self._tree[1]
-
-    def facts_at(self, position: int) -> Facts:
-        """What is true of one branch."""
-        return self._tree[len(self._tree) // 2 + position]
 
     def position(self, name: str) -> int | None:
         """Where the branch of this name is."""
@@ -100,7 +102,8 @@ class Branches(tuple[Branch, ...]):
 
     def changed_since(self, before: "Branches") -> list[int]:
         """The positions where these branches differ from `before`, which must be as many."""
-        return _leaves_below(self._tree, lambda node: self._tree[node] is not before._tree[node])
+        differing = _leaves_below(self._tree, lambda node: self._tree[node] is not before._tree[node])
+        return [position for position in differing if self[position] is not before[position]]
 
     def replaced(self, changes: Mapping[int, Branch]) -> "Branches":
         """These branches with others at the given positions."""
@@ -108,18 +111,46 @@ class Branches(tuple[Branch, ...]):
         leaves = len(tree) // 2
         for position, branch in changes.items():
             branches[position] = branch
-            tree[leaves + position] = _facts_of(branch)
-        if len(changes) * leaves.bit_length() > leaves:
+        awaited, touched = self._turns(changes) if self._followers else (self._awaited, changes)
+        for position in touched:
+            tree[leaves + position] = _facts_of(branches[position], awaited[position])
+        if len(touched) * leaves.bit_length() > leaves:
             _compute_inner_nodes(tree)
         else:
-            for position in changes:
+            for position in touched:
                 node = (leaves + position) // 2
                 while node:
                     tree[node] = _either(tree[2 * node], tree[2 * node + 1])
                     node //= 2
         made = Branches(branches)
-        made._tree, made._positions = tree, self._positions
+        made._tree, made._positions, made._followers, made._awaited = tree, self._positions, self._followers, awaited
         return made
+
+    def _turns(self, changes: Mapping[int, Branch]) -> tuple[list[int], Collection[int]]:
+        """What each branch awaits after these changes, and the positions whose facts change by them."""
+        awaited, touched = self._awaited.copy(), set(changes)
+        for position, branch in changes.items():
+            more = _is_ready(self[position]) - _is_ready(branch)
+            if more:
+                for follower in self._followers.get(position, ()):
+                    awaited[follower] += more
+                    touched.add(follower)
+        return awaited, touched
+
+
+def _order_of(branches: Sequence[Branch], positions: Mapping[str, int]) -> tuple[Mapping[int, list[int]], list[int]]:
+    """Position → positions of the branches that come after it; and how many each branch awaits."""
+    followers: dict[int, list[int]] = {}
+    awaited = [0] * len(branches)
+    for position, branch in enumerate(branches):
+        for name in branch.after:
+            followers.setdefault(positions[name], []).append(position)
+            awaited[position] += not _is_ready(branches[positions[name]])
+    return followers, awaited
+
+
+def _is_ready(branch: Branch) -> bool:
+    return branch.phase is READY[branch.kind]
 
 
 def _leaves_below(tree: list[Facts], is_wanted: Callable[[int], object]) -> list[int]:
@@ -155,9 +186,9 @@ def _either(one: Facts, other: Facts) -> Facts:
     )
 
 
-def _traits_of(phase: BranchPhase) -> int:
-    """The traits of a branch in this phase that has no call in progress and isn't hung."""
-    traits = 0 if phase is BranchPhase.HELD else NOT_HELD
+def _traits_of(kind: Kind, phase: BranchPhase) -> int:
+    """The traits of a branch of this kind and phase that has no call in progress and isn't hung."""
+    traits = 0 if phase is READY[kind] else NOT_READY
     if phase in FINAL:
         return traits
     traits |= NOT_FINAL | NOT_HUNG | MAY_FALL_SILENT
@@ -165,25 +196,26 @@ def _traits_of(phase: BranchPhase) -> int:
         traits |= REFUSED
     if phase not in _SECOND_PHASES:
         traits |= FOLLOWS_DECISION
-    if phase in ASKS:
+    if phase in ASKS and ASKS[phase] in KINDS[kind]:
         traits |= _TRIES if ASKS[phase] is Operation.TRY else _CONFIRMS_OR_CANCELS
     return traits
 
 
-_TRAITS: Final = {phase: _traits_of(phase) for phase in BranchPhase}
+_TRAITS: Final = {(kind, phase): _traits_of(kind, phase) for kind in KINDS for phase in BranchPhase}
 
 
-def _facts_of(branch: Branch) -> Facts:
-    traits = _TRAITS[branch.phase]
+def _facts_of(branch: Branch, awaited: int) -> Facts:
+    """What is true of a branch; `awaited` is how many of those that it comes after aren't ready."""
+    traits = _TRAITS[branch.kind, branch.phase]
     due = try_due = math.inf
     if branch.calling is not None:
         traits = traits & ~FOLLOWS_DECISION | CALLING
     elif traits & (_TRIES | _CONFIRMS_OR_CANCELS):
         at = -math.inf if branch.next_attempt_at is None else branch.next_attempt_at
-        if traits & _TRIES:
-            try_due = at
-        else:
+        if traits & _CONFIRMS_OR_CANCELS:
             due = at
+        elif not awaited:
+            try_due = at
     hung_reason = branch.hung_reason
     if branch.last_answer is Answer.REFUSED and traits & NOT_FINAL and hung_reason not in REFUSALS:
         traits |= NEWLY_REFUSED

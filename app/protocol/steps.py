@@ -23,8 +23,8 @@ from app.protocol.branches import (
     MAY_FALL_SILENT,
     NEWLY_REFUSED,
     NOT_FINAL,
-    NOT_HELD,
     NOT_HUNG,
+    NOT_READY,
     REFUSED,
     Branches,
     Facts,
@@ -53,7 +53,6 @@ from app.protocol.values import (
     ReasonCode,
     Resolution,
     Transaction,
-    TryOrder,
 )
 from holdfast.wire import Answer, Decision, Operation
 
@@ -220,14 +219,14 @@ def _decide(transaction: Transaction, now: float) -> Transaction:
             detail="the participant's hold expired before every branch held",
         )
         return _decided(transaction, Decision.CANCEL, reason, now)
-    if not branches.facts.traits & NOT_HELD:
+    if not branches.facts.traits & NOT_READY:
         return _decided(transaction, Decision.CONFIRM, None, now)
     return transaction
 
 
 def _timed_out(transaction: Transaction) -> Reason:
     branches = Branches.of(transaction.branches)
-    position = branches.first(NOT_HELD)
+    position = branches.first(NOT_READY)
     if position is None:
         return Reason(code=ReasonCode.TIMED_OUT, detail="every branch held, but only after the deadline")
     missing = branches[position]
@@ -252,7 +251,7 @@ def _follow_decision(transaction: Transaction, now: float) -> Transaction:
 
 def _follow(decision: Decision, branch: Branch) -> Branch:
     """A branch moves on to Confirm or Cancel once its own Try call has finished (section 2, rule 6)."""
-    to = FOLLOWS.get((decision, branch.phase))
+    to = FOLLOWS.get((branch.kind, decision, branch.phase))
     if to is None or branch.calling is not None:
         return branch
     hung_reason = None if to in FINAL else branch.hung_reason
@@ -279,20 +278,14 @@ def _due(transaction: Transaction, now: float) -> list[int]:
     branches = Branches.of(transaction.branches)
     due = branches.where(lambda facts: facts.due <= now)
     if _may_try(transaction):
-        if transaction.try_order is TryOrder.PARALLEL:
-            due += branches.where(lambda facts: facts.try_due <= now)
-        elif (turn := branches.first(NOT_HELD)) is not None and branches.facts_at(turn).try_due <= now:
-            due.append(turn)
+        due += branches.where(lambda facts: facts.try_due <= now)
     return sorted(due)
 
 
 def _next_due(transaction: Transaction) -> float:
     """When the next call of a branch without one in progress is due."""
-    branches = Branches.of(transaction.branches)
-    if not _may_try(transaction):
-        return branches.facts.due
-    turn = branches.first(NOT_HELD) if transaction.try_order is TryOrder.SEQUENTIAL else None
-    return min(branches.facts.due, (branches.facts if turn is None else branches.facts_at(turn)).try_due)
+    facts = Branches.of(transaction.branches).facts
+    return min(facts.due, facts.try_due) if _may_try(transaction) else facts.due
 
 
 def _may_try(transaction: Transaction) -> bool:

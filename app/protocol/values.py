@@ -5,8 +5,10 @@ Frozen data and properties derived from it. No transitions (steps.py owns them a
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, assert_never
 
+from app.protocol.replacing import replace
 from holdfast.json_text import NULL, JsonText
 from holdfast.wire import Answer, Decision, Operation
 
@@ -56,6 +58,12 @@ class TryOrder(StrEnum):
 
     PARALLEL = "parallel"
     SEQUENTIAL = "sequential"
+
+
+class Kind(StrEnum):
+    """What kind of branch it is: which operations it has, as kinds.py says."""
+
+    TCC = "tcc"  # Try, then Confirm or Cancel
 
 
 class ReasonCode(StrEnum):
@@ -133,6 +141,7 @@ class Endpoints:
 class Branch:
     """One participant's part of a transaction. `payload` and `result` are JSON texts that nothing here looks into.
 
+    `after` names the branches that must have done their part before the decision when its own first call leaves.
     `failures` counts failed calls since the phase began, and drives the back-off. `tried_at` is the time before the
     first Try was sent, from which a hold's TTL is measured. `last_answer` is the last answer since the phase began,
     except "still working". `calling` is the operation in progress; it is never stored, because nothing is in progress
@@ -142,6 +151,8 @@ class Branch:
     name: str
     participant: str | None = None
     endpoints: Endpoints | None = None
+    kind: Kind = Kind.TCC
+    after: tuple[str, ...] = ()
     payload: JsonText = NULL
     phase: BranchPhase = BranchPhase.PENDING
     result: JsonText | None = None
@@ -183,6 +194,13 @@ class Branch:
                 return self.cancel_attempts
             case _:
                 assert_never(operation)
+
+
+def in_order(branches: tuple[Branch, ...], try_order: TryOrder) -> tuple[Branch, ...]:
+    """The branches of a transaction of this order: `sequential` is a chain, each branch after the one before it."""
+    if try_order is TryOrder.PARALLEL:
+        return branches
+    return branches[:1] + tuple(replace(branch, after=(before.name,)) for before, branch in pairwise(branches))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

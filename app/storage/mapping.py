@@ -17,6 +17,7 @@ from app.protocol.values import (
     Settled,
     Transaction,
     TryOrder,
+    in_order,
 )
 from app.storage.errors import UnreadableRowError
 from holdfast.json_text import JsonText
@@ -119,7 +120,10 @@ def _transaction(row: Mapping[Any, Any]) -> Transaction:
     if row["format"] not in FORMATS:
         raise ValueError(f"format {row['format']} is newer than this version")
     definition, state = _DEFINITION.decode(row["definition"]), _STATE.decode(row["state"])
-    reason = state.reason
+    reason, try_order = state.reason, TryOrder(row["try_order"])
+    branches = tuple(
+        _branch(defined, branch) for defined, branch in zip(definition.branches, state.branches, strict=True)
+    )
     return Transaction(
         id=row["id"],
         version=row["version"],
@@ -127,7 +131,7 @@ def _transaction(row: Mapping[Any, Any]) -> Transaction:
         deadline=row["deadline"],
         name=row["name"],
         reference=row["reference"],
-        try_order=TryOrder(row["try_order"]),
+        try_order=try_order,
         traceparent=definition.traceparent,
         decision=Decision(row["decision"]),
         reason=Reason(code=reason.code, branch=reason.branch, detail=reason.detail) if reason else None,
@@ -135,9 +139,7 @@ def _transaction(row: Mapping[Any, Any]) -> Transaction:
         finished_at=row["finished_at"],
         hung_since=row["hung_since"],
         wake_at=row["wake_at"],
-        branches=tuple(
-            _branch(defined, branch) for defined, branch in zip(definition.branches, state.branches, strict=True)
-        ),
+        branches=in_order(branches, try_order),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from app.protocol.messages import Answered, Call
 from app.protocol.steps import advance
-from app.protocol.values import Branch, Outcome, Transaction, TryOrder
+from app.protocol.values import Branch, Outcome, Transaction, TryOrder, in_order
 from app.settings import Settings
 from holdfast.wire import Answer
 
@@ -27,7 +27,7 @@ def cpu_s(branches: int, try_order: TryOrder) -> tuple[float, int]:
         id="t",
         created_at=0.0,
         deadline=1e6,
-        branches=tuple(Branch(name=f"b{n}", participant="p") for n in range(branches)),
+        branches=in_order(tuple(Branch(name=f"b{n}", participant="p") for n in range(branches)), try_order),
         try_order=try_order,
     )
     under_way: list[Call] = []

@@ -14,12 +14,14 @@ from app.protocol.values import (
     CallRecord,
     Endpoints,
     HungReason,
+    Kind,
     Reason,
     ReasonCode,
     Resolution,
     Settled,
     Transaction,
     TryOrder,
+    in_order,
 )
 from app.storage import transactions
 from app.storage.deferred import finished
@@ -103,6 +105,7 @@ branches = st.builds(
     Branch,
     name=labels,
     participant=maybe(labels),
+    kind=st.sampled_from(Kind),
     endpoints=maybe(st.builds(Endpoints, try_url=words, confirm_url=words, cancel_url=words)),
     payload=texts,
     phase=st.sampled_from(BranchPhase),
@@ -135,5 +138,7 @@ any_transactions = st.builds(
     finished_at=maybe(times),
     hung_since=maybe(times),
     wake_at=maybe(times),
-).filter(lambda each: not (each.decision is Decision.UNDECIDED and each.finished))
+)
+any_transactions = any_transactions.filter(lambda each: not (each.decision is Decision.UNDECIDED and each.finished))
+any_transactions = any_transactions.map(lambda each: replace(each, branches=in_order(each.branches, each.try_order)))
 """Any transaction but one that has ended undecided, which has no phase."""

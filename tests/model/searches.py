@@ -3,8 +3,12 @@
 Only a list; spin.py runs it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Final
+
+from app.protocol.kinds import KINDS
+from tests.model import tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +25,24 @@ class Search:
     endless: bool = False
 
 
+def _of_each_pair(search: Search) -> list[Search]:
+    """This search for each pair of kinds."""
+    return [
+        replace(
+            search,
+            name=f"{search.name}, {one} + {other}",
+            defines=(*search.defines, f"KIND_0={tables.name(one)}", f"KIND_1={tables.name(other)}"),
+        )
+        for one, other in product(KINDS, KINDS)
+    ]
+
+
 CONFIGURATIONS: Final = (
-    Search(name="parallel"),
-    Search(name="sequential", defines=("SEQUENTIAL",)),
-    Search(name="hard limit", defines=("HARD_LIMIT",)),
-    Search(name="re-acquire", defines=("REACQUIRE",)),
-    Search(name="liveness", defines=("LIVENESS",), endless=True),
+    *_of_each_pair(Search(name="parallel")),
+    *_of_each_pair(Search(name="sequential", defines=("SEQUENTIAL",))),
+    *_of_each_pair(Search(name="hard limit", defines=("HARD_LIMIT",))),
+    *_of_each_pair(Search(name="re-acquire", defines=("REACQUIRE",))),
+    *_of_each_pair(Search(name="liveness", defines=("LIVENESS",), endless=True)),
 )
 
 

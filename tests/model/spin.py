@@ -118,6 +118,6 @@ _OF_THE_MODEL: Final = re.compile(r"(replica|participant) \d|  saved: |  not sav
 
 _WORDS: Final = {
     f"{kind} {number}": str(value)
-    for kind, values in tables.kinds().items()
+    for kind, values in tables.words().items()
     for number, value in enumerate(values, start=1)
 }

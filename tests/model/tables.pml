@@ -3,6 +3,8 @@
 
 #define NONE 0
 
+#define Kind_TCC 1
+
 #define Decision_UNDECIDED 1
 #define Decision_CONFIRM 2
 #define Decision_CANCEL 3
@@ -37,19 +39,23 @@
 #define Event_TOLD_CANCEL 5
 #define Event_ABANDONED 6
 
-#define FOLLOWS(decision, phase) ( \
-  (decision) == Decision_CONFIRM && (phase) == BranchPhase_HELD -> BranchPhase_CONFIRMING : ( \
-  (decision) == Decision_CANCEL && (phase) == BranchPhase_PENDING -> BranchPhase_CANCELLED : ( \
-  (decision) == Decision_CANCEL && (phase) == BranchPhase_TRYING -> BranchPhase_CANCELLING : ( \
-  (decision) == Decision_CANCEL && (phase) == BranchPhase_HELD -> BranchPhase_CANCELLING : ( \
-  (decision) == Decision_CANCEL && (phase) == BranchPhase_REFUSED -> BranchPhase_CANCELLING : ( \
+#define READY(kind) ( \
+  (kind) == Kind_TCC -> BranchPhase_HELD : ( \
+  NONE))
+
+#define FOLLOWS(kind, decision, phase) ( \
+  (kind) == Kind_TCC && (decision) == Decision_CONFIRM && (phase) == BranchPhase_HELD -> BranchPhase_CONFIRMING : ( \
+  (kind) == Kind_TCC && (decision) == Decision_CANCEL && (phase) == BranchPhase_PENDING -> BranchPhase_CANCELLED : ( \
+  (kind) == Kind_TCC && (decision) == Decision_CANCEL && (phase) == BranchPhase_TRYING -> BranchPhase_CANCELLING : ( \
+  (kind) == Kind_TCC && (decision) == Decision_CANCEL && (phase) == BranchPhase_HELD -> BranchPhase_CANCELLING : ( \
+  (kind) == Kind_TCC && (decision) == Decision_CANCEL && (phase) == BranchPhase_REFUSED -> BranchPhase_CANCELLING : ( \
   NONE))))))
 
-#define ASKS(phase) ( \
-  (phase) == BranchPhase_PENDING -> Operation_TRY : ( \
-  (phase) == BranchPhase_TRYING -> Operation_TRY : ( \
-  (phase) == BranchPhase_CONFIRMING -> Operation_CONFIRM : ( \
-  (phase) == BranchPhase_CANCELLING -> Operation_CANCEL : ( \
+#define ASKS(kind, phase) ( \
+  (kind) == Kind_TCC && (phase) == BranchPhase_PENDING -> Operation_TRY : ( \
+  (kind) == Kind_TCC && (phase) == BranchPhase_TRYING -> Operation_TRY : ( \
+  (kind) == Kind_TCC && (phase) == BranchPhase_CONFIRMING -> Operation_CONFIRM : ( \
+  (kind) == Kind_TCC && (phase) == BranchPhase_CANCELLING -> Operation_CANCEL : ( \
   NONE)))))
 
 #define ANSWERED(operation, answer) ( \

@@ -10,8 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
-from app.protocol.values import FINAL, BranchPhase
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS, READY
+from app.protocol.values import FINAL, BranchPhase, Kind
 from holdfast.fence.table import TABLE, Ask, Event, Mark, Refuse, Repeat, Rest, Run, Seen, State, Step, decide
 from holdfast.wire import Answer, Decision, Operation
 
@@ -34,10 +34,11 @@ _HEAD: Final = """\
 
 def text() -> str:
     """The whole file."""
-    blocks = [_HEAD, "#define NONE 0\n", *(_names(values) for values in kinds().values())]
+    blocks = [_HEAD, "#define NONE 0\n", *(_names(values) for values in words().values())]
     blocks += [
-        _macro("FOLLOWS", ("decision", "phase"), {key: name(phase) for key, phase in FOLLOWS.items()}),
-        _macro("ASKS", ("phase",), {(phase,): name(operation) for phase, operation in ASKS.items()}),
+        _macro("READY", ("kind",), {(kind,): name(phase) for kind, phase in READY.items()}),
+        _macro("FOLLOWS", ("kind", "decision", "phase"), {key: name(phase) for key, phase in FOLLOWS.items()}),
+        _macro("ASKS", ("kind", "phase"), {key: name(operation) for key, operation in asks().items()}),
         _macro("ANSWERED", ("operation", "answer"), {key: name(phase) for key, phase in ANSWERED.items()}),
         _macro("IS_FINAL", ("phase",), {(phase,): "1" for phase in PHASES if phase in FINAL}, default="0"),
         _macro("FENCE_ASKS", ("state",), {(s,): "1" for s in STATES if isinstance(TABLE[s, Event.DUE], Ask)}, "0"),
@@ -47,11 +48,21 @@ def text() -> str:
     return "\n".join(blocks)
 
 
-def kinds() -> dict[str, tuple[StrEnum, ...]]:
-    """The words of the model by kind; their numbers there are their places here, from 1."""
+def asks() -> dict[tuple[Kind, BranchPhase], Operation]:
+    """What a branch of each kind is asked for in each phase."""
+    return {
+        (kind, phase): operation
+        for kind, operations in KINDS.items()
+        for phase, operation in ASKS.items()
+        if operation in operations
+    }
+
+
+def words() -> dict[str, tuple[StrEnum, ...]]:
+    """The words of the model by what they are words for; their numbers there are their places here, from 1."""
     return {
         type(values[0]).__name__: values
-        for values in (tuple(Decision), PHASES, tuple(Operation), tuple(Answer), STATES, EVENTS)
+        for values in (tuple(KINDS), tuple(Decision), PHASES, tuple(Operation), tuple(Answer), STATES, EVENTS)
     }
 
 

@@ -10,6 +10,7 @@
  * there, as often as you like. Nothing counts, so the search is finite without a bound on any of these.
  *
  * Configurations, by -D:
+ *   KIND_0, KIND_1  the kinds of the branches; else both are TCC
  *   SEQUENTIAL   the second Try leaves only when the first branch holds; else both leave at once
  *   HARD_LIMIT   participants give a hold up without being told (hold_max_s)
  *   REACQUIRE    and a late Confirm may have it again
@@ -20,6 +21,12 @@
  */
 
 #include "tables.pml"
+
+#ifndef KIND_0
+#define KIND_0 Kind_TCC
+#define KIND_1 Kind_TCC
+#endif
+#define KIND(b) ((b) == 0 -> KIND_0 : KIND_1)
 
 #ifdef REACQUIRE
 #define HARD_LIMIT
@@ -58,9 +65,9 @@
 #endif
 
 #ifdef MISTAKE_DECIDES_EARLY                 /* confirms when one branch holds */
-#define MAY_CONFIRM(r) (PHASE(r, 0) == BranchPhase_HELD || PHASE(r, 1) == BranchPhase_HELD)
+#define MAY_CONFIRM(r) (IS_READY(r, 0) || IS_READY(r, 1))
 #else
-#define MAY_CONFIRM(r) (PHASE(r, 0) == BranchPhase_HELD && PHASE(r, 1) == BranchPhase_HELD)
+#define MAY_CONFIRM(r) (IS_READY(r, 0) && IS_READY(r, 1))
 #endif
 
 #ifdef MISTAKE_CALLS_BEFORE_SAVE             /* the decision is saved when everything has been called */
@@ -70,10 +77,10 @@
 #endif
 
 #ifdef MISTAKE_NO_CANCEL_OF_UNANSWERED       /* a Try without an answer is taken for one that does not hold */
-#define AFTER(decision, phase) ((decision) == Decision_CANCEL && (phase) == BranchPhase_TRYING -> \
-  BranchPhase_CANCELLED : FOLLOWS(decision, phase))
+#define AFTER(kind, decision, phase) ((decision) == Decision_CANCEL && (phase) == BranchPhase_TRYING -> \
+  BranchPhase_CANCELLED : FOLLOWS(kind, decision, phase))
 #else
-#define AFTER(decision, phase) FOLLOWS(decision, phase)
+#define AFTER(kind, decision, phase) FOLLOWS(kind, decision, phase)
 #endif
 
 #ifdef MISTAKE_LATE_ANSWERS                  /* whatever a participant said counts as the answer to the last call */
@@ -129,7 +136,8 @@ byte phase[4];
 bool calling[4];       /* its own call to the branch has not ended */
 #define PHASE(r, b) phase[2 * (r) + (b)]
 #define CALLING(r, b) calling[2 * (r) + (b)]
-#define OPERATION(r, b) ASKS(PHASE(r, b))
+#define IS_READY(r, b) (PHASE(r, b) == READY(KIND(b)))
+#define OPERATION(r, b) ASKS(KIND(b), PHASE(r, b))
 
 /* --- the network: a set of requests and a set of answers for every branch ---------------------------------------- */
 
@@ -186,7 +194,7 @@ bool must_save;
 #define ALL_FINAL(r) (IS_FINAL(PHASE(r, 0)) && IS_FINAL(PHASE(r, 1)))
 #define IS_REFUSED(r) (PHASE(r, 0) == BranchPhase_REFUSED || PHASE(r, 1) == BranchPhase_REFUSED)
 #ifdef SEQUENTIAL
-#define IS_ITS_TURN(r, b) ((b) == 0 || PHASE(r, 0) == BranchPhase_HELD)
+#define IS_ITS_TURN(r, b) ((b) == 0 || IS_READY(r, 0))
 #else
 #define IS_ITS_TURN(r, b) true
 #endif
@@ -250,7 +258,7 @@ inline follow(r) {
 }
 
 inline follow_one(r, b) {
-  to_ = AFTER(decision[r], PHASE(r, b));
+  to_ = AFTER(KIND(b), decision[r], PHASE(r, b));
   if
   :: to_ != NONE && !CALLING(r, b) -> PHASE(r, b) = to_
   :: else

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS, READY
 from app.protocol.values import FINAL
 from holdfast.fence.table import TABLE, Ask, Event, Mark, Refuse, Run, State
 from holdfast.wire import Answer, Decision, Operation
@@ -59,16 +59,20 @@ def test_the_tables_are_those_of_the_code() -> None:
 
 
 def test_what_follows_a_decision_is_what_protocol_py_says() -> None:
-    for decision, phase in product(Decision, tables.PHASES):
-        assert value("FOLLOWS", decision, phase) == of(FOLLOWS.get((decision, phase)))
+    for kind, decision, phase in product(KINDS, Decision, tables.PHASES):
+        assert value("FOLLOWS", kind, decision, phase) == of(FOLLOWS.get((kind, decision, phase)))
 
 
 def test_what_a_phase_asks_for_and_becomes_is_what_protocol_py_says() -> None:
     for phase in tables.PHASES:
-        assert value("ASKS", phase) == of(ASKS.get(phase))
+        for kind, operations in KINDS.items():
+            operation = ASKS.get(phase)
+            assert value("ASKS", kind, phase) == of(operation if operation in operations else None)
         assert value("IS_FINAL", phase) == (phase in FINAL)
     for operation, answer in product(Operation, Answer):
         assert value("ANSWERED", operation, answer) == of(ANSWERED[operation, answer])
+    for kind in KINDS:
+        assert value("READY", kind) == of(READY[kind])
 
 
 def test_the_fence_is_that_of_the_sdk() -> None:
@@ -100,7 +104,7 @@ def test_calls_are_events_of_the_same_number() -> None:
 
 
 def test_every_name_of_the_model_is_a_name_of_the_code() -> None:
-    used = set(re.findall(r"\b(?:Decision|BranchPhase|Operation|Answer|State|Event)_[A-Z_]+\b", MODEL))
+    used = set(re.findall(r"\b(?:Kind|Decision|BranchPhase|Operation|Answer|State|Event)_[A-Z_]+\b", MODEL))
     assert len(used) > 20
     assert used <= NUMBERS.keys()
 
@@ -111,6 +115,15 @@ def test_every_mistake_of_the_model_is_searched_and_every_search_has_one() -> No
     assert in_the_model == searched
     assert all(search.must_fail for search in (*MISTAKES, *REACHED))
     assert not any(search.must_fail for search in CONFIGURATIONS)
+
+
+def test_every_pair_of_kinds_is_searched_in_every_configuration() -> None:
+    pairs = {(f"KIND_0={tables.name(one)}", f"KIND_1={tables.name(other)}") for one, other in product(KINDS, KINDS)}
+    searched: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for each in CONFIGURATIONS:
+        searched.setdefault(each.defines[:-2], set()).add(each.defines[-2:])
+    assert set(searched) == {(), ("SEQUENTIAL",), ("HARD_LIMIT",), ("REACQUIRE",), ("LIVENESS",)}
+    assert all(of_one == pairs for of_one in searched.values())
 
 
 def test_every_claim_that_must_be_refuted_is_in_the_model() -> None:

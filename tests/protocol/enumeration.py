@@ -1,4 +1,4 @@
-"""Every state that a transaction of two branches can reach, and every step out of it, checked.
+"""Every state that a transaction of two branches of any kinds can reach, and every step out of it, checked.
 
 A breadth-first search from the begin states. Its steps are all that can happen to a transaction: answers in every
 combination and order, commands, stale answers, time passing, a lease that must be renewed, and a crash.
@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, combinations, permutations, product
 
+from app.protocol.kinds import KINDS
 from app.protocol.messages import Answered, BranchResolved, CancelRequested, Input, RetryRequested
 from app.protocol.policy import Policy
 from app.protocol.steps import broken
@@ -32,12 +33,14 @@ from app.protocol.values import (
     REFUSALS,
     Branch,
     BranchPhase,
+    Kind,
     Reason,
     ReasonCode,
     Resolution,
     Settled,
     Transaction,
     TryOrder,
+    in_order,
 )
 from holdfast.json_text import text_of
 from holdfast.wire import Answer, Decision, Operation
@@ -79,9 +82,17 @@ class Enumerated:
     crashes: int = 0
 
 
-def enumerate_all(try_orders: Iterable[TryOrder] = TryOrder) -> Enumerated:
-    """Visit everything; raises Violation at the first step that breaks an invariant."""
-    begin = [state for order in try_orders for state in _begin(order)]
+def enumerate_all(pairs: Iterable[tuple[Kind, Kind]] = ()) -> Enumerated:
+    """Visit everything that such pairs of branches can reach, by default all pairs that there are.
+
+    Raises Violation at the first step that breaks an invariant.
+    """
+    begin = [
+        state
+        for try_order in TryOrder
+        for one, other in tuple(pairs) or product(KINDS, KINDS)
+        for state in _begin(try_order, one, other)
+    ]
     run = Enumerated(states=set(begin))
     queue = deque(begin)
     while queue:
@@ -122,8 +133,8 @@ def steps_to_the_end(state: State) -> int:
 # --- what can happen ---------------------------------------------------------------------------------------------
 
 
-def _begin(try_order: TryOrder) -> Iterator[State]:
-    branches = tuple(Branch(name=name) for name in "ab")
+def _begin(try_order: TryOrder, one: Kind, other: Kind) -> Iterator[State]:
+    branches = in_order((Branch(name="a", kind=one), Branch(name="b", kind=other)), try_order)
     ghost = Ghost(branches=(BranchGhost(), BranchGhost()))
     new = Transaction(id="t", created_at=0.0, deadline=DEADLINE, branches=branches, try_order=try_order)
     yield State(new, ghost, 0.0)
@@ -301,7 +312,7 @@ def _normal_undecided(branch: Branch, ghost: BranchGhost, now: float) -> tuple[B
 def _normal_decided(branch: Branch, ghost: BranchGhost, now: float, decision: Decision) -> tuple[Branch, BranchGhost]:
     if branch.phase in FINAL:
         settled = branch.resolution and Resolution(settled=branch.resolution.settled, by="", at=0.0, reason="")
-        return Branch(name="", phase=branch.phase, resolution=settled), BranchGhost()
+        return Branch(name="", kind=branch.kind, phase=branch.phase, resolution=settled), BranchGhost()
     confirming = decision is Decision.CONFIRM
     assert not ghost.refused or branch.hung_reason in REFUSALS, "a refusal is noticed at once, and stays noticed"
     cap = POLICY.hung_attempts if not branch.hung_reason else 0 if branch.calling else 1
@@ -309,6 +320,7 @@ def _normal_decided(branch: Branch, ghost: BranchGhost, now: float, decision: De
     soon = DECIDED_NOW + SOON_S if wait_s > 0 else None
     return Branch(
         name="",
+        kind=branch.kind,
         phase=branch.phase,
         result=RESULT if confirming else None,
         try_attempts=2,

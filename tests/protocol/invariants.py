@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from app.protocol import steps
+from app.protocol.kinds import KINDS
 from app.protocol.messages import BranchResolved, CancelRequested, Input, RetryRequested
 from app.protocol.policy import Policy
-from app.protocol.values import FINAL, BranchPhase, HungReason, Outcome, ReasonCode, Transaction, TryOrder
+from app.protocol.values import FINAL, Branch, BranchPhase, HungReason, Outcome, ReasonCode, Transaction, TryOrder
 from holdfast.wire import Answer, Decision, Operation
 from tests.protocol.ghost import PHASE_TWO, PHASES_TWO, BranchGhost, Edge, Ghost, hear
 
@@ -121,7 +122,7 @@ def never_confirm_and_cancel(edge: Edge) -> None:
 def confirm_needs_every_hold(edge: Edge) -> None:
     if edge.decides and edge.after.decision is Decision.CONFIRM:
         for branch, ghost in zip(edge.before.branches, edge.heard.branches, strict=True):
-            assert ghost.safe_until is not None, f"{branch.name} does not hold"
+            assert _is_ready(branch, ghost), f"{branch.name} does not hold"
 
 
 def confirm_is_decided_before_the_deadline(edge: Edge) -> None:
@@ -139,8 +140,9 @@ def nothing_stays_undecided_without_need(edge: Edge) -> None:
     if edge.after.decision is not Decision.UNDECIDED:
         return
     assert edge.now < edge.before.deadline, "the deadline has passed"
+    branches = zip(edge.before.branches, edge.heard.branches, strict=True)
+    assert not all(_is_ready(branch, ghost) for branch, ghost in branches), "every branch holds"
     holds = [g.safe_until for g in edge.heard.branches]
-    assert None in holds, "every branch holds"
     assert all(h is None or edge.now < h for h in holds), "a hold is no longer safe"
 
 
@@ -172,7 +174,8 @@ def cancel_reaches_every_branch_ever_tried(edge: Edge) -> None:
     for i, (old, new) in enumerate(zip(edge.before.branches, edge.after.branches, strict=True)):
         if new.phase is BranchPhase.CANCELLED and old.phase is not BranchPhase.CANCELLED:
             done = _acknowledged(edge, i, Operation.CANCEL)
-            assert done or not edge.ghost.branches[i].tried, f"{new.name} was tried and not cancelled"
+            undoable = edge.ghost.branches[i].tried and _has(new, Operation.CANCEL)
+            assert done or not undoable, f"{new.name} was tried and not cancelled"
             assert edge.after.decision is Decision.CANCEL
 
 
@@ -185,7 +188,8 @@ def a_branch_never_tried_gets_no_cancel(edge: Edge) -> None:
 def confirmed_means_acknowledged(edge: Edge) -> None:
     for i, (old, new) in enumerate(zip(edge.before.branches, edge.after.branches, strict=True)):
         if new.phase is BranchPhase.CONFIRMED and old.phase is not BranchPhase.CONFIRMED:
-            assert _acknowledged(edge, i, Operation.CONFIRM), f"{new.name} did not say that it has confirmed"
+            done = _acknowledged(edge, i, Operation.CONFIRM) or not _has(new, Operation.CONFIRM)
+            assert done, f"{new.name} did not say that it has confirmed"
 
 
 # --- rules 5 and 6: who is asked, and when -----------------------------------------------------------------------
@@ -196,6 +200,11 @@ def no_cancel_while_the_own_try_is_under_way(edge: Edge) -> None:
         under_way = edge.heard.branches[edge.index(call.branch.name)].under_way
         if call.operation is Operation.CANCEL and under_way is not None:
             assert under_way[0] is not Operation.TRY, call.branch.name
+
+
+def a_branch_is_asked_what_its_kind_has(edge: Edge) -> None:
+    for call in edge.step.calls:
+        assert _has(call.branch, call.operation), f"{call.branch.name} of kind {call.branch.kind}: {call.operation}"
 
 
 def nothing_under_way_is_asked_twice(edge: Edge) -> None:
@@ -232,12 +241,10 @@ def a_try_leaves_only_while_undecided_and_in_time(edge: Edge) -> None:
             assert edge.heard.branches[edge.index(call.branch.name)].safe_until is None, "it holds already"
 
 
-def a_sequential_try_waits_for_the_holds_before_it(edge: Edge) -> None:
-    if edge.before.try_order is TryOrder.SEQUENTIAL:
-        for call in edge.step.calls:
-            if call.operation is Operation.TRY:
-                earlier = edge.heard.branches[: edge.index(call.branch.name)]
-                assert all(g.safe_until is not None for g in earlier), call.branch.name
+def a_try_waits_for_the_holds_that_it_comes_after(edge: Edge) -> None:
+    for call in edge.step.calls:
+        if call.operation is Operation.TRY:
+            assert _is_its_turn(edge, edge.index(call.branch.name)), call.branch.name
 
 
 def nothing_waits_for_another_branch(edge: Edge) -> None:
@@ -453,8 +460,27 @@ def _to_be_asked(edge: Edge, index: int) -> bool:
         return False
     if after.decision is not Decision.UNDECIDED:
         return True
-    holds = [g.safe_until is not None for g in edge.heard.branches]
-    return not holds[index] and (after.try_order is TryOrder.PARALLEL or all(holds[:index]))
+    return not _is_ready(branch, edge.heard.branches[index]) and _is_its_turn(edge, index)
+
+
+def _is_its_turn(edge: Edge, index: int) -> bool:
+    """Whether all that the branch comes after, also by way of others, has done its part before the decision."""
+    branches, ghosts = edge.before.branches, edge.heard.branches
+    ahead = set(range(index)) if edge.before.try_order is TryOrder.SEQUENTIAL else set[int]()
+    found = [index]
+    while found:
+        found = [edge.index(name) for i in found for name in branches[i].after]
+        ahead.update(found)
+    return all(_is_ready(branches[i], ghosts[i]) for i in ahead)
+
+
+def _is_ready(branch: Branch, ghost: BranchGhost) -> bool:
+    """Whether it holds, or has nothing to do before the decision."""
+    return ghost.safe_until is not None or not _has(branch, Operation.TRY)
+
+
+def _has(branch: Branch, operation: Operation) -> bool:
+    return operation in KINDS[branch.kind]
 
 
 INVARIANTS: Final[tuple[Callable[[Edge], None], ...]] = (
@@ -469,11 +495,12 @@ INVARIANTS: Final[tuple[Callable[[Edge], None], ...]] = (
     a_branch_never_tried_gets_no_cancel,
     confirmed_means_acknowledged,
     no_cancel_while_the_own_try_is_under_way,
+    a_branch_is_asked_what_its_kind_has,
     nothing_under_way_is_asked_twice,
     a_refusal_decides_at_once,
     a_lost_result_cancels,
     a_try_leaves_only_while_undecided_and_in_time,
-    a_sequential_try_waits_for_the_holds_before_it,
+    a_try_waits_for_the_holds_that_it_comes_after,
     stale_answers_change_nothing,
     a_decision_has_its_reason,
     nothing_stays_undecided_without_need,

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from app.protocol import branches as module
 from app.protocol.branches import Branches, Facts
+from app.protocol.kinds import KINDS, READY
 from app.protocol.messages import Answered, Call
 from app.protocol.steps import advance
-from app.protocol.values import FINAL, Branch, BranchPhase, HungReason, Outcome, Transaction, TryOrder
+from app.protocol.values import FINAL, Branch, BranchPhase, HungReason, Outcome, Transaction, TryOrder, in_order
 from holdfast.wire import Answer, Operation
 from tests.protocol.enumeration import POLICY
 
@@ -25,7 +26,7 @@ SECOND: Final = {BranchPhase.CONFIRMING, BranchPhase.CANCELLING}
 FIRST: Final = {BranchPhase.PENDING, BranchPhase.TRYING, BranchPhase.HELD, BranchPhase.REFUSED}
 
 TRAITS: Final[dict[int, Callable[[Branch], bool]]] = {
-    module.NOT_HELD: lambda b: b.phase is not BranchPhase.HELD,
+    module.NOT_READY: lambda b: b.phase is not READY[b.kind],
     module.REFUSED: lambda b: b.phase is BranchPhase.REFUSED,
     module.NOT_FINAL: lambda b: b.phase not in FINAL,
     module.CALLING: lambda b: b.calling is not None,
@@ -39,10 +40,12 @@ TRAITS: Final[dict[int, Callable[[Branch], bool]]] = {
 }
 
 
-def drawn_branch(name: str) -> st.SearchStrategy[Branch]:
+def drawn_branch(number: int, after: tuple[str, ...]) -> st.SearchStrategy[Branch]:
     return st.builds(
         Branch,
-        name=st.just(name),
+        name=st.just(str(number)),
+        kind=st.sampled_from([*KINDS]),
+        after=st.just(after),
         phase=st.sampled_from(BranchPhase),
         failures=st.integers(0, 3),
         next_attempt_at=TIMES,
@@ -57,11 +60,18 @@ def drawn_branch(name: str) -> st.SearchStrategy[Branch]:
 def drawn_branches(draw: st.DrawFn) -> Branches:
     """Branches that were replaced one by one and several at once."""
     count = draw(st.integers(1, 9))
-    branches = Branches.of(tuple(draw(drawn_branch(str(n))) for n in range(count)))
+    is_ordered = draw(st.booleans())
+    orders = [draw(st.sets(st.integers(0, n - 1))) if is_ordered and n else () for n in range(count)]
+    branches = Branches.of(tuple(draw(drawn_branch(n, tuple(map(str, order)))) for n, order in enumerate(orders)))
     for _ in range(draw(st.integers(0, 4))):
         positions = draw(st.sets(st.integers(0, count - 1), min_size=1))
-        branches = branches.replaced({n: draw(drawn_branch(str(n))) for n in positions})
+        branches = branches.replaced({n: draw(drawn_branch(n, branches[n].after)) for n in positions})
     return branches
+
+
+def leaves_of(branches: Branches) -> list[Facts]:
+    """The facts about each of the branches."""
+    return branches._tree[len(branches._tree) // 2 :]
 
 
 @given(drawn_branches())
@@ -71,7 +81,7 @@ def test_facts_do_not_depend_on_how_the_branches_came_about(branches: Branches) 
     assert type(plain) is tuple
     assert branches == plain == again
     assert branches.facts == again.facts
-    assert [branches.facts_at(n) for n in range(len(plain))] == [again.facts_at(n) for n in range(len(plain))]
+    assert leaves_of(branches) == leaves_of(again)
     assert [branches.position(b.name) for b in plain] == list(range(len(plain)))
     assert branches.position("z") is None
     assert Branches.of(branches) is branches
@@ -88,10 +98,12 @@ def test_a_trait_is_found_where_a_branch_has_it(branches: Branches) -> None:
 
 @given(drawn_branches(), st.sampled_from([-1.0, 0.0, 1.5, 3.0]))
 def test_times_and_failures_are_found_where_they_are(branches: Branches, at: float) -> None:
+    ready = {b.name for b in branches if b.phase is READY[b.kind]}
     waits = [(n, b, b.next_attempt_at is None or b.next_attempt_at <= at) for n, b in enumerate(branches)]
     waits = [(n, b, is_due) for n, b, is_due in waits if b.calling is None]
-    first = [n for n, b, is_due in waits if is_due and b.phase in (BranchPhase.PENDING, BranchPhase.TRYING)]
-    assert branches.where(lambda facts: facts.try_due <= at) == first
+    first = [(n, b) for n, b, is_due in waits if is_due and b.phase in (BranchPhase.PENDING, BranchPhase.TRYING)]
+    first = [(n, b) for n, b in first if Operation.TRY in KINDS[b.kind] and ready.issuperset(b.after)]
+    assert branches.where(lambda facts: facts.try_due <= at) == [n for n, _ in first]
     assert branches.where(lambda facts: facts.due <= at) == [
         n for n, b, is_due in waits if is_due and b.phase in SECOND
     ]
@@ -107,7 +119,7 @@ def test_times_and_failures_are_found_where_they_are(branches: Branches, at: flo
 @given(st.data(), drawn_branches())
 def test_what_was_replaced_has_changed_and_nothing_else(data: st.DataObject, branches: Branches) -> None:
     positions = data.draw(st.sets(st.integers(0, len(branches) - 1)))
-    changes = {n: data.draw(drawn_branch(str(n))) for n in positions}
+    changes = {n: data.draw(drawn_branch(n, branches[n].after)) for n in positions}
     after = branches.replaced(changes)
     assert after.changed_since(branches) == sorted(positions)
     assert after == tuple(changes.get(n, branch) for n, branch in enumerate(branches))
@@ -155,7 +167,7 @@ Saying = Callable[[Call, int], Answer]
 
 def work_of(count: int, try_order: TryOrder, says: Saying) -> tuple[Transaction, int]:
     """A transaction of so many branches that has ended, after one step for each answer, and how much work it was."""
-    branches = tuple(Branch(name=str(n), participant="p") for n in range(count))
+    branches = in_order(tuple(Branch(name=str(n), participant="p") for n in range(count)), try_order)
     transaction = Transaction(id="t", created_at=0.0, deadline=1e6, branches=branches, try_order=try_order)
     under_way: list[Call] = []
     inputs: list[Answered] = []

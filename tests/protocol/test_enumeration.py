@@ -1,9 +1,11 @@
 """Every step of a transaction of two branches keeps every rule, and from everywhere it comes to its end."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
+from app.protocol.kinds import KINDS
 from app.protocol.steps import broken
 from app.protocol.values import BranchPhase, HungReason, Outcome, Phase, TryOrder
 from tests.protocol.enumeration import DEADLINE, POLICY, Enumerated, enumerate_all, set_aside, steps_to_the_end
@@ -27,7 +29,9 @@ def test_everything_there_is_is_reached(run: Enumerated) -> None:
     branches = [b for t in transactions for b in t.branches]
     assert {t.phase for t in transactions} == set(Phase)
     assert {t.outcome for t in transactions} == {None, *Outcome}
-    assert {t.try_order for t in transactions} == set(TryOrder)
+    begun = [t for t in transactions if all(b.phase is BranchPhase.PENDING for b in t.branches)]
+    combined = {(t.try_order, tuple(b.kind for b in t.branches)) for t in begun}
+    assert combined == set(product(TryOrder, product(KINDS, repeat=2)))
     assert {b.phase for b in branches} == set(BranchPhase) - {BranchPhase.REFUSED}, "refused lasts for no step"
     assert {b.hung_reason for b in branches} == {None, *HungReason} - {HungReason.INTERNAL_ERROR}
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from app.protocol import steps
 from app.protocol.backoff import back_off_s
+from app.protocol.kinds import KINDS
 from app.protocol.messages import Answered, BranchResolved, CancelRequested, Input, RetryRequested
 from app.protocol.policy import Policy
 from app.protocol.steps import broken
-from app.protocol.values import Branch, BranchPhase, ReasonCode, Settled, Transaction, TryOrder
+from app.protocol.values import Branch, BranchPhase, ReasonCode, Settled, Transaction, TryOrder, in_order
 from holdfast.json_text import NULL
 from holdfast.wire import Answer, Operation
 from tests.protocol.ghost import BranchGhost, Ghost, crashed, follow
@@ -62,10 +63,20 @@ stale = st.builds(
 )
 
 
+@st.composite
+def drawn_branches(draw: st.DrawFn) -> tuple[Branch, ...]:
+    """Branches of any kinds, one after the other or each after some of those before it."""
+    branches = tuple(Branch(name=name, kind=draw(st.sampled_from([*KINDS]))) for name in NAMES)
+    if draw(st.booleans()):
+        return in_order(branches, draw(st.sampled_from(TryOrder)))
+    orders = [draw(st.sets(st.sampled_from(NAMES[:n]))) if n else () for n in range(len(NAMES))]
+    return tuple(replace(branch, after=tuple(sorted(order))) for branch, order in zip(branches, orders, strict=True))
+
+
 class Run:
     """One transaction, the process that works on it, and what really happened. Every step is checked."""
 
-    def __init__(self, timeout_s: float, try_order: TryOrder, policy: Policy) -> None:
+    def __init__(self, timeout_s: float, branches: tuple[Branch, ...], policy: Policy) -> None:
         self.policy = policy
         self.now = BEGUN_AT
         self.wake_at = BEGUN_AT
@@ -73,8 +84,7 @@ class Run:
             id="t",
             created_at=BEGUN_AT,
             deadline=BEGUN_AT + timeout_s,
-            branches=tuple(Branch(name=name) for name in NAMES),
-            try_order=try_order,
+            branches=branches,
         )
         self.stored = self.transaction
         self.ghost = Ghost(branches=(BranchGhost(),) * len(NAMES))
@@ -121,11 +131,11 @@ class Run:
 
 
 @settings(max_examples=300, deadline=None, database=None)
-@given(st.data(), policies, st.sampled_from([0.5, 3.0, 30.0]), st.sampled_from(TryOrder))
+@given(st.data(), policies, st.sampled_from([0.5, 3.0, 30.0]), drawn_branches())
 def test_whatever_happens_the_rules_hold(
-    data: st.DataObject, policy: Policy, timeout_s: float, try_order: TryOrder
+    data: st.DataObject, policy: Policy, timeout_s: float, branches: tuple[Branch, ...]
 ) -> None:
-    run = Run(timeout_s, try_order, policy)
+    run = Run(timeout_s, branches, policy)
     run.step([])
     for _ in range(data.draw(st.integers(0, EVENTS_MAX))):
         match data.draw(
@@ -222,7 +232,7 @@ def test_jitter_differs_between_branches_and_attempts_and_is_the_same_in_a_repla
     ("asked_s", "honoured_s"), [(None, 0.0), (0.0, 0.0), (7.0, 7.0), (3600.0, 3600.0), (1e9, 3600.0)]
 )
 def test_retry_after_is_honoured_up_to_its_maximum(asked_s: float | None, honoured_s: float) -> None:
-    run = Run(30.0, TryOrder.PARALLEL, POLICY)
+    run = Run(30.0, tuple(Branch(name=name) for name in NAMES), POLICY)
     run.step([])
     answered = [replace(a, answer=Answer.UNANSWERED, retry_after_s=asked_s) for a in run.under_way()]
     run.step(list(answered))

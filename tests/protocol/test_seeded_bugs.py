@@ -12,7 +12,7 @@ import pytest
 from app.protocol import branches, kinds, steps
 from app.protocol.messages import Answered, CancelRequested, Command, RetryRequested, Step
 from app.protocol.policy import Policy
-from app.protocol.values import Branch, BranchPhase, Outcome, Transaction, TryOrder
+from app.protocol.values import Branch, BranchPhase, Kind, Outcome, Transaction
 from holdfast.wire import Answer, Decision, Operation
 from tests.protocol import invariants
 from tests.protocol.enumeration import enumerate_all
@@ -38,6 +38,13 @@ def wrap(patch: Patch, name: str, around: Callable[..., Any]) -> None:
     """Replace a function of the machine; `around` is given the original and then its arguments."""
     original = getattr(steps, name)
     patch.setattr(steps, name, lambda *args: around(original, *args))
+
+
+def follow_with(patch: Patch, decision: Decision, phase: BranchPhase, after: BranchPhase) -> None:
+    """Change a line of what follows from a decision, for each kind that has it."""
+    for kind in kinds.KINDS:
+        if (kind, decision, phase) in kinds.FOLLOWS:
+            patch.setitem(kinds.FOLLOWS, (kind, decision, phase), after)
 
 
 def each_branch(transaction: Transaction, **changes: Any) -> Transaction:
@@ -161,17 +168,17 @@ def sleeps_past_the_deadline(patch: Patch) -> None:
 
 @bug("cancel_reaches_every_branch_ever_tried")
 def skips_the_cancel_of_an_unanswered_try(patch: Patch) -> None:
-    patch.setitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.TRYING), BranchPhase.CANCELLED)
+    follow_with(patch, Decision.CANCEL, BranchPhase.TRYING, BranchPhase.CANCELLED)
 
 
 @bug("cancel_reaches_every_branch_ever_tried")
 def skips_the_cancel_of_a_branch_that_refused(patch: Patch) -> None:
-    patch.setitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.REFUSED), BranchPhase.CANCELLED)
+    follow_with(patch, Decision.CANCEL, BranchPhase.REFUSED, BranchPhase.CANCELLED)
 
 
 @bug("a_branch_never_tried_gets_no_cancel")
 def forgets_that_a_branch_was_never_tried(patch: Patch) -> None:
-    patch.setitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING), BranchPhase.CANCELLING)
+    follow_with(patch, Decision.CANCEL, BranchPhase.PENDING, BranchPhase.CANCELLING)
 
 
 @bug("no_cancel_while_the_own_try_is_under_way")
@@ -181,7 +188,7 @@ def cancels_while_its_own_try_is_under_way(patch: Patch) -> None:
 
     wrap(patch, "_follow", follow)
     facts_of = branches._facts_of
-    patch.setattr(branches, "_facts_of", lambda branch: facts_of(replace(branch, calling=None)))
+    patch.setattr(branches, "_facts_of", lambda branch, awaited: facts_of(replace(branch, calling=None), awaited))
 
 
 @bug("nothing_under_way_is_asked_twice")
@@ -194,16 +201,37 @@ def asks_again_what_is_under_way(patch: Patch) -> None:
 
 @bug("a_try_leaves_only_while_undecided_and_in_time")
 def goes_on_trying_after_the_decision(patch: Patch) -> None:
-    patch.delitem(kinds.FOLLOWS, (Decision.CANCEL, BranchPhase.PENDING))
+    follows = {key: phase for key, phase in kinds.FOLLOWS.items() if key[1:] != (Decision.CANCEL, BranchPhase.PENDING)}
+    patch.setattr(steps, "FOLLOWS", follows)  # a table of its own: what is put back comes last
     patch.setattr(steps, "_may_try", lambda transaction: True)
 
 
-@bug("a_sequential_try_waits_for_the_holds_before_it")
+@bug("a_try_waits_for_the_holds_that_it_comes_after")
 def tries_everyone_at_once(patch: Patch) -> None:
     def due(original: Any, transaction: Transaction, now: float) -> Any:
-        return original(replace(transaction, try_order=TryOrder.PARALLEL), now)
+        return original(each_branch(transaction, after=()), now)
 
     wrap(patch, "_due", due)
+
+
+@bug("a_try_waits_for_the_holds_that_it_comes_after")
+def forgets_that_a_sequence_is_a_chain(patch: Patch) -> None:
+    patch.setattr("tests.protocol.enumeration.in_order", lambda branches, try_order: branches)
+
+
+@bug("nothing_waits_for_another_branch")
+def goes_on_waiting_for_a_branch_that_holds(patch: Patch) -> None:
+    patch.setattr(branches, "_is_ready", lambda branch: False)
+
+
+@bug("a_branch_is_asked_what_its_kind_has")
+def asks_for_a_confirm_that_is_missing(patch: Patch) -> None:
+    patch.setitem(kinds.KINDS, Kind.TCC, {Operation.TRY, Operation.CANCEL})
+
+
+@bug("a_branch_is_asked_what_its_kind_has")
+def asks_for_a_try_that_is_missing(patch: Patch) -> None:
+    patch.setitem(kinds.KINDS, Kind.TCC, {Operation.CONFIRM, Operation.CANCEL})
 
 
 @bug("nothing_waits_for_another_branch")

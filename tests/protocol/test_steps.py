@@ -33,6 +33,7 @@ from app.protocol.values import (
     Settled,
     Transaction,
     TryOrder,
+    in_order,
 )
 from holdfast.wire import Answer, Decision, Operation
 
@@ -261,7 +262,7 @@ def test_a_cancel_says_by_whom_and_why_and_comes_too_late_after_the_decision(
 
 def test_no_try_leaves_after_the_decision_even_if_nothing_followed_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two safeguards, with the first taken away."""
-    follows = {key: phase for key, phase in FOLLOWS.items() if key != (Decision.CANCEL, BranchPhase.PENDING)}
+    follows = {key: phase for key, phase in FOLLOWS.items() if key[1:] != (Decision.CANCEL, BranchPhase.PENDING)}
     monkeypatch.setattr("app.protocol.steps.FOLLOWS", follows)  # a table of its own: what is put back comes last
     assert called(step(decided(Decision.CANCEL, Branch(name="a")), NOW + 1)) == []
 
@@ -401,12 +402,35 @@ def test_the_ttl_counts_from_the_first_try() -> None:
 
 
 def test_in_sequence_each_try_waits_for_the_hold_before_it() -> None:
-    result = step(begun(try_order=TryOrder.SEQUENTIAL), NOW)
+    branches = in_order((Branch(name="a"), Branch(name="b")), TryOrder.SEQUENTIAL)
+    assert branches == (Branch(name="a"), Branch(name="b", after=("a",)))
+    assert in_order(branches[:1], TryOrder.PARALLEL) == in_order(branches[:1], TryOrder.SEQUENTIAL) == branches[:1]
+    result = step(begun(branches=branches), NOW)
     assert called(result) == [("a", Operation.TRY, 1)]
-    assert result.transaction.branches[1] == Branch(name="b")
+    assert result.transaction.branches[1] == branches[1]
     second = step(result.transaction, NOW + 1, said("a", Operation.TRY, Answer.SUCCEEDED))
     assert called(second) == [("b", Operation.TRY, 1)]
     assert second.must_save, "the record must say that b may hold"
+
+
+def test_a_try_leaves_when_all_that_it_comes_after_hold_and_waits_for_nothing_else() -> None:
+    """`c` waits for both of the others, however late either of them is; `d` goes by `a` alone."""
+    c, d = Branch(name="c", after=("a", "b")), Branch(name="d", after=("a",))
+    first = step(undecided(trying("a"), trying("b"), c, d), NOW, said("b", Operation.TRY, Answer.SUCCEEDED))
+    assert called(first) == []
+    silent = step(first.transaction, NOW, said("a", Operation.TRY, Answer.UNANSWERED))
+    assert called(silent) == []
+    assert silent.wake_at == NOW + back_off_of(trying("a"), BranchPhase.TRYING, 1), "for a's next Try, and no other"
+    repeated = step(silent.transaction, silent.wake_at)
+    second = step(repeated.transaction, NOW + 1, said("a", Operation.TRY, Answer.SUCCEEDED, attempt=2))
+    assert called(second) == [("c", Operation.TRY, 1), ("d", Operation.TRY, 1)]
+
+
+def test_what_waits_for_its_turn_is_cancelled_without_a_call() -> None:
+    b = Branch(name="b", after=("a",))
+    result = step(undecided(trying("a"), b), NOW, said("a", Operation.TRY, Answer.REFUSED))
+    assert called(result) == [("a", CANCEL, 1)]
+    assert result.transaction.branches[1] == replace(b, phase=BranchPhase.CANCELLED)
 
 
 # --- commands ----------------------------------------------------------------------------------------------------

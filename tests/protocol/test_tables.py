@@ -2,8 +2,10 @@
 
 from itertools import product
 
-from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
-from app.protocol.values import FINAL, PHASE_OF, BranchPhase, Phase
+import pytest
+
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS, READY, follows, ready_phase
+from app.protocol.values import FINAL, PHASE_OF, BranchPhase, Kind, Phase
 from holdfast.wire import Answer, Decision, Operation
 
 UNDECIDED_FOLLOWS_NOTHING = {(Decision.UNDECIDED, phase) for phase in BranchPhase}
@@ -15,10 +17,14 @@ FOLLOWED_ALREADY = {
     (Decision.CANCEL, BranchPhase.CANCELLED),
     (Decision.CANCEL, BranchPhase.RESOLVED),
 }
+BEFORE_THE_DECISION = {
+    BranchPhase.PENDING,
+    BranchPhase.TRYING,
+    BranchPhase.HELD,
+    BranchPhase.REFUSED,
+}
+NOT_WITHOUT_A_TRY = {BranchPhase.TRYING, BranchPhase.HELD, BranchPhase.REFUSED}
 NEVER_TOGETHER = {
-    (Decision.CONFIRM, BranchPhase.PENDING),  # confirm needs every hold
-    (Decision.CONFIRM, BranchPhase.TRYING),
-    (Decision.CONFIRM, BranchPhase.REFUSED),
     (Decision.CONFIRM, BranchPhase.CANCELLING),  # a decision never changes
     (Decision.CONFIRM, BranchPhase.CANCELLED),
     (Decision.CANCEL, BranchPhase.CONFIRMING),
@@ -32,10 +38,55 @@ ASKED_NOTHING = {
 FINISHED_UNDECIDED = {(Decision.UNDECIDED, True)}
 
 
-def test_every_phase_under_every_decision() -> None:
-    parts = [set(FOLLOWS), UNDECIDED_FOLLOWS_NOTHING, FOLLOWED_ALREADY, NEVER_TOGETHER]
+def test_every_kind_has_its_operations() -> None:
+    assert set(KINDS) == set(READY) == set(Kind)
+    assert KINDS[Kind.TCC] == set(Operation)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_phase_under_every_decision(kind: Kind) -> None:
+    entailed = {(decision, phase) for of, decision, phase in FOLLOWS if of is kind}
+    unready = BEFORE_THE_DECISION - {READY[kind]}  # confirm needs every branch to be ready
+    never = NEVER_TOGETHER | {(Decision.CONFIRM, phase) for phase in unready}
+    if Operation.TRY not in KINDS[kind]:
+        never |= {(Decision.CANCEL, phase) for phase in NOT_WITHOUT_A_TRY}
+    parts = [entailed, UNDECIDED_FOLLOWS_NOTHING, FOLLOWED_ALREADY, never]
     assert set().union(*parts) == set(product(Decision, BranchPhase))
     assert sum(map(len, parts)) == len(Decision) * len(BranchPhase), "a pair is in two places"
+
+
+def test_what_a_decision_entails_for_tcc() -> None:
+    """Word for word, because the table is derived."""
+    assert {(decision, phase): after for (kind, decision, phase), after in FOLLOWS.items() if kind is Kind.TCC} == {
+        (Decision.CONFIRM, BranchPhase.HELD): BranchPhase.CONFIRMING,
+        (Decision.CANCEL, BranchPhase.PENDING): BranchPhase.CANCELLED,
+        (Decision.CANCEL, BranchPhase.TRYING): BranchPhase.CANCELLING,
+        (Decision.CANCEL, BranchPhase.HELD): BranchPhase.CANCELLING,
+        (Decision.CANCEL, BranchPhase.REFUSED): BranchPhase.CANCELLING,
+    }
+    assert READY[Kind.TCC] is BranchPhase.HELD
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+def test_a_try_without_a_confirm_is_confirmed_by_the_decision(cancel: bool) -> None:
+    operations = {Operation.TRY, Operation.CANCEL} if cancel else {Operation.TRY}
+    undone = BranchPhase.CANCELLING if cancel else BranchPhase.CANCELLED
+    assert ready_phase(operations) is BranchPhase.HELD
+    assert follows(operations) == {
+        (Decision.CONFIRM, BranchPhase.HELD): BranchPhase.CONFIRMED,
+        (Decision.CANCEL, BranchPhase.PENDING): BranchPhase.CANCELLED,
+        (Decision.CANCEL, BranchPhase.TRYING): undone,
+        (Decision.CANCEL, BranchPhase.HELD): undone,
+        (Decision.CANCEL, BranchPhase.REFUSED): undone,
+    }
+
+
+def test_without_a_try_a_branch_is_ready_from_the_beginning() -> None:
+    assert ready_phase({Operation.CONFIRM}) is BranchPhase.PENDING
+    assert follows({Operation.CONFIRM}) == {
+        (Decision.CONFIRM, BranchPhase.PENDING): BranchPhase.CONFIRMING,
+        (Decision.CANCEL, BranchPhase.PENDING): BranchPhase.CANCELLED,
+    }
 
 
 def test_every_answer_to_every_operation() -> None:
@@ -61,5 +112,10 @@ def test_only_success_ends_a_branch() -> None:
             assert ASKS[phase] is operation, "it is repeated until it is acknowledged"
 
 
-def test_only_a_branch_that_was_never_tried_ends_without_a_call() -> None:
-    assert [pair for pair, phase in FOLLOWS.items() if phase in FINAL] == [(Decision.CANCEL, BranchPhase.PENDING)]
+def test_only_what_was_never_tried_or_has_no_such_operation_ends_without_a_call() -> None:
+    operation_of = {Decision.CONFIRM: Operation.CONFIRM, Decision.CANCEL: Operation.CANCEL}
+    for (kind, decision, phase), after in FOLLOWS.items():
+        never_tried = (decision, phase) == (Decision.CANCEL, BranchPhase.PENDING)
+        assert (after in FINAL) == (never_tried or operation_of[decision] not in KINDS[kind])
+        if after not in FINAL:
+            assert ASKS[after] is operation_of[decision]

@@ -120,12 +120,17 @@ def lease() -> None:
 
 @ablation("a branch whose Try was not answered is cancelled too")
 def cancel_of_the_unanswered() -> None:
-    kinds.FOLLOWS[Decision.CANCEL, BranchPhase.TRYING] = BranchPhase.CANCELLED
+    _cancelled_at_once(BranchPhase.TRYING)
 
 
 @ablation("a branch that refused is cancelled too")
 def cancel_of_the_refused() -> None:
-    kinds.FOLLOWS[Decision.CANCEL, BranchPhase.REFUSED] = BranchPhase.CANCELLED
+    _cancelled_at_once(BranchPhase.REFUSED)
+
+
+def _cancelled_at_once(phase: BranchPhase) -> None:
+    for kind in kinds.KINDS:
+        kinds.FOLLOWS[kind, Decision.CANCEL, phase] = BranchPhase.CANCELLED
 
 
 @ablation("a Cancel waits until this replica's own Try has ended")

@@ -8,6 +8,7 @@ import httpx
 
 from app.api.bodies import read_begin
 from app.api.schemas import BeginRequest
+from app.protocol.kinds import KINDS
 from tests.harness.notes import note_of, slug_of, transaction_in
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Branch, Fault
@@ -34,6 +35,7 @@ class Clients:
         await pass_time(after_s)
         key = f"k{number}"
         body = self._body(key)
+        self._count_kinds(body)
         copies = 2 if self._world.plan.hits(Fault.CLIENT_REPEATS) else 1
         tasks = [asyncio.create_task(self._follow(key, body)) for _ in range(copies)]
         await asyncio.gather(*tasks)
@@ -122,6 +124,12 @@ class Clients:
         )
         self._world.notes.append(note)
 
+    def _count_kinds(self, body: BeginRequest) -> None:
+        """What the coordinator takes the request for, not what was meant: a kind that never arrives isn't met."""
+        begin = body.begin(self._world.replicas[0].settings, idempotency_key=None, traceparent=None)
+        for branch in begin.branches:
+            self._world.plan.count(branch.kind)
+
     def _body(self, key: str) -> BeginRequest:
         """Money moves from one service to one or two others; some ask for more than there is."""
         draw, names = self._draw, self._world.participant_names
@@ -131,11 +139,12 @@ class Clients:
         movements = [("debit", places[0], amount)]
         movements += [("credit", place, share) for place, share in zip(places[1:], shares, strict=True)]
         branches: list[dict[str, Any]] = []
-        for number, (kind, place, share) in enumerate(movements):
-            payload = {"kind": kind, "account": draw.randrange(ACCOUNTS), "amount": share}
-            branch = {"name": f"{kind}-{number}", "payload": payload}
+        for number, (movement, place, share) in enumerate(movements):
+            kind = draw.choice([*KINDS])
+            payload = {"kind": movement, "account": draw.randrange(ACCOUNTS), "amount": share}
+            branch = {"name": f"{movement}-{number}", "payload": payload}
             if draw.random() < 0.15:
-                branch["endpoints"] = {name: f"http://{place}/{name}" for name in ("try", "confirm", "cancel")}
+                branch["endpoints"] = {name: f"http://{place}/{name}" for name in sorted(KINDS[kind])}
             else:
                 branch["participant"] = place
             branches.append(branch)
