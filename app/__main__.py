@@ -157,12 +157,13 @@ class _Server(uvicorn.Server):
 def _sole_use(database_url: str) -> Iterator[bool]:
     """Whether this process has the database to itself. A SQLite file has one coordinator, because it has no leases.
 
-    The lock is released when the process ends, however that happens. The empty lock file stays.
+    The lock is released when the process ends, however that happens. The empty lock file stays. It is beside the file
+    itself, because a link is only another name for it.
     """
     if not is_embedded(database_url) or sys.platform == "win32":
         yield True
         return
-    with open(f"{normal_url(database_url).database}.lock", "w") as lock:
+    with open(f"{os.path.realpath(str(normal_url(database_url).database))}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

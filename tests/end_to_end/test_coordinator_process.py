@@ -327,6 +327,17 @@ async def test_a_file_has_one_coordinator_and_is_free_again_when_that_is_killed(
         assert (await get(second.url, "/v1/transactions"))["items"][0]["outcome"] == "confirmed"
 
 
+async def test_a_file_has_one_coordinator_by_whatever_name_it_is_opened(
+    coordinator: CoordinatorProcess, settings: dict[str, str], tmp_path: Path
+) -> None:
+    folder, path = tmp_path / "folder", Path(settings["HOLDFAST_DATABASE_URL"].removeprefix("sqlite:///"))
+    folder.symlink_to(path.parent)
+    (tmp_path / "alias.db").symlink_to(path.name)
+    for name in (tmp_path / "alias.db", folder / path.name, folder / "alias.db"):
+        said = failed(settings | {"HOLDFAST_DATABASE_URL": f"sqlite:///{name}"})
+        assert "another coordinator uses this SQLite file" in said
+
+
 def test_a_misspelled_setting_is_warned_of(tmp_path: Path) -> None:
     settings = {"HOLDFAST_DATABASE_URL": f"sqlite:///{tmp_path / 'holdfast.db'}", "HOLDFAST_CALL_TIMEOUT": "9"}
     with CoordinatorProcess(settings) as process:
