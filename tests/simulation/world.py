@@ -242,12 +242,13 @@ class World:
     def _busy(self, without: Set[str] = frozenset()) -> str:
         """What is not finished, but for what waits for people or for the absent, and is listed as hung for it."""
         rows = self.database.execute(
-            "SELECT id, hung_since, definition, state FROM transactions WHERE wake_at IS NOT NULL"
+            "SELECT id, decision, hung_since, definition, state FROM transactions WHERE wake_at IS NOT NULL"
         )
         given_up, left = self._given_up(), []
-        for id_, hung_since, definition, state in rows.fetchall():
+        for id_, decision, hung_since, definition, state in rows.fetchall():
+            waits_for_people = decision == "confirm" and id_ in given_up  # a Cancel of what was given up succeeds
             waits_for = _unfinished_places(json.loads(definition), json.loads(state)) if without else {""}
-            if not (hung_since and (id_ in given_up or waits_for <= without)):
+            if not (hung_since and (waits_for_people or waits_for <= without)):
                 left.append(self.short(id_))
         for name, connection in self.databases.items():
             if name in without:
