@@ -5,7 +5,7 @@ would make the order a matter of luck.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import httpx
@@ -116,7 +116,7 @@ async def left_alone(world: World, story: Story) -> None:
     for transaction_id in both:
         story.expect("what the participants have", ALL_HELD, await _states(world, transaction_id))
 
-    await _found("every participant has asked in vain", lambda: _all_asked(world, dict.fromkeys(both)))
+    await _found("every participant has asked in vain", lambda: _all_asked_in_vain(world, both))
     story.happened("the holds' time is up: everybody has asked what was decided, nobody answers, everybody holds on")
     for transaction_id in both:
         story.expect("what the participants do in doubt", ALL_HELD, await _states(world, transaction_id))
@@ -249,6 +249,18 @@ async def _states(world: World, transaction_id: str) -> dict[str, str | None]:
 async def _released(world: World, transaction_id: str) -> dict[str, str | None] | None:
     states = await _states(world, transaction_id)
     return None if any(states.values()) else states
+
+
+async def _all_asked_in_vain(world: World, transaction_ids: Iterable[str]) -> bool | None:
+    """True when every participant has asked about one of the transactions and got no answer.
+
+    About the other one, too, perhaps: a coordinator that is silent is left alone for a while before the next question.
+    """
+    for gate in world.questions.values():
+        asked = [each for each in gate.exchanges if any(id_ in each.path for id_ in transaction_ids)]
+        if not any(_decision(each) is None for each in asked):
+            return None
+    return True
 
 
 async def _all_asked(world: World, answers: dict[str, Any]) -> bool | None:
