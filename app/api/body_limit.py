@@ -23,7 +23,8 @@ BEGIN_PATH: Final = "/v1/transactions"
 class BodyLimit:
     """Passes on requests whose body is small enough, and counts the bodies of requests in progress.
 
-    A begin may be `bytes_max` long. Others are answered with the problem `payload-too-large` or `overloaded`.
+    A begin may be `bytes_max` long, and must fit into the memory budget. Otherwise it is answered with the problem
+    `payload-too-large` or `overloaded`. Probes, lists and commands are served even when the memory is full.
     """
 
     def __init__(self, app: ASGIApp, bytes_max: int) -> None:
@@ -33,12 +34,13 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        bytes_max = self._bytes_max if scope["path"] == BEGIN_PATH else min(SMALL_BYTES_MAX, self._bytes_max)
+        is_begin = scope["path"] == BEGIN_PATH and scope["method"] == "POST"
+        bytes_max = self._bytes_max if is_begin else min(SMALL_BYTES_MAX, self._bytes_max)
         declared = Headers(scope=scope).get("content-length", "0")
         if not declared.isdecimal() or len(declared) > DIGITS_MAX or int(declared) > bytes_max:
             return await Problem("payload-too-large").response()(scope, receive, send)
         memory: MemoryBudget = scope["app"].state.parts.memory
-        if not memory.admits(int(declared)):
+        if is_begin and not memory.admits(int(declared)):
             return await Problem("overloaded").response()(scope, receive, send)
         received = 0
 
@@ -50,7 +52,7 @@ class BodyLimit:
             memory.hold(size)
             if received > bytes_max:
                 raise HTTPException(413)
-            if size and not memory.admits(0):
+            if is_begin and size and not memory.admits(0):
                 raise HTTPException(503)
             return message
 

@@ -23,8 +23,6 @@ from holdfast.wire import Answer
 
 RESPONSE_CHARS_KEPT: Final = 2000
 """How much of each response the call history keeps, in characters."""
-
-
 LARGE_BYTES: Final = 65_536
 """A longer response, which only a raised limit admits, is checked in a thread."""
 

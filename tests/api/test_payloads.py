@@ -12,7 +12,7 @@ from app.api.bodies import read_begin
 from app.api.rendering import exported
 from app.storage import tables
 from holdfast.json_text import checked
-from tests.harness.coordinator_app import Received, Service, check_problem, reply, running
+from tests.harness.coordinator_app import Received, Service, check_problem, lost, reply, running
 from tests.harness.transactions import CAR, transaction
 
 PATH: Final = "/v1/transactions"
@@ -182,3 +182,20 @@ async def test_a_cancelled_wait_frees_its_memory(service: Service) -> None:
     service.participants.script("/inventory/try", [reply(409, {"detail": "no"})])
     assert (await begun(service, begin_of(b"1"))).status_code == 409
     assert service.parts.memory.used == 0
+
+
+async def test_whoever_brings_no_payload_is_served_though_the_memory_is_full(service: Service) -> None:
+    """Probes, lists and commands: a full process must not be restarted for it, and has to be helped out of it."""
+    service.participants.script("/inventory/try", [lost()])
+    begin = begin_of(b"1", more=b', "answer_at": "record"')
+    id_ = (await begun(service, begin)).json()["id"]
+    memory = service.parts.memory
+    full = memory.left(hung=False)
+    memory.hold(full)
+    try:
+        for path in ("/healthz", "/readyz", "/metrics", PATH, f"{PATH}/{id_}", "/v1/admin/hung"):
+            assert (await service.client.get(path)).status_code == 200, path
+        assert (await service.client.post(f"{PATH}/{id_}/cancel")).status_code == 200
+        check_problem(await begun(service, begin), 503, "overloaded")
+    finally:
+        memory.free(full)
