@@ -38,6 +38,11 @@ class Restarting(ABC):
         """Answer what arrives."""
 
     @property
+    def serves(self) -> bool:
+        """Whether a process lives that answers."""
+        return self.life is not None and not self.life.dead and self._listens
+
+    @property
     def _listens(self) -> bool:
         return True
 
@@ -46,4 +51,4 @@ class Restarting(ABC):
 
     def _place(self) -> tuple[Process, Serve] | None:
         """Which process answers now, and how; None when nobody listens."""
-        return (self.life, self._serve) if self.life is not None and not self.life.dead and self._listens else None
+        return (self.life, self._serve) if self.life is not None and self.serves else None

@@ -212,10 +212,18 @@ class World:
             await pass_time(LOOK_S)
 
     async def _hung(self) -> Any:
-        """What a replica that runs lists as hung."""
-        running = next(replica for replica in self.replicas if replica.life is not None and not replica.life.dead)
-        _, hung = await answer(self, running.parts, ("hung",))
+        """What a replica that serves lists as hung."""
+        _, hung = await answer(self, (await self._serving()).parts, ("hung",))
         return hung["items"]
+
+    async def _serving(self) -> Any:
+        """A replica that serves: the last fault may have killed them all a moment ago, and each starts again."""
+        until = self.loop.now + LIVENESS_MAX_S
+        while not (serving := [replica for replica in self.replicas if replica.serves]):
+            if self.loop.now > until:
+                raise Runaway(f"no replica serves within {LIVENESS_MAX_S} s")
+            await pass_time(LOOK_S)
+        return serving[0]
 
     async def _resolve_some(self) -> None:
         """An operator settles some of what hangs because a hold had been given up; the rest stays listed."""
@@ -226,7 +234,7 @@ class World:
             for branch in refused:
                 self.tell("resolves", "operator", "", f"{self.short(item['id'])} {branch}")
                 request = ("resolve", item["id"], branch, "cancelled", "the hold had been given up")
-                status, _ = await answer(self, self.replicas[0].parts, request)
+                status, _ = await answer(self, (await self._serving()).parts, request)
                 if status != 200:
                     self.oracle.violated("a_person_can_resolve", item["id"], f"{branch}: {status}")
             self.plan.count(Branch.RESOLVED)
@@ -261,7 +269,7 @@ class World:
         return ", ".join(left)
 
     async def _check_end(self) -> None:
-        parts = self.replicas[0].parts
+        parts = (await self._serving()).parts
         _, listed = await answer(self, parts, ("list",))
         _, hung = await answer(self, parts, ("hung",))
         calls = {}
