@@ -15,7 +15,7 @@ from typing import Any, Final
 from app.calling.caller import Caller
 from app.calling.registry import Registry
 from app.engine.memory_budget import MemoryBudget
-from app.engine.run import Context, ObjectedError, PendingCommand, Place, Run, RunEndedError, hand_over
+from app.engine.run import Context, ObjectedError, PendingCommand, Place, Run, RunEndedError, hand_over, take_over
 from app.engine.waiters import Waiters
 from app.metrics import Metrics
 from app.protocol.identity import Identity
@@ -339,7 +339,7 @@ class Coordinator:
     async def _claim(self, transaction_id: str) -> None:
         now = self._clock()
         claim = transactions.Claim(due_by=None, lease_until=now + self._policy.lease_s, transaction_id=transaction_id)
-        claimed = await self._journal.write(transactions.claim, claim)
+        claimed = await take_over(self._journal, claim)
         if not claimed:
             return
         if self._stopped:

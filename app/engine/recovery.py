@@ -17,7 +17,7 @@ from app.background import RepeatingTask
 from app.calling.registry import Registry
 from app.engine.coordinator import Coordinator
 from app.engine.memory_budget import MemoryBudget
-from app.engine.run import Place
+from app.engine.run import Place, take_over
 from app.metrics import Metrics
 from app.protocol.values import Transaction
 from app.storage import transactions
@@ -101,7 +101,7 @@ class Recovery:
             bytes_max=min(READ_BYTES_MAX, bytes_left),
             hung=hung,
         )
-        claimed = await self._journal.write(transactions.claim, claim)
+        claimed = await take_over(self._journal, claim)
         slow = Counter(
             participant
             for adopted in self._adopted.values()

@@ -262,6 +262,12 @@ class Run:
             log.warning("event=set_aside_failed transaction_id=%s error=%s", self.saved.id, type(error).__name__)
 
 
+async def take_over(journal: Journal, claim: transactions.Claim) -> list[Transaction]:
+    """Claim transactions and read them; another process may already have taken some of them in turn."""
+    claimed = await journal.write(transactions.claim, claim)
+    return await journal.read(transactions.find_claimed, claimed) if claimed else []
+
+
 async def hand_over(context: Context, saved: Transaction, history: Sequence[CallRecord] = ()) -> None:
     """Release the lease of a transaction, so that the next process needn't wait for it to end."""
     if saved.finished:

@@ -119,11 +119,12 @@ class Retention:
             raise
         return True
 
-    async def _purge(self, ids: Sequence[str], finished_by: float) -> None:
-        batch = await self._journal.read(purge.find_batch, ids, finished_by)
+    async def _purge(self, window: Sequence[str], finished_by: float) -> None:
+        batch = await self._journal.read(purge.find_batch, window, finished_by)
         if batch.transactions:
             await self._export_new(batch.transactions)
-            deletion = Deletion(transactions=batch.transactions, finished_by=finished_by, lease=self._lease())
+            ids = [each.id for each in batch.transactions]
+            deletion = Deletion(ids=ids, finished_by=finished_by, lease=self._lease())
             self._has_leftovers = await self._journal.write_apart(purge.delete_finished, deletion)
             self._metrics.purged.inc(len(batch.transactions))
             for transaction in batch.transactions:

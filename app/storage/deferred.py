@@ -12,11 +12,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class Deferred(Generic[_Result]):
-    """The result of a read or write function whose rows have yet to be parsed. `finish` needs no connection."""
+    """The result of a read function whose rows have yet to be parsed. `finish` needs no connection."""
 
     finish: Callable[[], _Result]
 
 
 def finished(result: Any) -> Any:
-    """The final result of a read or write function."""
+    """The final result of a read function."""
     return result.finish() if isinstance(result, Deferred) else result

@@ -74,13 +74,7 @@ class Journal:
         self._closed = False
         self._writer.start()
 
-    @overload
-    async def write(self, function: WriteFunction[_Item, Deferred[_Result]], item: _Item) -> _Result: ...
-
-    @overload
-    async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result: ...
-
-    async def write(self, function: WriteFunction[Any, Any], item: Any) -> Any:
+    async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
         """Run `function(connection, items)` with this item among others, and return this item's result.
 
         Returns once the result is durable. Raises what the function raised for this item, or JournalClosedError.
@@ -88,7 +82,7 @@ class Journal:
         if self._closed:
             raise JournalClosedError
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[_Result] = loop.create_future()
         self._queue.put(PendingWrite(function, item, loop, future))
         return await future
 
@@ -152,7 +146,7 @@ class Journal:
 
     def commit(self, batch: list[PendingWrite]) -> list[Any]:
         """Write a batch in the calling thread; returns results in order, an exception for each failed write."""
-        return [_final(each) for each in self._outcomes(batch)]
+        return [translated(each) if isinstance(each, Exception) else each for each in self._outcomes(batch)]
 
     def _write_until_closed(self) -> None:
         closing = False
@@ -239,14 +233,6 @@ class Journal:
                     raise
                 raise CommitFailedError(error) from error
         return results
-
-
-def _final(result: Any) -> Any:
-    """What the caller of a write gets, now that no database transaction is open."""
-    try:
-        return translated(result) if isinstance(result, Exception) else finished(result)
-    except Exception as error:
-        return error
 
 
 def _with_the_surer_function(write: PendingWrite, retry: RetryWithError) -> PendingWrite:

@@ -1,6 +1,7 @@
-"""Maps rows of `transactions` to values of the protocol, and back. No SQL and no transitions."""
+"""Maps rows of `transactions` and `branches` to values of the protocol, and back. No SQL and no transitions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Final
 
 import msgspec
@@ -24,16 +25,9 @@ from holdfast.json_text import JsonText
 from holdfast.wire import Answer, Decision
 
 
-class _BranchDefinition(msgspec.Struct, kw_only=True):
-    name: str
-    participant: str | None
+class _Definition(msgspec.Struct, kw_only=True):
     endpoints: tuple[str, str, str] | None
     payload: msgspec.Raw
-
-
-class _Definition(msgspec.Struct, kw_only=True):
-    traceparent: str | None
-    branches: list[_BranchDefinition]
 
 
 class _ReasonState(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -67,7 +61,9 @@ class _BranchState(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omi
     resolution: _ResolutionState | None = None
 
 
-class _State(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class _Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`branches` by position; those at the end that nothing has happened to yet are left out."""
+
     reason: _ReasonState | None
     branches: list[_BranchState]
 
@@ -77,20 +73,29 @@ FORMAT: Final = 1
 FORMATS: Final = frozenset({FORMAT})
 """The formats that this version can read."""
 _SCALARS: Final = tuple(field for field in _BranchState.__struct_fields__ if field not in ("result", "resolution"))
+_UNTOUCHED: Final = _BranchState(phase=BranchPhase.PENDING)
 _DEFINITION: Final = msgspec.json.Decoder(_Definition)
-_STATE: Final = msgspec.json.Decoder(_State)
+_PROGRESS: Final = msgspec.json.Decoder(_Progress)
 _ENCODER: Final = msgspec.json.Encoder()
 
 
-def definition_of(transaction: Transaction) -> str:
-    """The JSON document of everything that never changes and isn't searched."""
-    branches = [_definition(branch) for branch in transaction.branches]
-    return _ENCODER.encode(_Definition(traceparent=transaction.traceparent, branches=branches)).decode()
+def branch_rows(transaction: Transaction) -> list[dict[str, Any]]:
+    """The rows of `branches` of a new transaction."""
+    return [
+        {
+            "transaction_id": transaction.id,
+            "position": position,
+            "name": branch.name,
+            "participant": branch.participant,
+            "definition": _definition(branch),
+        }
+        for position, branch in enumerate(transaction.branches)
+    ]
 
 
-def payloads_of(definition: str) -> list[JsonText]:
-    """The payloads of the branches in a `definition`, in order."""
-    return [_text(branch.payload) for branch in _DEFINITION.decode(definition).branches]
+def payload_of(definition: str) -> JsonText:
+    """The payload in a branch's `definition`."""
+    return _text(_DEFINITION.decode(definition).payload)
 
 
 def changing_columns(transaction: Transaction) -> dict[str, Any]:
@@ -104,26 +109,30 @@ def changing_columns(transaction: Transaction) -> dict[str, Any]:
         "wake_at": transaction.wake_at,
         "resolved_at": max((b.resolution.at for b in transaction.branches if b.resolution), default=None),
         "is_mixed": True if transaction.outcome is Outcome.MIXED else None,
-        "state": _ENCODER.encode(_state(transaction)).decode(),
+        "progress": _ENCODER.encode(_progress(transaction)).decode(),
     }
 
 
-def transaction_of(row: Mapping[Any, Any]) -> Transaction:
-    """The transaction that a row represents, with no calls in progress. Raises UnreadableRowError."""
+def transaction_of(row: Mapping[Any, Any], branch_rows: Sequence[Any]) -> Transaction:
+    """The transaction that a row and those of its branches, in order, represent, with no calls in progress.
+
+    Raises UnreadableRowError.
+    """
     try:
-        return _transaction(row)
+        return _transaction(row, branch_rows)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise UnreadableRowError(f"{row['id']}: {type(error).__name__}: {error}") from error
 
 
-def _transaction(row: Mapping[Any, Any]) -> Transaction:
+def _transaction(row: Mapping[Any, Any], branch_rows: Sequence[Any]) -> Transaction:
     if row["format"] not in FORMATS:
         raise ValueError(f"format {row['format']} is newer than this version")
-    definition, state = _DEFINITION.decode(row["definition"]), _STATE.decode(row["state"])
-    reason, try_order = state.reason, TryOrder(row["try_order"])
-    branches = tuple(
-        _branch(defined, branch) for defined, branch in zip(definition.branches, state.branches, strict=True)
-    )
+    progress = _PROGRESS.decode(row["progress"])
+    reason, try_order = progress.reason, TryOrder(row["try_order"])
+    if len(progress.branches) > len(branch_rows):
+        raise ValueError(f"progress of {len(progress.branches)} branches, of which {len(branch_rows)} exist")
+    states = zip_longest(branch_rows, progress.branches, fillvalue=_UNTOUCHED)
+    branches = tuple(_branch(branch_row, state) for branch_row, state in states)
     return Transaction(
         id=row["id"],
         version=row["version"],
@@ -132,7 +141,7 @@ def _transaction(row: Mapping[Any, Any]) -> Transaction:
         name=row["name"],
         reference=row["reference"],
         try_order=try_order,
-        traceparent=definition.traceparent,
+        traceparent=row["traceparent"],
         decision=Decision(row["decision"]),
         reason=Reason(code=reason.code, branch=reason.branch, detail=reason.detail) if reason else None,
         decided_at=row["decided_at"],
@@ -143,21 +152,20 @@ def _transaction(row: Mapping[Any, Any]) -> Transaction:
     )
 
 
-def _definition(branch: Branch) -> _BranchDefinition:
+def _definition(branch: Branch) -> str:
+    """The JSON document of what never changes in a branch and isn't searched."""
     endpoints = branch.endpoints
-    return _BranchDefinition(
-        name=branch.name,
-        participant=branch.participant,
-        endpoints=(endpoints.try_url, endpoints.confirm_url, endpoints.cancel_url) if endpoints else None,
-        payload=msgspec.Raw(branch.payload),
-    )
+    urls = (endpoints.try_url, endpoints.confirm_url, endpoints.cancel_url) if endpoints else None
+    return _ENCODER.encode(_Definition(endpoints=urls, payload=msgspec.Raw(branch.payload))).decode()
 
 
-def _state(transaction: Transaction) -> _State:
-    reason = transaction.reason
-    return _State(
+def _progress(transaction: Transaction) -> _Progress:
+    reason, branches = transaction.reason, [_branch_state(branch) for branch in transaction.branches]
+    while branches and branches[-1] == _UNTOUCHED:
+        branches.pop()
+    return _Progress(
         reason=_ReasonState(code=reason.code, branch=reason.branch, detail=reason.detail) if reason else None,
-        branches=[_branch_state(branch) for branch in transaction.branches],
+        branches=branches,
     )
 
 
@@ -174,11 +182,12 @@ def _branch_state(branch: Branch) -> _BranchState:
     )
 
 
-def _branch(definition: _BranchDefinition, state: _BranchState) -> Branch:
-    endpoints, resolution = definition.endpoints, state.resolution
+def _branch(row: Any, state: _BranchState) -> Branch:
+    definition, resolution = _DEFINITION.decode(row.definition), state.resolution
+    endpoints = definition.endpoints
     return Branch(
-        name=definition.name,
-        participant=definition.participant,
+        name=row.name,
+        participant=row.participant,
         endpoints=Endpoints(try_url=endpoints[0], confirm_url=endpoints[1], cancel_url=endpoints[2])
         if endpoints
         else None,

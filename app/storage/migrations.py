@@ -51,8 +51,10 @@ def migrate(database_url: str) -> bool:
             return True
         config = _config()
         config.attributes["connection"] = connection
+        if not _is_sqlite(connection):
+            connection.commit()  # in an open database transaction Alembic would make all migrations one
         command.upgrade(config, "head")
-        if revision is None or connection.dialect.name == "sqlite":
+        if revision is None or _is_sqlite(connection):
             _finish(connection)
         return _compatible_from(connection) == _head()
 
@@ -79,15 +81,26 @@ def schema_fault(connection: Connection) -> str | None:
 
 @contextmanager
 def _migrating(database_url: str) -> Iterator[Connection]:
-    """A database transaction in which no other process migrates."""
+    """A connection, while no other process migrates; what is done at the end is committed.
+
+    On a server each migration commits by itself; on SQLite all of them are one database transaction.
+    """
     engine = make_engine(database_url, patient=True)
     try:
-        with translating(), engine.execution_options(holdfast_writes=True).begin() as connection:
-            if engine.dialect.name in ONE_AT_A_TIME:
+        with translating(), engine.execution_options(holdfast_writes=True).connect() as connection:
+            if _is_sqlite(connection):
+                connection.begin()
+            else:
                 connection.exec_driver_sql(ONE_AT_A_TIME[engine.dialect.name])
+                connection.commit()
             yield connection
+            connection.commit()
     finally:
         engine.dispose()
+
+
+def _is_sqlite(connection: Connection) -> bool:
+    return connection.dialect.name == "sqlite"
 
 
 def _finish(connection: Connection) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from app.storage.expressions import UNFINISHED
-from app.storage.tables import participants, transaction_participants, transactions
+from app.storage.tables import branches, participants, transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,8 @@ def _put_participant(connection: Connection, item: RegisteredParticipant) -> boo
 def _delete_participant(connection: Connection, name: str) -> bool | None:
     if connection.execute(select(participants.c.name).where(participants.c.name == name)).first() is None:
         return None
-    member = transaction_participants.c
-    needs = exists().where(member.participant == name, member.transaction_id == transactions.c.id)
+    branch = branches.c
+    needs = exists().where(branch.participant == name, branch.transaction_id == transactions.c.id)
     for kind in UNFINISHED:
         if connection.execute(select(transactions.c.id).where(kind, needs).limit(1)).first() is not None:
             return False

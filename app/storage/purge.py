@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 
 from app.protocol.values import CallRecord, Transaction
-from app.storage import memberships
+from app.storage import branches
 from app.storage.bulk import insert_all
 from app.storage.calls import call_record
 from app.storage.deferred import Deferred
@@ -50,7 +50,7 @@ class Batch:
 class Deletion:
     """Delete these transactions, if they are still finished by `finished_by` and the lease is still held."""
 
-    transactions: Sequence[Transaction]
+    ids: Sequence[str]
     finished_by: float
     lease: Lease
 
@@ -99,7 +99,7 @@ def page_calls(connection: Connection, transaction_id: str, after_id: int) -> tu
 
 
 def delete_finished(connection: Connection, items: Sequence[Deletion]) -> list[bool]:
-    """Delete finished transactions and their memberships, with their calls if these are few.
+    """Delete finished transactions and their branches, with their calls if these are few.
 
     Otherwise the calls are recorded as left over, and the result is True. Raises StaleError if any of the transactions
     isn't there any more as it was.
@@ -127,11 +127,11 @@ def _purgeable(finished_by: float) -> list[ColumnElement[bool]]:
 
 def _delete(connection: Connection, item: Deletion) -> bool:
     check_lease(connection, item.lease)
-    ids = [transaction.id for transaction in item.transactions]
+    ids = item.ids
     gone = connection.execute(delete(transactions).where(transactions.c.id.in_(ids), *_purgeable(item.finished_by)))
     if gone.rowcount != len(ids):
         raise StaleError("transactions that were about to be purged have changed")
-    memberships.remove(connection, item.transactions)
+    branches.remove(connection, ids)
     if _have_few_calls(connection, ids):
         connection.execute(delete(calls).where(calls.c.transaction_id.in_(ids)))
         return False

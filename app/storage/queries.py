@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exist
 from app.protocol.values import Outcome, Phase, Transaction
 from app.storage.deferred import Deferred
 from app.storage.expressions import DOCUMENT_BYTES, IS_HUNG, UNFINISHED, within_read_limit
-from app.storage.tables import hung_branches, transaction_participants, transactions
+from app.storage.tables import branches, hung_branches, transactions
 from app.storage.transactions import find_all
 from holdfast.wire import Decision
 
@@ -141,10 +141,10 @@ def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]
     This isn't left to the database, which can't estimate how many rows match several filters at once. Conditions that
     match nearly all rows have no index and are among the remaining ones.
     """
-    column, member = transactions.c, transaction_participants.c
+    column, branch = transactions.c, branches.c
     phases = {wanted.phase, None if wanted.outcome == Outcome.MIXED else wanted.outcome} - {None}
     rare_phases = [and_(column.phase == phase, IS_NOT_CONFIRMED) for phase in phases if phase != Phase.CONFIRMED]
-    has_participant = exists().where(member.participant == wanted.participant, member.transaction_id == column.id)
+    has_participant = exists().where(branch.participant == wanted.participant, branch.transaction_id == column.id)
     in_order = (
         (wanted.reference is not None, column.reference == wanted.reference),
         (wanted.outcome == Outcome.MIXED, IS_MIXED),
@@ -158,7 +158,8 @@ def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]
     others += [column.is_mixed.is_(None)] if wanted.outcome in (Outcome.CONFIRMED, Outcome.CANCELLED) else []
     others += [column.hung_since.is_(None)] if wanted.hung is False else []
     if first is has_participant:
-        return select(member.transaction_id.label("id")).where(member.participant == wanted.participant), others
+        ids = select(branch.transaction_id.label("id")).distinct()  # it may have several branches
+        return ids.where(branch.participant == wanted.participant), others
     return select(column.id).where(first), others
 
 

@@ -1,8 +1,8 @@
 """The coordinator's tables. No statements here.
 
-A row of `transactions` holds a whole transaction. `definition` is what the client asked for and never changes; `state`
-is the state of the branches. Whatever is searched has a column, and everything else is in these two JSON documents, so
-that a step of the protocol is one UPDATE. mapping.py maps rows to values and back.
+A transaction is a row of `transactions`, and a row of `branches` for each branch. What the client asked for of a branch
+never changes, payload included; how far all of them are is one JSON document, `progress`. So a step of the protocol is
+one UPDATE, which touches no payload. Whatever is searched has a column. mapping.py maps rows to values and back.
 """
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, Table, text
@@ -21,6 +21,7 @@ metadata = MetaData(naming_convention=NAMING)
 ID_CHARS = 36
 NAME_CHARS_MAX = 200
 KEY_CHARS_MAX = 255
+TRACEPARENT_CHARS = 55
 
 
 class _Table(SQLModel):
@@ -35,7 +36,8 @@ def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -
 class TransactionRow(_Table, table=True):
     """One global transaction. `wake_at` is null once it is finished. Every write increments `version`.
 
-    `format` is that of the two documents (mapping.py); a replica leaves rows alone whose format it doesn't know.
+    `format` is that of the documents (mapping.py); a replica leaves rows alone whose format it doesn't know.
+    `definition_bytes` is the size of the definitions of its branches.
 
     `resolved_at` is when an operator last settled one of its branches; such a record is kept forever. `is_mixed` is
     true if it ended mixed, and null otherwise. Only the primary key indexes all rows, because a save writes an entry
@@ -74,17 +76,33 @@ class TransactionRow(_Table, table=True):
     wake_at: float | None = Field(sa_column=Column(Double))
     resolved_at: float | None = Field(sa_column=Column(Double))
     is_mixed: bool | None = Field(sa_column=Column(Boolean))
-    definition: str = Field(sa_column=Column(DOCUMENT, nullable=False))
-    state: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    traceparent: str | None = Field(sa_column=Column(ExactString(TRACEPARENT_CHARS)))
+    definition_bytes: int = Field(sa_column=Column(Integer, nullable=False, server_default="0"))
+    progress: str = Field(sa_column=Column(DOCUMENT, nullable=False))
 
 
-class TransactionParticipantRow(_Table, table=True):
-    """The registered participants of a transaction: for filters, and for removing one from the registry."""
+class BranchRow(_Table, table=True):
+    """A branch as it was asked for. Rows are inserted and never changed.
 
-    __tablename__ = "transaction_participants"
+    `participant` is null for a branch with inline endpoints. A transaction that has a row here and a participant that
+    it needs are found by the index.
+    """
 
-    participant: str = Field(sa_column=Column(ExactString(64), primary_key=True))
+    __tablename__ = "branches"
+    __table_args__ = (
+        _partial_index(
+            "ix_branches_participant_transaction_id",
+            "participant",
+            "transaction_id",
+            where="participant IS NOT NULL",
+        ),
+    )
+
     transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+    position: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    name: str = Field(sa_column=Column(ExactString(64), nullable=False))
+    participant: str | None = Field(sa_column=Column(ExactString(64)))
+    definition: str = Field(sa_column=Column(DOCUMENT, nullable=False))
 
 
 class HungBranchRow(_Table, table=True):
@@ -163,7 +181,7 @@ def _table(model: type) -> Table:
 
 
 transactions = _table(TransactionRow)
-transaction_participants = _table(TransactionParticipantRow)
+branches = _table(BranchRow)
 hung_branches = _table(HungBranchRow)
 calls = _table(CallRow)
 leftover_calls = _table(LeftoverCallsRow)

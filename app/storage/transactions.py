@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, func, select, union_all, update
+from sqlalchemy import ColumnElement, Connection, Integer, Row, Select, bindparam, func, select, union_all, update
 
 from app.protocol.values import CallRecord, Transaction
-from app.storage import hung_branches, memberships
+from app.storage import branches, hung_branches
 from app.storage.bulk import insert_all, update_all
 from app.storage.calls import insert_calls
 from app.storage.deferred import Deferred
@@ -28,7 +28,7 @@ from app.storage.expressions import (
     UNFINISHED,
     within_read_limit,
 )
-from app.storage.mapping import FORMAT, changing_columns, definition_of, payloads_of, transaction_of
+from app.storage.mapping import FORMAT, branch_rows, changing_columns, payload_of, transaction_of
 from app.storage.tables import transactions
 from holdfast.json_text import JsonText
 
@@ -80,7 +80,7 @@ class Claim:
 
     Those in a format that this version doesn't know are left to others. If `due_by` is None, it doesn't matter when
     they are due. `hung` selects only hung ones, or only the others. Their documents have at most `bytes_max` bytes
-    together, unless the first one is larger.
+    together, unless the first one is larger. No payload is read.
     """
 
     due_by: float | None
@@ -91,9 +91,16 @@ class Claim:
     hung: bool | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A transaction that a claim has taken, and its version since."""
+
+    id: str
+    version: int
+
+
 # Frequent statements are built once, because building one costs more than sending it.
 _ONE: Final = select(transactions).where(transactions.c.id == bindparam("id"))
-_DEFINITION: Final = select(transactions.c.definition).where(transactions.c.id == bindparam("id"))
 _RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash).where(
     transactions.c.idempotency_key.in_(bindparam("keys", expanding=True))
 )
@@ -128,8 +135,9 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]
                 )
         else:
             answers.append(recorded)
-    insert_all(connection, transactions, [_new_row(item) for item in new])
-    memberships.insert(connection, [item.transaction for item in new])
+    rows = [(item, branch_rows(item.transaction)) for item in new]
+    insert_all(connection, transactions, [_new_row(item, of_branches) for item, of_branches in rows])
+    branches.insert(connection, [row for _, of_branches in rows for row in of_branches])
     return answers
 
 
@@ -167,11 +175,10 @@ def ping(connection: Connection, items: Sequence[None]) -> list[bool]:
     return [True] * len(items)
 
 
-def claim(connection: Connection, items: Sequence[Claim]) -> list[Deferred[list[Transaction]]]:
+def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Claimed]]:
     """Take over unfinished transactions: take the lease and increment the version, which stops the previous owner.
 
-    Looks at sizes first, and reads only the documents of what it takes. A row that can't be read is leased like the
-    others but not returned. It stays, and is logged at each attempt.
+    `find_claimed` reads them, when the writer isn't held up by it.
     """
     return [_claim(connection, item) for item in items]
 
@@ -195,7 +202,8 @@ def release_leases(connection: Connection, items: Sequence[float]) -> list[int]:
 def find(connection: Connection, transaction_id: str) -> Deferred[Transaction | None]:
     """The stored transaction with this id, or None. Raises UnreadableRowError when it is parsed."""
     row = connection.execute(_ONE, {"id": transaction_id}).mappings().first()
-    return Deferred(lambda: None if row is None else transaction_of(row))
+    of_branches = branches.find(connection, [transaction_id] if row else [])[transaction_id]
+    return Deferred(lambda: None if row is None or _is_purged(row, of_branches) else transaction_of(row, of_branches))
 
 
 def find_all(
@@ -206,15 +214,26 @@ def find_all(
         return Deferred(list)
     query = select(transactions).where(transactions.c.id.in_(ids), *conditions)
     rows = {row["id"]: row for row in connection.execute(query).mappings()}
-    return Deferred(lambda: _readable(rows[id_] for id_ in ids if id_ in rows))
+    of_branches = branches.find(connection, list(rows))
+    return Deferred(lambda: _readable((rows[id_], of_branches[id_]) for id_ in ids if id_ in rows))
+
+
+def find_claimed(connection: Connection, claimed: Sequence[Claimed]) -> Deferred[list[Transaction]]:
+    """What a claim has taken, except what another replica has taken since, and what can't be read.
+
+    A row that can't be read keeps its lease, and is logged at each claim.
+    """
+    versions = {each.id: each.version for each in claimed}
+    found = find_all(connection, list(versions))
+    return Deferred(lambda: [each for each in found.finish() if each.version == versions[each.id]])
 
 
 def judge_payloads(
     connection: Connection, transaction_id: str, judge: Callable[[Sequence[JsonText]], bool]
 ) -> Deferred[bool]:
     """What `judge` says about the payloads of this transaction; False if it doesn't exist any more."""
-    row = connection.execute(_DEFINITION, {"id": transaction_id}).first()
-    return Deferred(lambda: row is not None and judge(payloads_of(row[0])))
+    rows = branches.find(connection, [transaction_id])[transaction_id]
+    return Deferred(lambda: bool(rows) and judge([payload_of(row.definition) for row in rows]))
 
 
 def is_key_taken(connection: Connection, idempotency_key: str) -> bool:
@@ -251,7 +270,7 @@ def _recorded_under(connection: Connection, keys: list[str]) -> dict[str, Record
     return {key: Recorded(transaction_id=id_, request_hash=hash_, created=False) for key, id_, hash_ in rows}
 
 
-def _new_row(item: NewRecord) -> dict[str, Any]:
+def _new_row(item: NewRecord, of_branches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     transaction = item.transaction
     return changing_columns(transaction) | {
         "id": transaction.id,
@@ -264,17 +283,18 @@ def _new_row(item: NewRecord) -> dict[str, Any]:
         "request_hash": item.request_hash,
         "created_at": transaction.created_at,
         "deadline": transaction.deadline,
-        "definition": definition_of(transaction),
+        "traceparent": transaction.traceparent,
+        "definition_bytes": sum(len(row["definition"].encode()) for row in of_branches),
     }
 
 
-def _claim(connection: Connection, item: Claim) -> Deferred[list[Transaction]]:
+def _claim(connection: Connection, item: Claim) -> list[Claimed]:
     values = {"due_by": item.due_by, "id": item.transaction_id}
     given = {name: value for name, value in values.items() if value is not None}
     claimable = _claimable(tuple(given), item.hung)
     rows = within_read_limit(connection.execute(claimable, given | {"limit": item.limit}).all(), item.bytes_max)
     if not rows:
-        return Deferred(list)
+        return []
     lease = [
         {
             "expected_id": row.id,
@@ -288,7 +308,7 @@ def _claim(connection: Connection, item: Claim) -> Deferred[list[Transaction]]:
         rows
     ):  # not locked after all: on TiDB, SKIP LOCKED takes no lock
         raise ConcurrentWriteError
-    return find_all(connection, [row.id for row in rows])
+    return [Claimed(id=row.id, version=row.version + 1) for row in rows]
 
 
 @cache
@@ -304,12 +324,19 @@ def _claimable(given: tuple[str, ...], hung: bool | None) -> Select[Any]:
     return claimable.with_for_update(skip_locked=True)
 
 
-def _readable(rows: Iterable[Mapping[Any, Any]]) -> list[Transaction]:
+def _is_purged(row: Mapping[Any, Any], of_branches: Sequence[Row[Any]]) -> bool:
+    """Whether the transaction was purged after its row had been read and before those of its branches."""
+    return not of_branches and row["wake_at"] is None
+
+
+def _readable(rows: Iterable[tuple[Mapping[Any, Any], Sequence[Row[Any]]]]) -> list[Transaction]:
     """The transactions of these rows, except unreadable ones: one bad row must not block the others."""
     read: list[Transaction] = []
-    for row in rows:
+    for row, of_branches in rows:
+        if _is_purged(row, of_branches):
+            continue
         try:
-            read.append(transaction_of(row))
+            read.append(transaction_of(row, of_branches))
         except UnreadableRowError as error:
             log.error(
                 "event=row_unreadable error=%s Was it written by a newer version? It is tried again later.", error

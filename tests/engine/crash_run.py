@@ -22,7 +22,6 @@ from app.api.rendering import transaction_json
 from app.engine.notifications import POLL_S
 from app.main import assemble, caller_of, create_app, recovery_of
 from app.storage import calls, tables, transactions
-from app.storage.deferred import finished
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import CommitFailedError, Journal, PendingWrite, settle
 from tests.engine.processes import Moment, Plan, Point, Process, ProcessLoop
@@ -37,7 +36,7 @@ LATENCY_S: Final = 0.01
 """How long a call takes on its way to a participant, and an answer back."""
 AGAIN_S: Final = 0.1
 """How long a client waits before it repeats what was answered 503."""
-TABLES: Final = (tables.hung_branches, tables.calls, tables.transaction_participants, tables.transactions)
+TABLES: Final = (tables.hung_branches, tables.calls, tables.branches, tables.transactions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +153,7 @@ class InlineJournal(Journal):
         written = [
             write.function.__name__
             for write, result in zip(batch, results, strict=True)
-            if finished(result) or write.function is not transactions.claim
+            if result or write.function is not transactions.claim
         ]
         if written:
             self._crash_run.left(f"commits {' '.join(written)}")

@@ -14,6 +14,7 @@ from app.storage.errors import DatabaseUnavailableError
 from holdfast.wire import Decision, Operation
 from tests.harness.network import SILENT, Network, Reply
 from tests.harness.replica import CALL_TIMEOUT_S, Replica, begin_of, settled, stored
+from tests.harness.transactions import found
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -24,7 +25,9 @@ RESOLVE = BranchResolved(branch="car", settled=Settled.CANCELLED, by="ops", reas
 def claimed_by_a_stranger(engine: Engine, transaction_id: str) -> Transaction:
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         claim = transactions.Claim(due_by=None, lease_until=now() + 1.5, transaction_id=transaction_id)
-        (taken,) = transactions.claim(connection, [claim])[0].finish()
+        (claimed,) = transactions.claim(connection, [claim])
+    (taken,) = found(engine, transactions.find_claimed, claimed)
+    assert isinstance(taken, Transaction)
     return taken
 
 

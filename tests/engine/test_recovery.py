@@ -20,13 +20,15 @@ from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
 
 TRY, CONFIRM = Operation.TRY, Operation.CONFIRM
 ODD = [
-    "UPDATE transactions SET state = '{' WHERE id = :id",
-    "UPDATE transactions SET state = '[]' WHERE id = :id",
-    """UPDATE transactions SET state = '{"reason": null, "branches": []}' WHERE id = :id""",
-    """UPDATE transactions SET state = '{"reason": null, "branches": [{"phase": "napping"}, {}, {}]}' WHERE id = :id""",
-    """UPDATE transactions SET state = '{"reason": null, "branches": [{"mood": 1}, {}, {}]}' WHERE id = :id""",
+    "UPDATE transactions SET progress = '{' WHERE id = :id",
+    "UPDATE transactions SET progress = '[]' WHERE id = :id",
+    """UPDATE transactions SET progress = '{"reason": null, "branches": {}}' WHERE id = :id""",
+    """UPDATE transactions SET progress = '{"reason": null, "branches": [{"phase": "napping"}, {}]}' WHERE id = :id""",
+    """UPDATE transactions SET progress = '{"reason": null, "branches": [{"mood": 1}, {}, {}]}' WHERE id = :id""",
     "UPDATE transactions SET decision = 'perhaps' WHERE id = :id",
-    "UPDATE transactions SET definition = 'null' WHERE id = :id",
+    "UPDATE branches SET definition = 'null' WHERE transaction_id = :id",
+    "DELETE FROM branches WHERE transaction_id = :id AND position > 0",
+    "DELETE FROM branches WHERE transaction_id = :id",
 ]
 
 
@@ -181,7 +183,7 @@ async def check_odd_row(damage: str, database_url: str, caplog: pytest.LogCaptur
     network = Network(engine, now)
     first, odd, *others = await left_behind(database_url, network, 4)
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        assert connection.execute(text(damage), {"id": odd}).rowcount == 1
+        assert connection.execute(text(damage), {"id": odd}).rowcount >= 1
     with caplog.at_level(logging.ERROR):
         async with Replica(database_url, network) as replica:
             for id_ in (first, *others):

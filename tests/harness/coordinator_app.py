@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.storage import tables
 
 WAIT_TIMEOUT_S: Final = 20.0
-TABLES: Final = (tables.transactions, tables.transaction_participants, tables.hung_branches, tables.calls)
+TABLES: Final = (tables.transactions, tables.branches, tables.hung_branches, tables.calls)
 Json = dict[str, Any]
 
 

@@ -407,7 +407,7 @@ async def test_what_was_exported_is_not_exported_again_because_it_can_not_be_del
     delete_finished, stuck = purge.delete_finished, {*ids}
 
     def fails(connection: Connection, items: Sequence[purge.Deletion]) -> list[bool]:
-        if any(each.id in stuck for item in items for each in item.transactions):
+        if any(id_ in stuck for item in items for id_ in item.ids):
             raise failure
         return delete_finished(connection, items)
 

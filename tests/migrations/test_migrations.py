@@ -23,8 +23,7 @@ from tests.harness.databases import on_servers
 from tests.harness.repository import ROOT
 from tests.harness.transactions import found, recorded, transaction
 
-LATER_TABLES: Final = {"leases", "leftover_calls", "compatibility"}
-"""Those that the first schema doesn't have."""
+FIRST_TABLES: Final = {"calls", "hung_branches", "participants", "transaction_participants", "transactions"}
 
 
 @pytest.fixture
@@ -46,10 +45,11 @@ def revisions() -> list[str]:
 
 
 def moved(engine: Engine, to: str) -> None:
-    with engine.execution_options(holdfast_writes=True).begin() as connection:
+    with engine.execution_options(holdfast_writes=True).connect() as connection:
         made = config()
         made.attributes["connection"] = connection
         (command.downgrade if to.startswith(("base", "-")) else command.upgrade)(made, to)
+        connection.commit()
 
 
 def tables(engine: Engine) -> set[str]:
@@ -285,7 +285,7 @@ def test_a_migration_that_fails_leaves_nothing_half_done(database_url: str, engi
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_where_each_statement_commits_what_was_half_done_is_dropped_by_hand(database_url: str, engine: Engine) -> None:
     migrate_into_an_obstacle(database_url, engine)
-    assert tables(engine) == set(metadata.tables) - LATER_TABLES
+    assert tables(engine) == FIRST_TABLES
     with pytest.raises(Exception, match="already exists"):
         migrate(database_url)
     with engine.begin() as connection:

@@ -89,7 +89,7 @@ TARGETS: Final = (
     *(
         Target(f"app/storage/{name}.py", _STATEMENTS)
         for name in (
-            *("bulk", "calls", "errors", "expressions", "hung_branches", "mapping", "memberships"),
+            *("bulk", "calls", "errors", "expressions", "hung_branches", "mapping", "branches"),
             *("participants", "queries", "tables"),
         )
     ),

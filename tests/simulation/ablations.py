@@ -99,10 +99,7 @@ def claim_raises_version() -> None:
         return update_all(connection, table, kept if is_claim else changed)
 
     def quiet(connection: Connection, items: Any) -> Any:
-        return [
-            [replace(transaction, version=transaction.version - 1) for transaction in claimed.finish()]
-            for claimed in claim(connection, items)
-        ]
+        return [[replace(each, version=each.version - 1) for each in claimed] for claimed in claim(connection, items)]
 
     transactions.update_all = update
     transactions.claim = quiet

@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy.exc import OperationalError
 
 from app.storage import errors, transactions
-from app.storage.deferred import finished
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import BATCH_MAX, CommitFailedError, Journal, PendingWrite, settle
 from tests.simulation.databases import coordinator_engine, raw
@@ -80,8 +79,8 @@ class SimulatedJournal(Journal):
     def _note_owner(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Whose a transaction is from this commit on, known or not to those who had it before."""
         if function is transactions.claim:
-            for transaction in finished(result):
-                before = self._take(self._process.name, transaction.id)
+            for claimed in result:
+                before = self._take(self._process.name, claimed.id)
                 if before is not None and not before.startswith(f"{self._name}."):
                     self._plan.count(Branch.ADOPTED)
         elif function is transactions.record and isinstance(result, transactions.Recorded) and result.created:

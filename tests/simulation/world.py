@@ -250,12 +250,12 @@ class World:
     def _busy(self, without: Set[str] = frozenset()) -> str:
         """What is not finished, but for what waits for people or for the absent, and is listed as hung for it."""
         rows = self.database.execute(
-            "SELECT id, decision, hung_since, definition, state FROM transactions WHERE wake_at IS NOT NULL"
+            "SELECT id, decision, hung_since, progress FROM transactions WHERE wake_at IS NOT NULL"
         )
         given_up, left = self._given_up(), []
-        for id_, decision, hung_since, definition, state in rows.fetchall():
+        for id_, decision, hung_since, progress in rows.fetchall():
             waits_for_people = decision == "confirm" and id_ in given_up  # a Cancel of what was given up succeeds
-            waits_for = _unfinished_places(json.loads(definition), json.loads(state)) if without else {""}
+            waits_for = self._unfinished_places(id_, json.loads(progress)) if without else {""}
             if not (hung_since and (waits_for_people or waits_for <= without)):
                 left.append(self.short(id_))
         for name, connection in self.databases.items():
@@ -267,6 +267,18 @@ class World:
             ).fetchall()
             left += [f"{name}:{self.short(id_)}:{branch}:{state}" for id_, branch, state in waiting]
         return ", ".join(left)
+
+    def _unfinished_places(self, transaction_id: str, progress: Any) -> set[str]:
+        """Which participants a transaction still waits for, from its rows."""
+        branches = "SELECT participant, definition FROM branches WHERE transaction_id = ? ORDER BY position"
+        rows = self.database.execute(branches, (transaction_id,)).fetchall()
+        ended = [branch["phase"] in FINAL for branch in progress["branches"]]
+        ended += [False] * (len(rows) - len(ended))
+        return {
+            participant or _host(json.loads(definition)["endpoints"][0])
+            for (participant, definition), is_ended in zip(rows, ended, strict=True)
+            if not is_ended
+        }
 
     async def _check_end(self) -> None:
         parts = (await self._serving()).parts
@@ -334,14 +346,6 @@ def run_seed(
     )
     world.loop.bury()
     return result
-
-
-def _unfinished_places(definition: Any, state: Any) -> set[str]:
-    """Which participants a transaction still waits for, from its row."""
-    branches = zip(definition["branches"], state["branches"], strict=True)
-    return {
-        defined["participant"] or _host(defined["endpoints"][0]) for defined, at in branches if at["phase"] not in FINAL
-    }
 
 
 def _place_of(branch: Any) -> str:

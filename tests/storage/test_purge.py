@@ -15,7 +15,7 @@ from holdfast.wire import Decision
 from tests.harness.transactions import CAR, call, found, recorded, transaction, written
 
 FLIGHT = Branch(name="flight", participant="flight")
-TABLES = (tables.transactions, tables.transaction_participants, tables.hung_branches, tables.calls)
+TABLES = (tables.transactions, tables.branches, tables.hung_branches, tables.calls)
 
 
 def ended(number: int, at: float = 100.0, *branches: Branch, **fields: Any) -> Transaction:
@@ -40,7 +40,7 @@ def batch_of(engine: Engine, *, after: int = -1, before: int = 10**12 - 1, limit
 
 def deleted(engine: Engine, *of: Transaction, lease: Lease = LEASE) -> bool:
     """Delete these; returns whether calls are left over."""
-    deletion = Deletion(transactions=of, finished_by=FINISHED_BY, lease=lease)
+    deletion = Deletion(ids=[each.id for each in of], finished_by=FINISHED_BY, lease=lease)
     (has_leftovers,) = written(engine, purge.delete_finished, deletion)
     assert isinstance(has_leftovers, bool)
     return has_leftovers
@@ -208,7 +208,7 @@ def test_records_with_long_answers_are_purged_fewer_at_once(engine: Engine, monk
 def test_a_row_that_can_not_be_read_stays(engine: Engine) -> None:
     recorded(engine, ended(1), ended(2), ended(3))
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        connection.execute(text("UPDATE transactions SET state = '{' WHERE id = :id"), {"id": ended(2).id})
+        connection.execute(text("UPDATE transactions SET progress = '{' WHERE id = :id"), {"id": ended(2).id})
     assert purged(engine) == (2, 3)
     assert left(engine) == [2]
 

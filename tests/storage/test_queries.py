@@ -122,6 +122,12 @@ def test_pages_have_no_gaps_and_no_duplicates_while_rows_are_inserted(engine: En
     assert seen == sorted(seen, reverse=True)
 
 
+def test_a_transaction_with_several_branches_at_one_participant_is_listed_once(engine: Engine) -> None:
+    recorded(engine, *(transaction(n, FLIGHT, replace(FLIGHT, name="back"), name="n") for n in range(5)))
+    assert all_numbers(engine, queries.Filter(participant="flight"), 2) == [[4, 3], [2, 1], [0]]
+    assert all_numbers(engine, queries.Filter(participant="flight", name="n"), 2) == [[4, 3], [2, 1], [0]]
+
+
 def test_a_row_that_can_not_be_read_is_left_out_and_ends_no_list(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(10)))
     for number in range(10):
@@ -129,7 +135,7 @@ def test_a_row_that_can_not_be_read_is_left_out_and_ends_no_list(engine: Engine)
     odd = [transaction(n).id for n in (1, 6, 7, 20, 21, 25)]
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         for id_ in odd:
-            connection.execute(text("UPDATE transactions SET state = '{' WHERE id = :id"), {"id": id_})
+            connection.execute(text("UPDATE transactions SET progress = '{' WHERE id = :id"), {"id": id_})
     assert all_numbers(engine, queries.Filter(phase="trying"), 2) == [[9, 8], [], [5, 4], [3, 2], [0]]
     first = found(engine, queries.list_hung, queries.HungFilter(), 6, None)
     assert numbers(first) == [22, 23, 24]

@@ -97,12 +97,13 @@ def claim(uses: str, **fields: Any) -> Statement:
     )
 
 
-ID, MEMBERS, CALLS = "pk_transactions", "pk_transaction_participants", "ix_calls_transaction_id_id"
+ID, BRANCH_ROWS, CALLS = "pk_transactions", "pk_branches", "ix_calls_transaction_id_id"
+MEMBERS = "ix_branches_participant_transaction_id"
 OLD: Final = [some(number).id for number in range(908, 920)]
 LEASE: Final = leases.Lease(name="purge", holder="me", now=0.0, expires_at=60.0)
 SAVED = replace(some(53), version=1)
 STATEMENTS: Final[dict[str, Statement]] = {
-    "find": reading(transactions.find, ONE.id, uses=ID),
+    "find": reading(transactions.find, ONE.id, uses=f"{ID} {BRANCH_ROWS}"),
     "decision": reading(queries.find_decision, ONE.id, uses=ID),
     "key": reading(transactions.is_key_taken, "key-1", uses="uq_transactions_idempotency_key"),
     "calls": reading(calls.list_calls, ONE.id, 100, 0, uses=CALLS),
@@ -149,13 +150,13 @@ STATEMENTS: Final[dict[str, Statement]] = {
     "purge, page of calls": reading(purge.page_calls, ONE.id, 0, uses=CALLS),
     "purge": writing(
         purge.delete_finished,
-        purge.Deletion(transactions=[some(number) for number in range(908, 920)], finished_by=1e9, lease=LEASE),
-        uses=f"{ID} {CALLS} {MEMBERS}",
+        purge.Deletion(ids=OLD, finished_by=1e9, lease=LEASE),
+        uses=f"{ID} {CALLS} {BRANCH_ROWS}",
     ),
     "purge, leftovers": writing(purge.delete_leftover_calls, LEASE, uses=CALLS),
     "unregister": writing(participants.delete_participants, "car", uses="ix_transactions_wake_at"),
 }
-READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|transaction_participants|calls)\b(?! USING)")
+READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|branches|calls)\b(?! USING)")
 """What is registered, and what hangs, may be read whole; and of SQLite an index from one end on."""
 SORTS: Final = re.compile(r"Sort|TEMP B-TREE")
 IN_ORDER: Final = {"claim", "claim what hangs", "hung", "hung, further"}
@@ -230,7 +231,7 @@ def test_on_mariadb_no_statement_reads_a_large_table_whole(full: Engine) -> None
     """Indexes there hold all rows, and which one is used is left to the optimizer's statistics."""
     whole: dict[str, list[str]] = {}
     with full.begin() as connection:
-        for name in ("transactions", "transaction_participants", "calls"):
+        for name in ("transactions", "branches", "calls"):
             connection.execute(text(f"ANALYZE TABLE {name}"))
     with full.connect() as connection:
         for name, (function, args, _) in STATEMENTS.items():

@@ -1,5 +1,6 @@
 """Record, save, claim and the registry: what each changes, and what it leaves alone when somebody else was quicker."""
 
+import json
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -9,8 +10,9 @@ import pytest
 from sqlalchemy import Engine, event, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from app.protocol.values import Branch, HungReason, Transaction
+from app.protocol.values import Branch, BranchPhase, HungReason, Transaction
 from app.storage import calls, errors, participants, queries, tables, transactions
+from app.storage.mapping import branch_rows
 from app.storage.participants import RegisteredParticipant
 from holdfast.json_text import text_of
 from holdfast.wire import Decision
@@ -33,7 +35,7 @@ def keyed(number: int, key: str, request_hash: str = "a") -> transactions.NewRec
 # --- record ------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_recorded_with_its_participants_once_each(engine: Engine) -> None:
+def test_a_batch_is_recorded_with_its_branches(engine: Engine) -> None:
     twice = transaction(1, CAR, replace(CAR, name="other"), URLS)
     answers = written(
         engine,
@@ -44,7 +46,7 @@ def test_a_batch_is_recorded_with_its_participants_once_each(engine: Engine) -> 
         (twice.id, True),
         (transaction(2).id, True),
     ]
-    assert (count(engine, tables.transactions), count(engine, tables.transaction_participants)) == (2, 2)
+    assert (count(engine, tables.transactions), count(engine, tables.branches)) == (2, 4)
     assert found(engine, transactions.find, twice.id) == twice
 
 
@@ -93,7 +95,8 @@ def test_a_key_raced_for_by_two_connections_is_recorded_once(engine: Engine) -> 
 
 def insert_blindly(connection: Any, items: Any) -> list[None]:
     """As if another connection had committed the key after this one looked."""
-    return [connection.execute(insert(tables.transactions), [transactions._new_row(item) for item in items]).close()]
+    rows = [transactions._new_row(item, branch_rows(item.transaction)) for item in items]
+    return [connection.execute(insert(tables.transactions), rows).close()]
 
 
 def outcome_of(future: Future[Any]) -> Any:
@@ -179,8 +182,9 @@ def test_a_claim_takes_what_is_due_the_longest_first_and_leases_it(engine: Engin
     finished = transaction(4, wake_at=None, decision=Decision.CANCEL, finished_at=5.0)
     recorded(engine, transaction(3), transaction(1), transaction(2), finished, transaction(5))
     (first,) = written(engine, transactions.claim, claim(63.0, limit=2))
-    assert first == [replace(transaction(n), version=2, wake_at=1000.0) for n in (1, 2)]
-    assert found(engine, transactions.find, transaction(1).id) == first[0]
+    assert first == [transactions.Claimed(id=transaction(n).id, version=2) for n in (1, 2)]
+    taken = [replace(transaction(n), version=2, wake_at=1000.0) for n in (1, 2)]
+    assert found(engine, transactions.find_claimed, first) == taken
     (second,) = written(engine, transactions.claim, claim(63.0))
     assert [each.id for each in second] == [transaction(3).id]
     assert written(engine, transactions.claim, claim(63.0)) == [[]]  # leased, finished, or not yet due
@@ -194,26 +198,81 @@ def test_a_claim_is_bounded_by_bytes_and_takes_one_at_least(engine: Engine) -> N
         written(engine, transactions.claim, replace(claim(100.0), bytes_max=bytes_max))[0]
         for bytes_max in (10_000, 1, 10_000, 10_000)
     ]
-    assert [[each.created_at for each in some] for some in claimed] == [[0.0, 1.0], [2.0], [3.0, 4.0], [5.0]]
+    wanted = [[0, 1], [2], [3, 4], [5]]
+    assert [[each.id for each in some] for some in claimed] == [[transaction(n).id for n in some] for some in wanted]
 
 
-def test_a_claim_reads_the_documents_of_what_it_takes_alone(engine: Engine) -> None:
+def test_a_claim_reads_no_document(engine: Engine) -> None:
     recorded(engine, *(transaction(n, replace(CAR, payload=text_of("x" * 4_000))) for n in range(3)))
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    written(engine, transactions.claim, replace(claim(100.0), bytes_max=1))
-    sizes, *_, documents = (statement for statement in statements if statement.startswith("SELECT"))
-    assert "transactions.definition," not in sizes.partition("FROM")[0].replace("(transactions.definition)", "")
-    assert "IN (" in documents
+    assert len(written(engine, transactions.claim, claim(100.0))[0]) == 3
+    for statement in statements:
+        assert "branches" not in statement
+        assert "progress" not in statement.replace("(transactions.progress)", "").replace(
+            "length(CAST(transactions.progress AS BLOB))", ""
+        )
 
 
 def test_rows_are_parsed_when_no_database_transaction_is_open(engine: Engine) -> None:
     recorded(engine, transaction(1))
-    with engine.execution_options(holdfast_writes=True).begin() as connection:
-        (taken,) = transactions.claim(connection, [claim(100.0)])
     with engine.connect() as connection:
-        read = transactions.find(connection, transaction(1).id)
-    assert taken.finish() == [read.finish()]
+        one = transactions.find(connection, transaction(1).id)
+        some = transactions.find_all(connection, [transaction(1).id])
+    assert some.finish() == [one.finish()] == [transaction(1)]
+
+
+def test_what_somebody_else_has_taken_since_is_left_to_them(engine: Engine) -> None:
+    recorded(engine, transaction(1), transaction(2))
+    (claimed,) = written(engine, transactions.claim, claim(100.0))
+    written(engine, transactions.claim, claim(None, id_=transaction(1).id))
+    assert [each.id for each in found(engine, transactions.find_claimed, claimed)] == [transaction(2).id]
+    assert found(engine, transactions.find_claimed, []) == []
+
+
+# --- branches ------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_writes_no_branch_that_nothing_has_happened_to(engine: Engine) -> None:
+    untouched = [Branch(name=name, participant="car", payload=text_of(name)) for name in ("b", "c")]
+    before = transaction(1, CAR, *untouched)
+    recorded(engine, before)
+    assert progress_of(engine)["branches"] == [{"phase": "trying"}]
+    written(engine, transactions.save, decided(before))
+    assert len(progress_of(engine)["branches"]) == 1
+    last = replace(before, version=2, branches=(CAR, untouched[0], replace(untouched[1], phase=BranchPhase.HELD)))
+    written(engine, transactions.save, transactions.Save(before=before, after=last))
+    assert [branch["phase"] for branch in progress_of(engine)["branches"]] == ["trying", "pending", "held"]
+    assert found(engine, transactions.find, before.id) == replace(last, version=3)
+
+
+def progress_of(engine: Engine) -> Any:
+    with engine.connect() as connection:
+        return json.loads(connection.execute(select(tables.transactions.c.progress)).scalar_one())
+
+
+def test_a_transaction_that_is_purged_while_it_is_read_is_gone(engine: Engine) -> None:
+    finished = transaction(1, wake_at=None, decision=Decision.CANCEL, finished_at=5.0)
+    recorded(engine, finished, transaction(2))
+    without_branches(engine)
+    assert found(engine, transactions.find, finished.id) is None
+    assert found(engine, transactions.find_all, [finished.id]) == []
+
+
+def test_an_unfinished_transaction_without_its_branches_is_damaged_and_not_gone(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded(engine, transaction(1))
+    without_branches(engine)
+    with pytest.raises(errors.UnreadableRowError):
+        found(engine, transactions.find, transaction(1).id)
+    assert found(engine, transactions.find_all, [transaction(1).id]) == []
+    assert f"event=row_unreadable error={transaction(1).id}" in caplog.text
+
+
+def without_branches(engine: Engine) -> None:
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        connection.execute(tables.branches.delete())
 
 
 def test_a_claim_stops_whoever_had_it(engine: Engine) -> None:
@@ -250,9 +309,9 @@ def test_claims_that_race_are_disjoint(engine: Engine) -> None:
 def test_a_claim_does_not_wait_for_rows_that_another_is_claiming(engine: Engine) -> None:
     recorded(engine, *map(transaction, range(6)))
     with engine.begin() as first, engine.begin() as second:
-        one = transactions.claim(first, [claim(999.0, limit=3)])[0].finish()
-        two = transactions.claim(second, [claim(999.0, limit=100)])[0].finish()
-        none = transactions.claim(second, [claim(999.0, id_=transaction(0).id)])[0].finish()
+        (one,) = transactions.claim(first, [claim(999.0, limit=3)])
+        (two,) = transactions.claim(second, [claim(999.0, limit=100)])
+        (none,) = transactions.claim(second, [claim(999.0, id_=transaction(0).id)])
     assert [each.id for each in one + two] == [transaction(n).id for n in range(6)]
     assert none == []
 
