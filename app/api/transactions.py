@@ -29,7 +29,7 @@ from app.api.schemas import (
     TransactionPage,
     TransactionsQuery,
 )
-from app.engine.coordinator import IdempotencyKeyConflictError, UnknownTransactionError
+from app.engine.coordinator import IdempotencyKeyConflictError, UnknownParticipantError, UnknownTransactionError
 from app.protocol.messages import CancelRequested
 from app.protocol.values import Outcome, Transaction
 from app.storage import calls, queries
@@ -117,6 +117,8 @@ async def begin(
         begun = await parts.coordinator.begin(asked)
     except IdempotencyKeyConflictError as conflict:
         raise Problem("idempotency-key-conflict", transaction_id=conflict.transaction_id) from conflict
+    except UnknownParticipantError as unknown:
+        raise _unknown_participant(unknown.name) from unknown
     answer_at, wait_s = _waiting(request.answer_at, preferences, parts.settings.wait_default_s)
     try:
         transaction = await parts.coordinator.wait(begun.id, _AWAITED[answer_at], wait_s)
@@ -308,16 +310,19 @@ def _admit(request: BeginRequest, parts: Parts) -> None:
 
 def _admit_branch(branch: BranchRequest, parts: Parts) -> None:
     if branch.participant is not None and parts.registry.get(branch.participant) is None:
-        raise Problem(
-            "unknown-participant",
-            f"No participant {branch.participant!r} is registered. "
-            f"Register it with PUT /v1/participants/{branch.participant}.",
-            participant=branch.participant,
-        )
+        raise _unknown_participant(branch.participant)
     if branch.endpoints is not None:
         for url in (branch.endpoints.try_url, branch.endpoints.confirm_url, branch.endpoints.cancel_url):
             if fault := parts.allowed.fault(url):
                 raise Problem("endpoint-not-allowed", fault, branch=branch.branch_name)
+
+
+def _unknown_participant(name: str) -> Problem:
+    return Problem(
+        "unknown-participant",
+        f"No participant {name!r} is registered. Register it with PUT /v1/participants/{name}.",
+        participant=name,
+    )
 
 
 def _waiting(answer_at: str, preferences: Preferences, wait_default_s: float) -> tuple[str, float]:

@@ -44,6 +44,14 @@ class UnknownTransactionError(Exception):
     """There is no transaction with this id."""
 
 
+class UnknownParticipantError(Exception):
+    """A participant that the request names isn't registered any more. Nothing was recorded."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
 class IdempotencyKeyConflictError(Exception):
     """The key was used for another request, which began the transaction `transaction_id`."""
 
@@ -124,7 +132,7 @@ class Coordinator:
         """Record a transaction and start it; returns once the record is durable.
 
         If the idempotency key is already known, returns the transaction that has it. Records nothing if it raises
-        OverloadedError or IdempotencyKeyConflictError.
+        OverloadedError, UnknownParticipantError or IdempotencyKeyConflictError.
         """
         size = sum(len(branch.payload) for branch in request.branches)
         if self._stopping or (self._is_full(size) and not await self.has_begun(request.idempotency_key)):
@@ -258,11 +266,14 @@ class Coordinator:
             transaction=step.transaction,
             idempotency_key=request.idempotency_key,
             request_hash=None if request.identity is None else request.identity.text,
+            participants=frozenset(branch.participant for branch in request.branches if branch.participant),
         )
         try:
             recorded = await self._journal.write(transactions.record, record)
         except DuplicateKeyError:  # another replica recorded this key at the same moment; the retry finds it
             recorded = await self._journal.write(transactions.record, record)
+        if isinstance(recorded, transactions.NotRegistered):
+            raise UnknownParticipantError(recorded.participant)
         if not recorded.created:
             if not await self._is_same(request.identity, recorded):
                 raise IdempotencyKeyConflictError(recorded.transaction_id)

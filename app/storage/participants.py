@@ -1,10 +1,10 @@
 """The statements on `participants`, the registry."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, delete, exists, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
 
 from app.storage.expressions import UNFINISHED
 from app.storage.tables import branches, participants, transactions
@@ -21,11 +21,25 @@ class RegisteredParticipant:
 
 
 _PARTICIPANTS: Final = select(participants).order_by(participants.c.name)
+_KEPT: Final = (
+    select(participants.c.name)
+    .where(participants.c.name.in_(bindparam("names", expanding=True)))
+    .order_by(participants.c.name)
+    .with_for_update(read=True, key_share=True)
+)
 
 
 def list_participants(connection: Connection) -> list[RegisteredParticipant]:
     """Every registered participant, by name."""
     return [RegisteredParticipant(**dict(row)) for row in connection.execute(_PARTICIPANTS).mappings()]
+
+
+def keep_registered(connection: Connection, names: Set[str]) -> set[str]:
+    """Those of these names that are registered: none of them can be deleted before this database transaction ends.
+
+    The rows are locked in shared mode, so that whoever does the same doesn't wait, and in the order of their names.
+    """
+    return set(connection.execute(_KEPT, {"names": sorted(names)}).scalars()) if names else set()
 
 
 def put_participants(connection: Connection, items: Sequence[RegisteredParticipant]) -> list[bool]:
@@ -52,11 +66,21 @@ def _put_participant(connection: Connection, item: RegisteredParticipant) -> boo
 
 
 def _delete_participant(connection: Connection, name: str) -> bool | None:
-    if connection.execute(select(participants.c.name).where(participants.c.name == name)).first() is None:
-        return None
-    branch = branches.c
-    needs = exists().where(branch.participant == name, branch.transaction_id == transactions.c.id)
-    for kind in UNFINISHED:
-        if connection.execute(select(transactions.c.id).where(kind, needs).limit(1)).first() is not None:
+    """Look, lock and look again: a begin that has locked the row is waited for, and no later one finds it.
+
+    The first look locks nothing, so that the begins of a participant in use never wait for this.
+    """
+    row = select(participants.c.name).where(participants.c.name == name)
+    for each in (row, row.with_for_update()):
+        if connection.execute(each).first() is None:
+            return None
+        if _is_needed(connection, name):
             return False
     return connection.execute(delete(participants).where(participants.c.name == name)).rowcount == 1
+
+
+def _is_needed(connection: Connection, name: str) -> bool:
+    branch = branches.c
+    needs = exists().where(branch.participant == name, branch.transaction_id == transactions.c.id)
+    looks = (select(transactions.c.id).where(kind, needs).limit(1) for kind in UNFINISHED)
+    return any(connection.execute(look).first() is not None for look in looks)

@@ -29,6 +29,7 @@ from app.storage.expressions import (
     within_read_limit,
 )
 from app.storage.mapping import FORMAT, branch_rows, changing_columns, payload_of, transaction_of
+from app.storage.participants import keep_registered
 from app.storage.tables import transactions
 from holdfast.json_text import JsonText
 
@@ -41,11 +42,15 @@ class SomeStaleError(StaleError, RetryWithError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewRecord:
-    """A transaction to record, with the client's idempotency key and the hash of its request, if any."""
+    """A transaction to record, with the client's idempotency key and the hash of its request, if any.
+
+    `participants` must be registered at the moment of its commit, or nothing is recorded.
+    """
 
     transaction: Transaction
     idempotency_key: str | None = None
     request_hash: str | None = None
+    participants: frozenset[str] = frozenset()
 
     @property
     def size_bytes(self) -> int:
@@ -59,6 +64,13 @@ class Recorded:
     transaction_id: str
     request_hash: str | None
     created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotRegistered:
+    """Nothing was recorded, because this participant isn't registered any more."""
+
+    participant: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +130,17 @@ _NEXT_WAKE_AT: Final = select(
 # --- writes ----------------------------------------------------------------------------------------------------------
 
 
-def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded]:
-    """Insert new transactions, except those whose idempotency key is already recorded."""
+def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded | NotRegistered]:
+    """Insert new transactions, except those whose idempotency key is already recorded or whose participant is gone."""
+    registered = keep_registered(connection, frozenset().union(*(item.participants for item in items)))
     present = _recorded_under(connection, [item.idempotency_key for item in items if item.idempotency_key])
-    answers: list[Recorded] = []
+    answers: list[Recorded | NotRegistered] = []
     new: list[NewRecord] = []
     for item in items:
         recorded = present.get(item.idempotency_key) if item.idempotency_key else None
-        if recorded is None:
+        if recorded is None and (gone := item.participants - registered):
+            answers.append(NotRegistered(participant=min(gone)))
+        elif recorded is None:
             new.append(item)
             mine = Recorded(transaction_id=item.transaction.id, request_hash=item.request_hash, created=True)
             answers.append(mine)

@@ -265,7 +265,7 @@ async def test_sequential_calls_nobody_behind_a_refusal(service: Service) -> Non
 
 async def test_the_deadline_cancels_what_is_not_held(service: Service) -> None:
     service.participants.script("/payment/try", [lost()])
-    answer = await service.begin(ORDER | {"timeout_s": 0.15})
+    answer = await service.begin(ORDER | {"timeout_s": 1.0})
     transaction = check_problem(answer, 409, "transaction-cancelled")["transaction"]
     assert (transaction["reason"]["code"], transaction["reason"]["branch"]) == ("timed_out", "card")
     assert {"/inventory/cancel", "/payment/cancel"} <= set(service.participants.paths())

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import pytest
 
+from app.storage.migrations import migrate
 from tests.harness.coordinator_app import Gate, Json, Service, base_url, check_problem, lost, reply, running
 
 PATH: Final = "/v1/participants"
@@ -205,3 +206,16 @@ async def test_a_participants_own_timeout_and_slots_count(service: Service) -> N
         ("confirm", "succeeded"),
     ]
     assert calls[0]["error"] == "no answer within 0.02 s"
+
+
+async def test_a_begin_records_nothing_when_another_replica_has_just_deleted_its_participant(database_url: str) -> None:
+    migrate(database_url)
+    async with running(database_url) as service, running(database_url) as other:
+        await service.register("inventory", "payment")
+        assert (await other.client.delete("/v1/participants/inventory")).status_code == 204
+        request = {"branches": [{"participant": "payment"}, {"participant": "inventory"}]}
+        problem = check_problem(await service.begin(request), 422, "unknown-participant")
+        assert problem["participant"] == "inventory"
+        assert (await service.rows())["transactions"] == 0
+        await service.register("inventory")
+        assert (await service.begin(request)).status_code == 201

@@ -71,7 +71,7 @@ class SimulatedJournal(Journal):
 
     def _notice(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Count what only a look at the writes shows."""
-        if function is transactions.record and not result.created:
+        if function is transactions.record and isinstance(result, transactions.Recorded) and not result.created:
             self._plan.count(Branch.KEY_KNOWN)
         elif function is transactions.save and result.hung_since is not None:
             self._plan.count(Branch.HUNG)

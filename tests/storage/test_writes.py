@@ -85,7 +85,7 @@ def test_a_key_raced_for_by_two_connections_is_recorded_once(engine: Engine) -> 
             other = pool.submit(written, engine, transactions.record, keyed(2, "k"))
             begun.commit()  # however far the other has got: it sees the key, or runs into the unique index
             outcome = outcome_of(other)
-    assert mine.created
+    assert mine == transactions.Recorded(transaction_id=transaction(1).id, request_hash="a", created=True)
     if not isinstance(outcome, IntegrityError):
         assert (outcome[0].transaction_id, outcome[0].created) == (transaction(1).id, False)
     assert count(engine, tables.transactions) == 1
