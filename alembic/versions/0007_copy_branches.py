@@ -15,6 +15,9 @@ import msgspec
 import sqlalchemy as sa
 from alembic import op
 
+from app.storage.bulk import EXPECTED, insert_all, update_all
+from holdfast.columns import DOCUMENT, ExactString
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
@@ -39,10 +42,19 @@ NEXT = sa.text(
 READ = sa.text("SELECT id, definition FROM transactions WHERE id IN :ids").bindparams(
     sa.bindparam("ids", expanding=True)
 )
-UPDATE = sa.text("UPDATE transactions SET traceparent = :traceparent, definition_bytes = :bytes WHERE id = :id")
-INSERT = sa.text(
-    "INSERT INTO branches (transaction_id, position, name, participant, definition) "
-    "VALUES (:id, :position, :name, :participant, :definition)"
+TRANSACTIONS = sa.table(
+    "transactions",
+    sa.column("id", ExactString(36)),
+    sa.column("traceparent", ExactString(55)),
+    sa.column("definition_bytes", sa.Integer()),
+)
+BRANCHES = sa.table(
+    "branches",
+    sa.column("transaction_id", ExactString(36)),
+    sa.column("position", sa.Integer()),
+    sa.column("name", ExactString(64)),
+    sa.column("participant", ExactString(64)),
+    sa.column("definition", DOCUMENT),
 )
 
 
@@ -72,8 +84,8 @@ def _copy(connection: sa.Connection, after: str) -> str | None:
     if not ids:
         return None
     parts = [_parts(id_, definition) for id_, definition in connection.execute(READ, {"ids": ids})]
-    connection.execute(UPDATE, [transaction for transaction, _ in parts])
-    connection.execute(INSERT, [branch for _, branches in parts for branch in branches])
+    update_all(connection, TRANSACTIONS, [transaction for transaction, _ in parts])
+    insert_all(connection, BRANCHES, [branch for _, branches in parts for branch in branches])
     return ids[-1]
 
 
@@ -86,13 +98,24 @@ def _parts(id_: str, definition: str) -> tuple[dict[str, Any], Sequence[dict[str
         log.warning("%s can't be read; its definition is kept as it is", id_)
         document, branches = Definition(traceparent=None, branches=[]), []
     if not branches:
-        branches = [{"id": id_, "position": 0, "name": "", "participant": None, "definition": definition}]
+        branches = [_row(id_, 0, "", None, definition)]
     size = sum(len(branch["definition"].encode()) for branch in branches)
-    return {"id": id_, "traceparent": document.traceparent, "bytes": size}, branches
+    changed = {"traceparent": document.traceparent, "definition_bytes": size}
+    return {f"{EXPECTED}id": id_} | changed, branches
 
 
 def _branch(id_: str, position: int, branch: dict[str, msgspec.Raw]) -> dict[str, Any]:
     definition = msgspec.json.encode({"endpoints": branch["endpoints"], "payload": branch["payload"]}).decode()
     name = msgspec.json.decode(branch["name"], type=str)
     participant = msgspec.json.decode(branch["participant"], type=str | None)
-    return {"id": id_, "position": position, "name": name, "participant": participant, "definition": definition}
+    return _row(id_, position, name, participant, definition)
+
+
+def _row(id_: str, position: int, name: str, participant: str | None, definition: str) -> dict[str, Any]:
+    return {
+        "transaction_id": id_,
+        "position": position,
+        "name": name,
+        "participant": participant,
+        "definition": definition,
+    }

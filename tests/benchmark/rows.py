@@ -87,7 +87,7 @@ def _copy_rows(
     """Columns that the database fills in itself, such as an identity, are left to it."""
     query = """
         SELECT column_name, data_type FROM information_schema.columns
-        WHERE table_name = :table AND column_default IS NULL AND is_identity = 'NO'"""
+        WHERE table_name = :table AND coalesce(column_default, '') NOT LIKE 'nextval%' AND is_identity = 'NO'"""
     columns = {row.column_name: row.data_type for row in connection.execute(text(query), {"table": table})}
     values = [f"CAST({changed.get(name, f't.{name}')} AS {kind})" for name, kind in columns.items()]
     connection.execute(

@@ -4,11 +4,10 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from sqlalchemy import Connection, Engine, MetaData, event, func, select, text
+from sqlalchemy import Connection, Engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from app.storage import tables, transactions
@@ -19,10 +18,8 @@ from holdfast.json_text import canonical
 from tests.harness.coordinator_app import Service, lost, reply, running
 from tests.harness.databases import on_servers
 from tests.harness.transactions import found
-from tests.migrations.test_migrations import moved
+from tests.migrations.old_rows import WRITTEN, copies, fill, moved
 
-WRITTEN: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "written_by_0_1_0.json").read_text())
-"""All rows that a coordinator of 0.1.0 had written when it was killed, and the time."""
 NAMES: Final = {row["id"]: row["name"] for row in WRITTEN["tables"]["transactions"]}
 NAMES_BY: Final = {name: id_ for id_, name in NAMES.items()}
 OUTCOMES: Final = {
@@ -51,16 +48,6 @@ def engine(database_url: str) -> Iterator[Engine]:
     fill(made, WRITTEN["tables"])
     yield made
     made.dispose()
-
-
-def fill(engine: Engine, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Insert these rows, by table, into the schema that is there; calls are numbered by the database."""
-    reflected = MetaData()
-    reflected.reflect(engine, only=list(rows))
-    with engine.execution_options(holdfast_writes=True).begin() as connection:
-        for name, some in rows.items():
-            numbered = [{key: value for key, value in row.items() if (name, key) != ("calls", "id")} for row in some]
-            connection.execute(reflected.tables[name].insert(), numbered)
 
 
 def clock() -> float:
@@ -162,21 +149,6 @@ def test_every_row_is_stored_as_this_version_stores_it(database_url: str, engine
 # --- a migration that is stopped ------------------------------------------------------------------------------------
 
 
-def copies(number: int) -> dict[str, list[dict[str, Any]]]:
-    """The rows of 0.1.0, this many times, each time with other ids."""
-    of_transactions = ("transactions", "transaction_participants", "hung_branches")
-
-    def renamed(row: dict[str, Any], copy: int) -> dict[str, Any]:
-        key = "id" if "id" in row else "transaction_id"
-        changed = {**row, key: f"{copy:08x}{row[key][8:]}"}
-        return changed | ({"idempotency_key": None} if "idempotency_key" in row else {})
-
-    return {
-        name: [renamed(row, copy) for copy in range(number) for row in WRITTEN["tables"][name]]
-        for name in of_transactions
-    }
-
-
 class StoppedError(Exception):
     """The process that migrates is killed."""
 
@@ -187,8 +159,8 @@ def at_each_batch(note: Callable[[int], None]) -> Iterator[None]:
     sizes: list[int] = []
 
     def look(_c: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
-        if statement.startswith("UPDATE transactions SET traceparent"):
-            sizes.append(len(parameters) if isinstance(parameters, list) else 1)
+        if statement.startswith("SELECT id, definition FROM transactions"):
+            sizes.append(len(parameters))
         elif statement.startswith("INSERT INTO branches"):
             note(sizes[-1])
 
@@ -201,7 +173,7 @@ def at_each_batch(note: Callable[[int], None]) -> Iterator[None]:
 
 @on_servers
 def test_a_migration_that_is_stopped_goes_on_where_it_was(database_url: str, engine: Engine) -> None:
-    more = copies(100)
+    more = copies(range(100))
     fill(engine, more)
     batches: list[int] = []
 

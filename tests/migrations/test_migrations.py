@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
@@ -20,8 +18,8 @@ from app.storage.tables import metadata
 from tests.harness.coordinator_app import running
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.databases import on_servers
-from tests.harness.repository import ROOT
 from tests.harness.transactions import found, recorded, transaction
+from tests.migrations.old_rows import config, moved
 
 FIRST_TABLES: Final = {"calls", "hung_branches", "participants", "transaction_participants", "transactions"}
 
@@ -33,23 +31,9 @@ def engine(database_url: str) -> Iterator[Engine]:
     made.dispose()
 
 
-def config() -> Config:
-    made = Config()
-    made.set_main_option("script_location", str(ROOT / "alembic"))
-    return made
-
-
 def revisions() -> list[str]:
     """All revisions, the oldest first."""
     return [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()][::-1]
-
-
-def moved(engine: Engine, to: str) -> None:
-    with engine.execution_options(holdfast_writes=True).connect() as connection:
-        made = config()
-        made.attributes["connection"] = connection
-        (command.downgrade if to.startswith(("base", "-")) else command.upgrade)(made, to)
-        connection.commit()
 
 
 def tables(engine: Engine) -> set[str]:
