@@ -9,6 +9,9 @@ import json
 import sqlalchemy as sa
 from alembic import op
 
+from app.storage.bulk import EXPECTED, update_all
+from holdfast.columns import ExactString
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -16,20 +19,21 @@ depends_on = None
 
 TABLE = "transactions"
 INDEX = "ix_transactions_is_mixed_id"
+TRANSACTIONS = sa.table(TABLE, sa.column("id", ExactString(36)), sa.column("is_mixed", sa.Boolean()))
 
 
 def upgrade() -> None:
-    op.add_column(TABLE, sa.Column("is_mixed", sa.Boolean(), nullable=True))
-    where = sa.text("is_mixed IS NOT NULL")
-    op.create_index(INDEX, TABLE, ["is_mixed", "id"], postgresql_where=where, sqlite_where=where)
     connection = op.get_bind()
     resolved = sa.text(
         "SELECT id, phase, state FROM transactions WHERE resolved_at IS NOT NULL AND finished_at IS NOT NULL"
     )
+    # Read before the table is locked: there may be many.
     mixed = [id_ for id_, phase, state in connection.execute(resolved) if _is_mixed(phase, state)]
-    update = sa.text("UPDATE transactions SET is_mixed = true WHERE id = :id")
-    for id_ in mixed:
-        connection.execute(update, {"id": id_})
+    op.add_column(TABLE, sa.Column("is_mixed", sa.Boolean(), nullable=True))
+    if mixed:
+        update_all(connection, TRANSACTIONS, [{f"{EXPECTED}id": id_, "is_mixed": True} for id_ in mixed])
+    where = sa.text("is_mixed IS NOT NULL")
+    op.create_index(INDEX, TABLE, ["is_mixed", "id"], postgresql_where=where, sqlite_where=where)
 
 
 def downgrade() -> None:

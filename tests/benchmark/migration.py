@@ -3,7 +3,7 @@
     python -m tests.benchmark.migration [transactions] [postgresql | sqlite | mariadb]
 
 The database is as version 0.1.0 left it, with transactions of every phase: copies of those in
-tests/migrations/written_by_0_1_0.json. Beside the migration, another connection updates a row again and again; the
+tests/harness/written_by_0_1_0.json. Beside the migration, another connection updates a row again and again; the
 longest that it waited is the longest lock. On SQLite nobody else can write meanwhile.
 """
 
@@ -22,7 +22,7 @@ from app.storage.engines import make_engine
 from app.storage.migrations import migrate
 from tests.harness.mariadb import MariadbServer
 from tests.harness.postgres import PostgresServer
-from tests.migrations.old_rows import WRITTEN, copies, fill, moved
+from tests.harness.rows_of_0_1_0 import WRITTEN, copies, fill, moved
 
 TRANSACTIONS: Final = 100_000
 AT_A_TIME: Final = 200

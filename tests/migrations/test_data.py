@@ -17,8 +17,8 @@ from app.storage.migrations import migrate
 from holdfast.json_text import canonical
 from tests.harness.coordinator_app import Service, lost, reply, running
 from tests.harness.databases import on_servers
+from tests.harness.rows_of_0_1_0 import WRITTEN, copies, fill, moved
 from tests.harness.transactions import found
-from tests.migrations.old_rows import WRITTEN, copies, fill, moved
 
 NAMES: Final = {row["id"]: row["name"] for row in WRITTEN["tables"]["transactions"]}
 NAMES_BY: Final = {name: id_ for id_, name in NAMES.items()}

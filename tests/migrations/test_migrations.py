@@ -18,8 +18,8 @@ from app.storage.tables import metadata
 from tests.harness.coordinator_app import running
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.databases import on_servers
+from tests.harness.rows_of_0_1_0 import config, moved
 from tests.harness.transactions import found, recorded, transaction
-from tests.migrations.old_rows import config, moved
 
 FIRST_TABLES: Final = {"calls", "hung_branches", "participants", "transaction_participants", "transactions"}
 
