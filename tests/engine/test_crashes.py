@@ -20,6 +20,7 @@ import pytest
 from holdfast.wire import Operation
 from tests.engine.crash_run import CrashRun, Environment, Scenario
 from tests.engine.processes import Fault, Moment, Point
+from tests.harness.crash_share import share
 from tests.harness.network import HOLDS, SILENT, Reply
 from tests.harness.virtual_time import pass_time
 
@@ -199,7 +200,7 @@ class Matrix:
         self.count.awaits, self.count.commits = len(whole.moments), len(whole.commits)
         points = [*killed(whole.moments, kind), *((Fault.REPLY_LOST, n) for n in range(1, len(whole.commits) + 1))]
         self.count.states = len(points)
-        runs = {point: self.run(point) for point in points}
+        runs = {point: self.run(point) for point in share(points)}
         assert all(run.plan.all_happened for run in runs.values())
         for fault, last in ((Fault.KILLED, self.count.awaits), (Fault.REPLY_LOST, self.count.commits)):
             assert not self.run((fault, last + 1)).plan.all_happened, "there are more points than were counted"

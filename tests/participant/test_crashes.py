@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from tests.harness.crash_share import share
 from tests.harness.participant_app import METADATA, engine_for, service_on
 from tests.participant.crashing_service import CrashRun, Environment, Fault, Point
 
@@ -207,7 +208,7 @@ class Matrix:
         self.count.points, self.count.commits = len(whole.points), whole.commits
         points = [*killed(whole.points), *((Fault.REPLY_LOST, n) for n in range(1, whole.commits + 1))]
         self.count.states = len(points)
-        runs = {point: await self.run(point) for point in points}
+        runs = {point: await self.run(point) for point in share(points)}
         assert all(run.plan.happened for run in runs.values())
         for fault, last in ((Fault.KILLED, self.count.points), (Fault.REPLY_LOST, self.count.commits)):
             assert not (await self.run((fault, last + 1))).plan.happened, "there are more points than were counted"
