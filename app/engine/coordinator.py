@@ -4,6 +4,7 @@ Doesn't advance transactions (run.py does) and doesn't look for due ones (recove
 """
 
 import asyncio
+import logging
 import os
 import random
 from collections import Counter
@@ -25,8 +26,10 @@ from app.protocol.steps import advance, objection
 from app.protocol.transaction_id import ENTROPY_BYTES, new_id
 from app.protocol.values import Branch, CallRecord, Transaction, TryOrder, in_order
 from app.storage import transactions
-from app.storage.errors import DuplicateKeyError
+from app.storage.errors import DatabaseError, DuplicateKeyError
 from app.storage.group_commit import Journal
+
+log = logging.getLogger(__name__)
 
 SAVE_LIMIT_S: Final = 2.0
 """How long a save in progress may take when the process stops, in seconds."""
@@ -151,7 +154,7 @@ class Coordinator:
 
     async def find(self, transaction_id: str) -> Transaction:
         """The transaction as it stands. Raises UnknownTransactionError."""
-        run = self._runs.get(transaction_id)
+        run = self._active(transaction_id)
         if run is not None:
             return run.latest
         transaction = await self._journal.read(transactions.find, transaction_id)
@@ -167,8 +170,15 @@ class Coordinator:
         return await self._waiters.wait(transaction_id, awaited, timeout_s)
 
     def heard(self, transaction_id: str) -> None:
-        """Another process has changed this transaction: wake the clients that wait for it."""
-        self._waiters.look_again(transaction_id)
+        """Another process has changed this transaction: wake the clients that wait for it.
+
+        A run that is here has been overtaken, unless the notification is an old one.
+        """
+        run = self._active(transaction_id)
+        if run is None:
+            self._waiters.look_again(transaction_id)
+        else:
+            self._spawn(self._check_ownership(run))
 
     def unsaved_calls(self, transaction_id: str) -> list[CallRecord]:
         """The calls that have finished since the transaction was last saved, oldest first."""
@@ -297,8 +307,20 @@ class Coordinator:
         begun = self._context.places[Place.BEGUN] + self._beginning
         return begun >= self._inflight_max or not self._memory.admits(size)
 
+    def _active(self, transaction_id: str) -> Run | None:
+        """The run that speaks for this transaction; one that is leaving may have been overtaken."""
+        run = self._runs.get(transaction_id)
+        return None if run is None or run.leaving else run
+
+    async def _check_ownership(self, run: Run) -> None:
+        try:
+            await run.check_ownership()
+        except DatabaseError as error:
+            log.info("event=ownership_unknown transaction_id=%s error=%s", run.saved.id, error.kind)
+        self._waiters.look_again(run.saved.id)
+
     def _look_again_s(self, transaction_id: str) -> float:
-        return float("inf") if transaction_id in self._runs else self._poll_s()
+        return self._poll_s() if self._active(transaction_id) is None else float("inf")
 
     def _start(
         self,

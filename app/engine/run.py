@@ -94,7 +94,7 @@ class Run:
         self.history: list[CallRecord] = []
         """The calls that have finished since the transaction was last saved, oldest first."""
         self.leaving = False
-        """The run is only waiting for its calls to finish, and accepts no more commands."""
+        """Accepts no more commands: its calls are finishing, or another replica has taken the transaction over."""
         self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.place = place
@@ -105,6 +105,7 @@ class Run:
         self._calls: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Event()
         self._halted = False
+        self._saving = False
         self._size = 0
         context.places[place] += 1
         self._hold(size_of(saved))
@@ -126,6 +127,14 @@ class Run:
         """Carry out this command; its future gets RunEndedError if the run ends first."""
         self._commands.append(pending)
         self._arrived.set()
+
+    async def check_ownership(self) -> None:
+        """Say no more of the transaction if another replica has taken it over. The next save ends this run."""
+        known = self.saved
+        version = await self._context.journal.read(transactions.find_version, known.id)
+        if version is None or version <= known.version or self._saving or self.saved is not known:
+            return  # a save in progress finds out by itself
+        self._turn_away()
 
     def halt(self) -> None:
         """Stop before the next call or pause. A save in progress completes, because the hand-over builds on it."""
@@ -181,7 +190,11 @@ class Run:
     async def _save(self, step: Step) -> Transaction:
         made = tuple(self.history)  # a call that finishes during this save is left for the next one
         save = transactions.Save(before=self.saved, after=step.transaction, calls=made)
-        before, self.saved = self.saved, await self._context.journal.write(transactions.save, save)
+        self._saving = True
+        try:
+            before, self.saved = self.saved, await self._context.journal.write(transactions.save, save)
+        finally:
+            self._saving = False
         del self.history[: len(made)]
         if self.saved.phase is not before.phase or self.saved.is_delayed is not before.is_delayed:
             self._context.tell(self.saved.id)

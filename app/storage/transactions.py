@@ -113,6 +113,7 @@ class Claimed:
 
 # Frequent statements are built once, because building one costs more than sending it.
 _ONE: Final = select(transactions).where(transactions.c.id == bindparam("id"))
+_VERSION: Final = select(transactions.c.version).where(transactions.c.id == bindparam("id"))
 _RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash).where(
     transactions.c.idempotency_key.in_(bindparam("keys", expanding=True))
 )
@@ -219,6 +220,12 @@ def find(connection: Connection, transaction_id: str) -> Deferred[Transaction | 
     row = connection.execute(_ONE, {"id": transaction_id}).mappings().first()
     of_branches = branches.find(connection, [transaction_id] if row else [])[transaction_id]
     return Deferred(lambda: None if row is None or _is_purged(row, of_branches) else transaction_of(row, of_branches))
+
+
+def find_version(connection: Connection, transaction_id: str) -> int | None:
+    """The version of a transaction, which tells whether whoever knows it still owns it; None if there is none."""
+    version: int | None = connection.execute(_VERSION, {"id": transaction_id}).scalar()
+    return version
 
 
 def find_all(
