@@ -52,11 +52,16 @@ class FakeCoordinator:
     """Stands in for the coordinator of one participant; use it with `async with`.
 
     `decision` is what it answers from now on; `asked` has the transaction ids that it was asked about.
+    `coordinator_id` is what its Trys and its answers carry: change it after a Try, and another coordinator answers.
+    None stands for a coordinator of version 0.1.
     """
 
-    def __init__(self, participant: Participant, *, decision: Decided = "undecided") -> None:
+    def __init__(
+        self, participant: Participant, *, decision: Decided = "undecided", coordinator_id: str | None = "fake"
+    ) -> None:
         self.participant: Final = participant
         self.decision: Decided = decision
+        self.coordinator_id = coordinator_id
         self.asked: list[str] = []
         self._rules = participant._rules
         self._transport = participant._transport
@@ -106,13 +111,14 @@ class FakeCoordinator:
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request.url.path.split("/")[-2])
+        says_who = {} if self.coordinator_id is None else {"coordinator_id": self.coordinator_id}
         match self.decision:
             case "unreachable":
                 raise httpx.ConnectError("the coordinator is down", request=request)
             case "unknown":
-                return httpx.Response(404, json={"type": inquiry.UNKNOWN_TRANSACTION, "status": 404})
+                return httpx.Response(404, json={"type": inquiry.UNKNOWN_TRANSACTION, "status": 404, **says_who})
             case decision:
-                return httpx.Response(200, json={"decision": decision, "recheck_in_s": 10})
+                return httpx.Response(200, json={"decision": decision, "recheck_in_s": 10, **says_who})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,7 +170,7 @@ class Branch:
         key = Key(participant.name, self.transaction_id, self.name)
 
         def work(session: Session, _: Invoke) -> str | None:
-            row = rows.read(session, participant.table, key)
+            row = rows.read(session, participant._rules.table, key)
             return None if row is None else row.state.value
 
         return await participant._database.run(work)
@@ -180,6 +186,7 @@ class Branch:
             hold_ttl_s=self.hold_ttl_s if operation is Operation.TRY else None,
             result=None if operation is Operation.TRY else text_of(self.result),
             held=operation is Operation.CANCEL and self.held,
+            coordinator_id=self.coordinator.coordinator_id if operation is Operation.TRY else None,
         )
         transport = httpx.ASGITransport(self.coordinator._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:

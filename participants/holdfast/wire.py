@@ -74,9 +74,10 @@ class Decision(StrEnum):
 class Message:
     """One request from the coordinator to a participant.
 
-    `payload` and `result` are JSON texts that travel as they are. `hold_ttl_s` (seconds) is set on try only. `result`
-    is the answer to the branch's Try, and is set on confirm and cancel only. `held`, on cancel only: the coordinator
-    saw the Try succeed. Source: docs/reference/protocol.md, section 4.
+    `payload` and `result` are JSON texts that travel as they are. `hold_ttl_s` (seconds) and `coordinator_id` (whom to
+    believe about the decision) are set on try only. `result` is the answer to the branch's Try, and is set on confirm
+    and cancel only. `held`, on cancel only: the coordinator saw the Try succeed. Source: docs/reference/protocol.md,
+    section 4.
     """
 
     transaction_id: str
@@ -87,6 +88,7 @@ class Message:
     hold_ttl_s: float | None = None
     result: JsonText | None = None
     held: bool = False
+    coordinator_id: str | None = None
 
     def headers(self) -> dict[str, str]:
         """Headers that summarise the body, for gateways, logs and services without the SDK."""
@@ -108,6 +110,7 @@ class Message:
             "operation": self.operation.value,
             "attempt": self.attempt,
             "hold_ttl_s": self.hold_ttl_s,
+            **({} if self.coordinator_id is None else {"coordinator_id": self.coordinator_id}),
             **({"held": True} if self.held else {}),
         }
         head = json.dumps(envelope, separators=(",", ":"), allow_nan=False).removesuffix("}")

@@ -17,7 +17,7 @@ from app.protocol.values import Branch
 from holdfast.client import Client, HoldfastError, Transaction
 from holdfast.json_text import NULL, checked
 from holdfast.participant import inquiry
-from holdfast.participant.inquiry import Verdict
+from holdfast.participant.inquiry import Question, Verdict
 from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_one_line
 from tests.fuzz.mutations import damaged, in_pieces
 from tests.harness.budget import TIMES
@@ -177,11 +177,14 @@ def test_a_participants_answer(answer: tuple[int, Any, bytes], operation: Operat
     assert "\0" not in (record.response or "")
 
 
+QUESTION: Final = Question("t-1", "seats", "production")
+
+
 @settings(max_examples=60 * TIMES)
 @given(answers)
 def test_the_coordinators_answer_to_an_inquiry(answer: tuple[int, Any, bytes]) -> None:
     status, _, body = answer
-    answered = asyncio.run(inquiry.ask(Answers(*answer), "http://coordinator", "t-1", timeout_s=9))
+    answered = asyncio.run(inquiry.ask(Answers(*answer), "http://coordinator", QUESTION, timeout_s=9))
     assert answered.verdict is not Verdict.CONFIRM or (status == 200 and b"confirm" in body)
     assert answered.verdict is not Verdict.CANCEL or (status == 200 and b"cancel" in body) or status == 404
     assert math.isfinite(answered.recheck_in_s)

@@ -15,7 +15,7 @@ from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, cre
 
 from holdfast import Participant
 from holdfast.autogenerate import include_object, render_item
-from holdfast.fence.rows import TABLE_NAME
+from holdfast.fence.rows import ADDED, TABLE_NAME
 
 TEMPLATES = Path(alembic.__file__).parent / "templates" / "generic"
 HOOKS: dict[str, Any] = {"include_object": include_object, "render_item": render_item, "compare_type": True}
@@ -88,19 +88,20 @@ async def test_a_table_of_the_service_is_made_by_its_migration_once(engine: Engi
     with engine.begin() as connection:
         assert {"shows", TABLE_NAME} <= set(inspect(connection).get_table_names())
         assert compare_metadata(configured(connection, **HOOKS), metadata) == []
-    assert await participant._database.has_validated(participant.table)
+    assert await participant._database.missing_columns(participant.table) == ()
 
 
-async def test_the_new_column_is_added_by_a_migration(engine: Engine, tmp_path: Path) -> None:
+async def test_the_new_columns_are_added_by_a_migration(engine: Engine, tmp_path: Path) -> None:
     metadata = shop()
     participant = Participant("seats", engine, coordinator_url="http://coordinator", metadata=metadata)
     with engine.begin() as connection:
         metadata.create_all(connection)
-        connection.execute(text(f"ALTER TABLE {TABLE_NAME} DROP COLUMN validated"))
-    assert await participant._database.has_validated(participant.table) is False
+        for name in ADDED:
+            connection.execute(text(f"ALTER TABLE {TABLE_NAME} DROP COLUMN {name}"))
+    assert await participant._database.missing_columns(participant.table) == ADDED
     with engine.begin() as connection:
         upgrade(connection, metadata, tmp_path)
-    assert await participant._database.has_validated(participant.table)
+    assert await participant._database.missing_columns(participant.table) == ()
 
 
 def test_participants_share_a_metadata_that_has_a_schema(sqlite_url: str) -> None:

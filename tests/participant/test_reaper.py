@@ -17,7 +17,7 @@ from holdfast import Participant, Refused
 from holdfast.fence.execution import Happening, Outcome
 from holdfast.fence.table import Event
 from holdfast.participant import inquiry
-from holdfast.participant.inquiry import Verdict
+from holdfast.participant.inquiry import Question, Verdict
 from holdfast.testing import Branch, FakeCoordinator
 from tests.harness.participant_app import Service, breaks, running, service_on
 
@@ -222,13 +222,13 @@ async def test_no_connection_is_held_while_the_coordinator_is_asked(url: str, ki
     class Transport(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             in_use.append(service.connections_in_use)
-            assert request.url == "http://coordinator/v1/transactions/t%2F1/decision"
+            assert request.url == "http://coordinator/v1/transactions/t%2F1/decision?branch=a%26b%2F%C3%A9"
             return httpx.Response(200, json={"decision": "cancel", "recheck_in_s": 0})
 
     now = [1_000_000.0]
     async with running(url, kind, transport=Transport(), clock=lambda: now[0]) as service:
         async with FakeCoordinator(service.participant) as coordinator:
-            branch = coordinator.branch({"quantity": 1}, transaction_id="t/1")
+            branch = coordinator.branch({"quantity": 1}, transaction_id="t/1", name="a&b/é")
             assert (await branch.try_()).ok
         now[0] += 61
         assert await service.participant.reap() == 1
@@ -315,6 +315,7 @@ class Packed(httpx.AsyncByteStream):
         yield PACKED
 
 
+QUESTION = Question("t-1", "seats", "production")
 UNKNOWN = {"type": "/problems/unknown-transaction", "status": 404}
 
 
@@ -346,7 +347,7 @@ UNKNOWN = {"type": "/problems/unknown-transaction", "status": 404}
 )
 async def test_what_counts_as_an_answer(respond: Any, verdict: Verdict) -> None:
     transport = httpx.MockTransport(respond)
-    answered = await inquiry.ask(transport, "http://coordinator/", "t-1", timeout_s=0.05)
+    answered = await inquiry.ask(transport, "http://coordinator/", QUESTION, timeout_s=0.05)
     assert answered.verdict is verdict
 
 
@@ -354,7 +355,7 @@ async def test_what_is_packed_is_not_unpacked() -> None:
     packed = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Packed())
     tracemalloc.start()
     try:
-        answered = await inquiry.ask(httpx.MockTransport(lambda _: packed), "http://c", "t-1", timeout_s=10)
+        answered = await inquiry.ask(httpx.MockTransport(lambda _: packed), "http://c", QUESTION, timeout_s=10)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -368,7 +369,7 @@ async def test_what_is_packed_is_not_unpacked() -> None:
 )
 async def test_recheck_is_taken_with_sense(said: Any, seconds: float) -> None:
     transport = httpx.MockTransport(answering(200, {"decision": "undecided", "recheck_in_s": said}))
-    answered = await inquiry.ask(transport, "http://coordinator", "t-1", timeout_s=1)
+    answered = await inquiry.ask(transport, "http://coordinator", QUESTION, timeout_s=1)
     assert answered.recheck_in_s == seconds
 
 

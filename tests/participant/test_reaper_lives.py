@@ -179,14 +179,6 @@ async def test_old_rows_go_in_one_round_however_many(service: Service, coordinat
     assert await service.rows(service.participant.table.select()) == []
 
 
-@one_of_each
-async def test_a_transaction_is_asked_about_once_a_round(service: Service, coordinator: FakeCoordinator) -> None:
-    await due_rows(service, 20, transaction_id="one of many branches")
-    coordinator.decision = "confirm"
-    assert await coordinator.reap() == 20
-    assert coordinator.asked == ["one of many branches"]
-
-
 class Silent(httpx.AsyncBaseTransport):
     """Never answers, unless it is told to."""
 

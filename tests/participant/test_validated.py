@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from holdfast import Hold, Participant
 from holdfast.fence.execution import payload_hash
 from holdfast.fence.restoring import Restorer
-from holdfast.fence.rows import Key, branches_table, read, without_validated
+from holdfast.fence.rows import ADDED, Key, branches_table, read, without
 from holdfast.testing import FakeCoordinator
 from tests.harness.participant_app import EFFECTS, Service
 
@@ -99,7 +99,7 @@ async def test_the_hash_and_the_payload_stay_what_was_sent(service: Service) -> 
 def make_old_table(session: Session, _: Any) -> None:
     """The table as versions before 0.2 made it."""
     branches_table(MetaData()).drop(session.connection())
-    without_validated(branches_table(MetaData())).create(session.connection())
+    without(branches_table(MetaData()), ADDED).create(session.connection())
     session.commit()
 
 

@@ -248,8 +248,8 @@ class SimulatedParticipant(Restarting):
         }
         transport = InquiryTransport(self.world, self.name)
 
-        async def ask(transaction_id: str) -> inquiry.Answered:
-            answered = await inquiry.ask(transport, "http://replica", transaction_id, timeout_s=ASK_TIMEOUT_S)
+        async def ask(question: inquiry.Question) -> inquiry.Answered:
+            answered = await inquiry.ask(transport, "http://replica", question, timeout_s=ASK_TIMEOUT_S)
             self.world.plan.count(_TOLD[answered.verdict])
             return answered
 

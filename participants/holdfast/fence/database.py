@@ -6,6 +6,7 @@ A unit of work is a plain function of a Session. It runs in a worker thread (Eng
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +22,7 @@ from holdfast.fence.awaiting import remembering
 from holdfast.fence.groups import leaves
 from holdfast.fence.guard import Undone, refuse_autocommit, watch
 from holdfast.fence.handlers import Invoke, invoke_def, invoker_for
-from holdfast.fence.rows import DIALECTS, VALIDATED, adding_validated
+from holdfast.fence.rows import ADDED, DIALECTS, adding
 
 T = TypeVar("T")
 
@@ -98,23 +99,24 @@ class Database:
         return await to_thread.run_sync(self._run_here, work, limiter=limiter)
 
     async def create(self, table: Table) -> None:
-        """Create `table`, or the column that it lacks; another replica may be doing the same."""
+        """Create `table`, or the columns that it lacks; another replica may be doing the same."""
 
         def work(session: Session, _: Invoke) -> None:
             connection = session.connection()
             table.create(connection, checkfirst=True)
-            if _has_validated(connection, table) is False:
-                connection.execute(adding_validated(table, connection.dialect))
+            for name in missing_columns(connection, table) or ():
+                connection.execute(adding(table, name, connection.dialect))
             session.commit()
 
-        try:
-            await self.run(work)
-        except DBAPIError:  # another replica may have created it meanwhile; otherwise this fails again
-            await self.run(work)
+        for _ in ("table", *ADDED):
+            with suppress(DBAPIError):  # another replica may have added it meanwhile; otherwise this fails again
+                await self.run(work)
+                return
+        await self.run(work)
 
-    async def has_validated(self, table: Table) -> bool | None:
-        """Whether `table` has the column that older versions didn't create; None if there is no table."""
-        return await self.run(lambda session, _: _has_validated(session.connection(), table))
+    async def missing_columns(self, table: Table) -> tuple[str, ...] | None:
+        """The columns that `table` lacks because an older version created it; None if there is no table."""
+        return await self.run(lambda session, _: missing_columns(session.connection(), table))
 
     def _limiter(self) -> CapacityLimiter:
         """One per event loop, because a limiter belongs to its loop."""
@@ -148,12 +150,13 @@ def _is_in_memory(engine: Engine) -> bool:
     return in_memory and not isinstance(engine.pool, StaticPool)
 
 
-def _has_validated(connection: Connection, table: Table) -> bool | None:
+def missing_columns(connection: Connection, table: Table) -> tuple[str, ...] | None:
+    """As the method of `Database`, on a connection."""
     try:
-        columns = inspect(connection).get_columns(table.name, schema=table.schema)
+        columns = {column["name"] for column in inspect(connection).get_columns(table.name, schema=table.schema)}
     except NoSuchTableError:
         return None
-    return any(column["name"] == VALIDATED for column in columns)
+    return tuple(name for name in ADDED if name not in columns)
 
 
 def collided(error: BaseException) -> bool:

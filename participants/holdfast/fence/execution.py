@@ -85,7 +85,7 @@ class Happening:
     """An event on a branch. `payload` is JSON text, or None if the message had none.
 
     `version` is the row's version when the reaper found it; calls have none. `was_held`: the message says that the
-    coordinator saw the Try succeed.
+    coordinator saw the Try succeed. `coordinator_id`: whose call it is, if a Try says so.
     """
 
     key: Key
@@ -95,6 +95,7 @@ class Happening:
     hold_ttl_s: float | None = None
     version: int | None = None
     was_held: bool = False
+    coordinator_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +228,7 @@ def _new_row(rules: Rules, happening: Happening, step: Run | Mark) -> Row:
         created_at=now,
         finished_at=None if runs else now,
         check_at=expires_at if runs else None,
+        coordinator_id=happening.coordinator_id,
     )
 
 

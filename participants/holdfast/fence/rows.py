@@ -5,7 +5,7 @@ was first. Must not choose states (table.py does), commit, or make calls. Uses o
 and MariaDB share, except for the one statement that inserts if absent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
@@ -43,11 +43,12 @@ from holdfast.columns import DOCUMENT, ExactString
 from holdfast.fence.table import FINISHED, State
 
 TABLE_NAME: Final = "holdfast_branches"
-VALIDATED: Final = "validated"
-"""The column that tables made by versions before 0.2 don't have."""
+ADDED: Final = ("validated", "coordinator_id")
+"""The columns that tables made by versions before 0.2 don't have."""
 TRANSACTION_ID_CHARS_MAX: Final = 64
 BRANCH_CHARS_MAX: Final = 200
 PARTICIPANT_CHARS_MAX: Final = 200
+COORDINATOR_ID_CHARS_MAX: Final = 64
 STATEMENTS_MAX: Final = 256
 """Size of the cache of built statements; a process needs a dozen for each table."""
 DIALECTS: Final = frozenset({"sqlite", "postgresql", "mysql", "mariadb"})
@@ -88,6 +89,7 @@ class Row:
     checks: int = 0  # fruitless checks so far, for the back-off
     locked: bool = field(default=False, compare=False, repr=False)  # by this database transaction; no column
     validated: str | None = None  # the payload as validated by Try, JSON; empty: equal to the payload
+    coordinator_id: str | None = None  # whose Try made the row, if the Try said so
 
     @property
     def key(self) -> Key:
@@ -119,22 +121,23 @@ def branches_table(metadata: MetaData) -> Table:
         Column("finished_at", Double),
         Column("check_at", Double),
         Column("checks", Integer, nullable=False),
-        Column(VALIDATED, DOCUMENT),
+        Column("validated", DOCUMENT),
+        Column("coordinator_id", ExactString(COORDINATOR_ID_CHARS_MAX)),
         Index("ix_holdfast_branches_check", "participant", "check_at"),
         Index("ix_holdfast_branches_finished", "participant", "finished_at"),
     )
 
 
-def without_validated(table: Table) -> Table:
-    """The table without the newer column, as it is before a migration."""
+def without(table: Table, names: Collection[str]) -> Table:
+    """The table without these columns, as it is before a migration."""
     columns = (Column(column.name, column.type, primary_key=column.primary_key) for column in table.columns)
-    return Table(table.name, MetaData(), *(one for one in columns if one.name != VALIDATED), schema=table.schema)
+    return Table(table.name, MetaData(), *(one for one in columns if one.name not in names), schema=table.schema)
 
 
-def adding_validated(table: Table, dialect: Dialect) -> TextClause:
-    """The statement that migrates a table that the SDK created itself."""
-    name, kind = dialect.identifier_preparer.format_table(table), dialect.type_compiler_instance.process(DOCUMENT)
-    return text(f"ALTER TABLE {name} ADD COLUMN {VALIDATED} {kind}")
+def adding(table: Table, name: str, dialect: Dialect) -> TextClause:
+    """The statement that adds one of the `ADDED` columns to a table that the SDK created itself."""
+    kind = dialect.type_compiler_instance.process(table.c[name].type)
+    return text(f"ALTER TABLE {dialect.identifier_preparer.format_table(table)} ADD COLUMN {name} {kind}")
 
 
 def insert_if_absent(session: Session, table: Table, row: Row) -> bool:

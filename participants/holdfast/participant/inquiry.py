@@ -1,7 +1,8 @@
 """Asks the coordinator what was decided (docs/reference/protocol.md, sections 3 and 5).
 
 Makes one request and reads the answer strictly: only the coordinator's own "unknown transaction" counts as unknown, and
-anything that can't be understood counts as "unreachable". Must not touch the database.
+anything that can't be understood, or that another coordinator says, counts as "unreachable". Must not touch the
+database.
 """
 
 import asyncio
@@ -9,12 +10,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import httpx
 
 from holdfast.json_text import parsed
+from holdfast.wire import printable
 
 ANSWER_BYTES_MAX: Final = 65_536
 UNKNOWN_TRANSACTION: Final = "/problems/unknown-transaction"
@@ -50,12 +52,20 @@ class Answered:
     was_asked: bool = True
 
 
-Ask = Callable[[str], Awaitable[Answered]]
-"""Asks the coordinator what was decided about a transaction."""
+class Question(NamedTuple):
+    """What the coordinator is asked. `coordinator_id` names the one that the Try came from; None if it didn't say."""
+
+    transaction_id: str
+    branch: str
+    coordinator_id: str | None
+
+
+Ask = Callable[[Question], Awaitable[Answered]]
+"""Asks the coordinator what was decided about a branch."""
 
 
 class Questions:
-    """Asks about each transaction once per round, and leaves a coordinator that doesn't answer alone for a while.
+    """Asks, and leaves a coordinator that doesn't answer alone for a while.
 
     After a request without any answer none is sent for `PAUSE_S`; then one request at a time probes whether the
     coordinator is back. An invalid answer causes no pause, because it may concern only one transaction.
@@ -64,22 +74,11 @@ class Questions:
     def __init__(self, ask: Ask, clock: Callable[[], float]) -> None:
         self._ask = ask
         self._clock = clock
-        self._asked: dict[str, asyncio.Task[Answered]] = {}
         self._silent_since: float | None = None
         self._is_probing = False
 
-    def start_round(self) -> None:
-        """Forget the answers: a transaction that was undecided may be decided now."""
-        self._asked.clear()
-
-    async def ask(self, transaction_id: str) -> Answered:
-        """What was decided; branches of one transaction share the answer."""
-        question = self._asked.get(transaction_id)
-        if question is None:
-            question = self._asked[transaction_id] = asyncio.create_task(self._ask_unless_paused(transaction_id))
-        return await question
-
-    async def _ask_unless_paused(self, transaction_id: str) -> Answered:
+    async def ask(self, question: Question) -> Answered:
+        """What was decided, unless the coordinator is left alone."""
         if self._silent_since is not None:
             left_s = self._silent_since + PAUSE_S - self._clock()
             if self._is_probing or left_s > 0:
@@ -87,7 +86,7 @@ class Questions:
                 return Answered(verdict=Verdict.UNREACHABLE, recheck_in_s=in_s, why="not asked", was_asked=False)
             self._is_probing = True
         try:
-            answered = await self._ask(transaction_id)
+            answered = await self._ask(question)
         finally:
             self._is_probing = False
         if not answered.is_silent:
@@ -100,13 +99,13 @@ class Questions:
 
 
 async def ask(
-    transport: httpx.AsyncBaseTransport, coordinator_url: str, transaction_id: str, *, timeout_s: float
+    transport: httpx.AsyncBaseTransport, coordinator_url: str, question: Question, *, timeout_s: float
 ) -> Answered:
-    """Ask what was decided about a transaction. Never raises: every failure is "unreachable"."""
-    url = f"{coordinator_url.rstrip('/')}/v1/transactions/{quote(transaction_id, safe='')}/decision"
+    """Ask what was decided about a branch. Never raises: every failure is "unreachable"."""
+    path = f"/v1/transactions/{quote(question.transaction_id, safe='')}/decision"
     request = httpx.Request(
         "GET",
-        url,
+        f"{coordinator_url.rstrip('/')}{path}?branch={quote(question.branch, safe='')}",
         headers={"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity"},
         extensions={"timeout": httpx.Timeout(timeout_s).as_dict()},
     )
@@ -119,7 +118,7 @@ async def ask(
                 await response.aclose()
     except Exception as error:  # whatever the class, it is no answer
         return Answered(verdict=Verdict.UNREACHABLE, why=type(error).__name__, is_silent=True)
-    return _read(response.status_code, parsed(body))
+    return _read(response.status_code, parsed(body), question.coordinator_id)
 
 
 async def _body(response: httpx.Response) -> bytes:
@@ -133,8 +132,12 @@ async def _body(response: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def _read(status: int, document: Any) -> Answered:
+def _read(status: int, document: Any, coordinator_id: str | None) -> Answered:
     members = document if isinstance(document, dict) else {}
+    answers = members.get("coordinator_id")  # a coordinator of an older version doesn't say
+    if coordinator_id is not None and answers is not None and answers != coordinator_id:
+        why = f"coordinator {printable(str(answers))} answered, but the Try came from {coordinator_id}"
+        return Answered(verdict=Verdict.UNREACHABLE, why=f"{why}; check coordinator_url")
     if status == 404 and str(members.get("type", "")).endswith(UNKNOWN_TRANSACTION):
         return Answered(verdict=Verdict.CANCEL)
     if status == 200:

@@ -18,7 +18,7 @@ from holdfast.fence.database import AnyDatabase, Database, collided, printable_d
 from holdfast.fence.execution import Happening, Outcome, Rules, carry_out
 from holdfast.fence.failures import Failure, failure_of
 from holdfast.fence.handlers import Handlers
-from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, VALIDATED, Key, Row, branches_table, without_validated
+from holdfast.fence.rows import PARTICIPANT_CHARS_MAX, Key, Row, branches_table, without
 from holdfast.fence.table import Event
 from holdfast.json_text import NULL
 from holdfast.participant import inquiry
@@ -39,6 +39,11 @@ REPEATS_MAX: Final = 5
 HANDLER_TIMEOUT_DEFAULT_S: Final = 30.0
 LEASE_MARGIN_S: Final = 5.0
 """How much longer than its handler's time limit a two-step run keeps its lease, to write the result."""
+_WITHOUT: Final = {
+    "validated": "payloads are validated again at confirm and cancel",
+    "coordinator_id": "the decision of another coordinator is obeyed, too",
+}
+"""What is different while the table lacks a column."""
 
 
 class Participant:
@@ -166,16 +171,18 @@ class Participant:
         """Find out once whether the table has been migrated; an older table works, too."""
         if self._knows_table:
             return
-        has_validated = await self._database.has_validated(self.table)
-        if has_validated is False:
+        missing = await self._database.missing_columns(self.table)
+        for name in missing or ():
             log.warning(
-                "event=table_outdated table=%s The table has no column %s: payloads are validated again at confirm and "
-                "cancel. Run the service's migrations, and start again.",
+                "event=table_outdated table=%s The table has no column %s: %s. Run the service's migrations, and start "
+                "again.",
                 self.table.fullname,
-                VALIDATED,
+                name,
+                _WITHOUT[name],
             )
-            self._rules = replace(self._rules, table=without_validated(self.table))
-        self._knows_table = has_validated is not None
+        if missing:
+            self._rules = replace(self._rules, table=without(self.table, missing))
+        self._knows_table = missing is not None
 
     def _announce(self) -> None:
         """Log the participant's configuration on one line."""
@@ -203,6 +210,7 @@ class Participant:
                 payload=payload,
                 hold_ttl_s=message.hold_ttl_s,
                 was_held=message.held,
+                coordinator_id=message.coordinator_id,
             )
         )
         assert outcome.row is not None

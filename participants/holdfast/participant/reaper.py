@@ -21,7 +21,7 @@ from holdfast.fence.handlers import Invoke, ends_the_task
 from holdfast.fence.rows import Row
 from holdfast.fence.table import Event
 from holdfast.hold import NotNow
-from holdfast.participant.inquiry import Answered, Ask, Questions, Verdict
+from holdfast.participant.inquiry import Answered, Ask, Question, Questions, Verdict
 
 log = logging.getLogger("holdfast")
 
@@ -56,7 +56,6 @@ class Reaper:
 
         `patience_s`: how long to wait for a batch before starting the next.
         """
-        self.questions.start_round()
         settled = 0
         for _ in range(BATCHES_MAX):
             due = await self._due()
@@ -141,7 +140,7 @@ class Reaper:
         return False
 
     async def _find_out(self, row: Row) -> bool:
-        answered = await self.questions.ask(row.transaction_id)
+        answered = await self.questions.ask(Question(row.transaction_id, row.branch, row.coordinator_id))
         event: Event
         match answered.verdict:
             case Verdict.CONFIRM:

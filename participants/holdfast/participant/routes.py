@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from holdfast.fence.execution import Busy, Declined
 from holdfast.fence.failures import Failure
 from holdfast.fence.handlers import InvalidPayload
-from holdfast.fence.rows import BRANCH_CHARS_MAX, TABLE_NAME, TRANSACTION_ID_CHARS_MAX, Row
+from holdfast.fence.rows import BRANCH_CHARS_MAX, COORDINATOR_ID_CHARS_MAX, TABLE_NAME, TRANSACTION_ID_CHARS_MAX, Row
 from holdfast.fence.table import Refusal
 from holdfast.hold import NotNow, Refused
 from holdfast.json_text import NotPortableError, checked, loads
@@ -89,11 +89,12 @@ class Message(BaseModel):
     hold_ttl_s: float | None = Field(default=None, ge=0, le=1e9, allow_inf_nan=False)
     payload: str | None = None
     held: bool = False
+    coordinator_id: str | None = Field(default=None, min_length=1, max_length=COORDINATOR_ID_CHARS_MAX)
 
-    @field_validator("transaction_id", "branch")
+    @field_validator("transaction_id", "branch", "coordinator_id")
     @classmethod
-    def _is_a_name(cls, value: str) -> str:
-        if not is_one_line(value) or value != value.strip():
+    def _is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and (not is_one_line(value) or value != value.strip()):
             raise ValueError("must be one line, without leading or trailing spaces")
         return value
 
@@ -133,7 +134,7 @@ def _body_of(operation: Operation) -> dict[str, Any]:
         "operation": operation.value,
         "attempt": 1,
         "payload": {"sku": "A-1", "quantity": 2},
-        **({"hold_ttl_s": 60} if operation is Operation.TRY else {"result": {"hold_id": "inventory-83"}}),
+        **(_ON_TRY if operation is Operation.TRY else {"result": {"hold_id": "inventory-83"}}),
         **({"held": True} if operation is Operation.CANCEL else {}),
     }
     return {"schema": _SCHEMA, "examples": {operation.value: {"summary": "One call", "value": example}}}
@@ -252,6 +253,7 @@ def _seconds(seconds: float) -> str:
     return f"{math.floor(max(0.0, seconds) * 1000) / 1000:.3f}".rstrip("0").rstrip(".")
 
 
+_ON_TRY: Final = {"hold_ttl_s": 60, "coordinator_id": "5b0f2b7e-6f0a-4c57-9d0e-3f1d3c0c8a11"}
 _SCHEMA: Final = {
     "type": "object",
     "required": ["transaction_id", "branch"],
@@ -261,6 +263,7 @@ _SCHEMA: Final = {
         "operation": {"enum": [operation.value for operation in Operation]},
         "attempt": {"type": "integer", "minimum": 1},
         "hold_ttl_s": {"type": ["number", "null"], "minimum": 0},
+        "coordinator_id": {"type": ["string", "null"], "minLength": 1, "maxLength": COORDINATOR_ID_CHARS_MAX},
         "payload": {},
         "result": {},
         "held": {"type": "boolean"},
