@@ -25,6 +25,7 @@ from app.maintenance.export import Export
 from app.maintenance.retention import DAY_S, Retention
 from app.metrics import Metrics
 from app.settings import Settings
+from app.storage.coordinator_id import find_coordinator_id
 from app.storage.engines import is_embedded
 from app.storage.group_commit import Journal
 from app.storage.migrations import migrate, schema_fault
@@ -89,36 +90,54 @@ async def running(
     if embedded:
         migrate(settings.database_url)
     journal = open_journal(settings.database_url)
-    caller = caller_of(settings, transport, clock)
     try:
         if fault := await journal.read(schema_fault):
             raise SchemaOutdatedError(fault)
-        notifications = Notifications(journal, alone=embedded)
-        parts = assemble(settings, journal, caller, clock, poll_s=lambda: notifications.poll_s, tell=notifications.tell)
-        notifications.subscribe(parts.coordinator.heard)
-        if embedded:  # only this process uses the file, so earlier holders of leases are dead
-            await journal.write(release_leases, clock())
-        for name, body in settings.participants.items():
-            await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
-        await parts.registry.refresh()
-        recovery = recovery_of(parts)
-        retention = _retention(settings, parts)
-        for service in (notifications, recovery, retention):
-            await service.start()
+        caller = caller_of(settings, transport, clock, coordinator_id=await journal.read(find_coordinator_id))
         try:
-            yield parts
+            async with _started(settings, journal, caller, clock, embedded=embedded) as parts:
+                yield parts
         finally:
-            await asyncio.gather(retention.stop(), recovery.stop())
-            await parts.coordinator.stop(settings.shutdown_timeout_s)
-            await notifications.stop()  # last: others are told of what ended while the coordinator stopped
+            await caller.close()
     finally:
-        await caller.close()
         await journal.close()
 
 
-def caller_of(settings: Settings, transport: httpx.AsyncBaseTransport, clock: Callable[[], float]) -> Caller:
+@asynccontextmanager
+async def _started(
+    settings: Settings, journal: Journal, caller: Caller, clock: Callable[[], float], *, embedded: bool
+) -> AsyncIterator[Parts]:
+    notifications = Notifications(journal, alone=embedded)
+    parts = assemble(settings, journal, caller, clock, poll_s=lambda: notifications.poll_s, tell=notifications.tell)
+    notifications.subscribe(parts.coordinator.heard)
+    if embedded:  # only this process uses the file, so earlier holders of leases are dead
+        await journal.write(release_leases, clock())
+    for name, body in settings.participants.items():
+        await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
+    await parts.registry.refresh()
+    recovery = recovery_of(parts)
+    retention = _retention(settings, parts)
+    for service in (notifications, recovery, retention):
+        await service.start()
+    try:
+        yield parts
+    finally:
+        await asyncio.gather(retention.stop(), recovery.stop())
+        await parts.coordinator.stop(settings.shutdown_timeout_s)
+        await notifications.stop()  # last: others are told of what ended while the coordinator stopped
+
+
+def caller_of(
+    settings: Settings, transport: httpx.AsyncBaseTransport, clock: Callable[[], float], *, coordinator_id: str
+) -> Caller:
     """The caller that makes calls to participants; close it after use."""
-    return Caller(transport, response_max_bytes=settings.response_max_bytes, calls_max=settings.calls_max, clock=clock)
+    return Caller(
+        transport,
+        coordinator_id=coordinator_id,
+        response_max_bytes=settings.response_max_bytes,
+        calls_max=settings.calls_max,
+        clock=clock,
+    )
 
 
 def assemble(
@@ -147,6 +166,7 @@ def assemble(
         tell=tell,
     )
     return Parts(
+        coordinator_id=caller.coordinator_id,
         settings=settings,
         journal=journal,
         registry=registry,

@@ -19,6 +19,7 @@ from app.storage.group_commit import Journal
 class Parts:
     """The parts of the running application that routes talk to."""
 
+    coordinator_id: str
     settings: Settings
     journal: Journal
     registry: Registry

@@ -269,8 +269,13 @@ CALLS: Final = Example(
         "next_cursor": None,
     },
 )
-DECIDED: Final = Example("Decided", {"decision": "confirm", "recheck_in_s": 0})
-UNDECIDED: Final = Example("Ask again", {"decision": "undecided", "recheck_in_s": 12.5})
+COORDINATOR_ID: Final = "5b0f2b7e-6f0a-4c57-9d0e-3f1d3c0c8a11"
+DECIDED: Final = Example(
+    "Decided", {"decision": "confirm", "recheck_in_s": 0, "finished": False, "coordinator_id": COORDINATOR_ID}
+)
+UNDECIDED: Final = Example(
+    "Ask again", {"decision": "undecided", "recheck_in_s": 12.5, "finished": False, "coordinator_id": COORDINATOR_ID}
+)
 PARTICIPANT: Final = Example(
     "A participant",
     {"name": "inventory", "base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": None, "concurrency_max": 64},

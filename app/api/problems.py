@@ -118,7 +118,8 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
 class ProblemDocument(BaseModel):
     """An error, as RFC 9457 defines it. `type` is a path on this coordinator that explains the kind of problem.
 
-    Further members depend on the type: `errors`, `participant`, `branch`, `transaction_id` or `transaction`.
+    Further members depend on the type: `errors`, `participant`, `branch`, `transaction_id`, `transaction` or
+    `coordinator_id`.
     """
 
     type: str

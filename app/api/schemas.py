@@ -319,6 +319,8 @@ class CallPage(BaseModel):
 class DecisionBody(BaseModel):
     decision: Decision
     recheck_in_s: float = Field(description="when to ask again, in seconds; 0 once it is decided")
+    finished: bool = Field(description="whether the transaction is finished: no call will follow")
+    coordinator_id: str = Field(description="the coordinator that answers; its Trys carry the same id")
 
 
 class ParticipantBody(BaseModel):

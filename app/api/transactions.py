@@ -260,17 +260,31 @@ async def list_calls(transaction_id: TransactionId, parts: PartsOf, query: Annot
         **responses("unknown-transaction", "invalid", "unavailable"),
     },
 )
-async def get_decision(transaction_id: TransactionId, parts: PartsOf) -> Response:
+async def get_decision(
+    transaction_id: TransactionId,
+    parts: PartsOf,
+    branch: Annotated[
+        str | None, Query(description="the branch that asks; without it the transaction's decision", examples=["card"])
+    ] = None,
+) -> Response:
     """Tell a participant whose hold has run out what was decided, or when to ask again.
 
     404 `unknown-transaction` means: cancel. An `undecided` transaction is asked about again after `recheck_in_s`
-    seconds.
+    seconds. A branch that a decided transaction doesn't have is told `cancel`. Each answer, the 404 too, says which
+    coordinator gives it: it concerns only holds whose Try had this `coordinator_id`, or none.
     """
-    found = await parts.journal.read(queries.find_decision, known_id(transaction_id))
-    if found is None:
-        raise UnknownTransactionError(transaction_id)
-    decision, deadline = found
-    return json_response({"decision": decision, "recheck_in_s": _recheck_in_s(decision, deadline - parts.clock())})
+    try:
+        found = await parts.coordinator.find_decision(known_id(transaction_id), branch)
+    except UnknownTransactionError as unknown:
+        raise Problem("unknown-transaction", coordinator_id=parts.coordinator_id) from unknown
+    return json_response(
+        {
+            "decision": found.decision,
+            "recheck_in_s": _recheck_in_s(found.decision, found.deadline - parts.clock()),
+            "finished": found.finished,
+            "coordinator_id": parts.coordinator_id,
+        }
+    )
 
 
 @router.post(

@@ -46,16 +46,21 @@ class _Response:
 
 
 class Caller:
-    """Calls participants over `transport`, at most `calls_max` at a time. `clock` gives seconds since the epoch."""
+    """Calls participants over `transport`, at most `calls_max` at a time. `clock` gives seconds since the epoch.
+
+    Each Try says that it comes from `coordinator_id`: whom a participant in doubt may believe.
+    """
 
     def __init__(
         self,
         transport: httpx.AsyncBaseTransport,
         *,
+        coordinator_id: str,
         response_max_bytes: int,
         calls_max: int,
         clock: Callable[[], float],
     ) -> None:
+        self.coordinator_id: Final = coordinator_id
         self._transport = transport
         self._response_max_bytes = response_max_bytes
         self._clock = clock
@@ -136,6 +141,7 @@ class Caller:
             hold_ttl_s=call.hold_ttl_s,
             result=None if call.operation is wire.Operation.TRY else branch.result,
             held=call.operation is wire.Operation.CANCEL and branch.was_held,
+            coordinator_id=self.coordinator_id if call.operation is wire.Operation.TRY else None,
         )
         response = await self._transport.handle_async_request(_request(message, url, _traceparent(call)))
         try:

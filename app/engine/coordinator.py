@@ -25,9 +25,10 @@ from app.protocol.policy import Policy
 from app.protocol.steps import advance, objection
 from app.protocol.transaction_id import ENTROPY_BYTES, new_id
 from app.protocol.values import Branch, CallRecord, Transaction, TryOrder, in_order
-from app.storage import transactions
+from app.storage import queries, transactions
 from app.storage.errors import DatabaseError, DuplicateKeyError
 from app.storage.group_commit import Journal
+from app.storage.queries import StoredDecision
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,18 @@ class Coordinator:
         if transaction is None:
             raise UnknownTransactionError(transaction_id)
         return transaction
+
+    async def find_decision(self, transaction_id: str, branch: str | None) -> StoredDecision:
+        """What is durably decided, about one branch if named. Raises UnknownTransactionError.
+
+        A participant takes that error for cancel, so it is raised only after the writer has looked, too.
+        """
+        found = await self._journal.read(queries.find_decision, transaction_id, branch)
+        if found is None:
+            found = await self._journal.write(queries.find_decisions_for_sure, (transaction_id, branch))
+        if found is None:
+            raise UnknownTransactionError(transaction_id)
+        return found
 
     async def wait(self, transaction_id: str, awaited: Callable[[Transaction], bool], timeout_s: float) -> Transaction:
         """Wait until `awaited` is true of the transaction, or for `timeout_s` seconds, and return it as it stands then.

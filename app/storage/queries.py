@@ -23,7 +23,13 @@ IS_NOT_CONFIRMED: Final = text("transactions.phase <> 'confirmed'")
 """Worded as in the condition of ix_transactions_phase_id, so that the database recognises that the index applies."""
 IS_MIXED: Final = and_(transactions.c.is_mixed == true(), transactions.c.is_mixed.is_not(None))
 """The second condition is that of ix_transactions_is_mixed_id, and the first lets every database read it in order."""
-_DECISION: Final = select(transactions.c.decision, transactions.c.deadline).where(transactions.c.id == bindparam("id"))
+_DECISION: Final = select(transactions.c.decision, transactions.c.deadline, transactions.c.finished_at).where(
+    transactions.c.id == bindparam("id")
+)
+_LOCKED_DECISION: Final = _DECISION.with_for_update()
+_BRANCH: Final = select(branches.c.position).where(
+    branches.c.transaction_id == bindparam("id"), branches.c.name == bindparam("name")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,15 @@ class HungTotal:
     count: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDecision:
+    """What is durable of a decision. `deadline` is in seconds since the epoch; `finished`: no call will follow."""
+
+    decision: Decision
+    deadline: float
+    finished: bool
+
+
 def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Deferred[Page]:
     """Transactions before `before_id`, newest first; ids sort by time."""
     candidates, others = _candidates(wanted)
@@ -106,10 +121,19 @@ def total_hung(connection: Connection, wanted: HungFilter) -> list[HungTotal]:
     return [HungTotal(participant=p, reason=reason, count=count) for p, reason, count in connection.execute(query)]
 
 
-def find_decision(connection: Connection, transaction_id: str) -> tuple[Decision, float] | None:
-    """The durable decision of a transaction, and its deadline in seconds since the epoch."""
-    row = connection.execute(_DECISION, {"id": transaction_id}).first()
-    return None if row is None else (Decision(row[0]), row[1])
+def find_decision(connection: Connection, transaction_id: str, branch: str | None = None) -> StoredDecision | None:
+    """The durable decision of a transaction, for one of its branches if named; None if there is no such transaction.
+
+    Once it is decided, a branch that it doesn't have is cancelled: whatever sent its Try, nothing will confirm it.
+    """
+    return _decision(connection, _DECISION, transaction_id, branch)
+
+
+def find_decisions_for_sure(
+    connection: Connection, items: Sequence[tuple[str, str | None]]
+) -> list[StoredDecision | None]:
+    """As `find_decision`, and as a write: a server that can only read, and may lag behind, refuses to lock a row."""
+    return [_decision(connection, _LOCKED_DECISION, *item) for item in items]
 
 
 def count_unfinished(connection: Connection) -> int:
@@ -120,6 +144,24 @@ def count_unfinished(connection: Connection) -> int:
 def count_hung(connection: Connection) -> int:
     """How many transactions are hung."""
     return connection.execute(select(func.count()).where(IS_HUNG)).scalar_one()
+
+
+def _decision(
+    connection: Connection, query: Select[Any], transaction_id: str, branch: str | None
+) -> StoredDecision | None:
+    row = connection.execute(query, {"id": transaction_id}).first()
+    if row is None:
+        return None
+    decision = Decision(row.decision)
+    if decision is Decision.CONFIRM and branch is not None and not _has_branch(connection, transaction_id, branch):
+        decision = Decision.CANCEL
+    return StoredDecision(decision=decision, deadline=row.deadline, finished=row.finished_at is not None)
+
+
+def _has_branch(connection: Connection, transaction_id: str, name: str) -> bool:
+    """Whether the transaction has a branch of this name, which may be any text: PostgreSQL refuses NUL."""
+    values = {"id": transaction_id, "name": name}
+    return "\0" not in name and connection.execute(_BRANCH, values).first() is not None
 
 
 def _page(

@@ -167,6 +167,14 @@ class ParticipantRow(_Table, table=True):
     concurrency_max: int = Field(sa_column=Column(Integer, nullable=False))
 
 
+class CoordinatorRow(_Table, table=True):
+    """One row: the id by which participants tell this coordinator, all its replicas, from others."""
+
+    __tablename__ = "coordinator"
+
+    id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+
+
 class CompatibilityRow(_Table, table=True):
     """One row: the oldest revision of the schema whose version may run on this database; see migrations.py."""
 
@@ -187,4 +195,5 @@ calls = _table(CallRow)
 leftover_calls = _table(LeftoverCallsRow)
 leases = _table(LeaseRow)
 participants = _table(ParticipantRow)
+coordinator = _table(CoordinatorRow)
 compatibility = _table(CompatibilityRow)

@@ -145,7 +145,7 @@ def test_a_transaction_in_a_problem_is_whole() -> None:
 
 def test_a_wrong_answer_is_found() -> None:
     schema = {"$ref": "#/components/schemas/DecisionBody"}
-    right = {"decision": "confirm", "recheck_in_s": 0}
+    right = {"decision": "confirm", "recheck_in_s": 0, "finished": True, "coordinator_id": "c-1"}
     assert faults(schema, right, exact=True) == []
     assert faults(schema, right | {"decision": "maybe"}, exact=True)
     assert faults(schema, right | {"more": 1}, exact=True)

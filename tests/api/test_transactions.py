@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection
 
 from app.storage import tables
+from app.storage.migrations import migrate
 from tests.harness.coordinator_app import Gate, Json, Service, check_problem, lost, reply, running
 
 ORDER: Json = {"branches": [{"participant": "inventory", "payload": 1}, {"participant": "payment", "payload": 2}]}
@@ -167,12 +168,72 @@ async def test_the_decision_for_participants_in_doubt(service: Service) -> None:
     transaction_id = await undecided(service, gate)
     path = f"/v1/transactions/{transaction_id}/decision"
     doubt = await service.json(path)
-    assert doubt.keys() == {"decision", "recheck_in_s"}
-    assert doubt["decision"] == "undecided"
+    assert doubt.keys() == {"decision", "recheck_in_s", "finished", "coordinator_id"}
+    assert (doubt["decision"], doubt["finished"]) == ("undecided", False)
     assert 1 <= doubt["recheck_in_s"] <= 30
+    for branch in ("inventory", "payment", "shipping"):
+        assert (await service.json(path, branch=branch))["decision"] == "undecided", "whoever asks"
     gate.open()
     await service.until_finished(transaction_id)
-    assert await service.json(path) == {"decision": "confirm", "recheck_in_s": 0}
+    assert await service.json(path) == {
+        "decision": "confirm",
+        "recheck_in_s": 0,
+        "finished": True,
+        "coordinator_id": service.parts.coordinator_id,
+    }
+
+
+@pytest.mark.parametrize(
+    "stranger", ["shipping", "Inventory", "inventory ", "", "\x00", "\N{AIRPLANE}/?&#", "x" * 3000]
+)
+async def test_a_branch_that_a_decided_transaction_does_not_have_is_cancelled(service: Service, stranger: str) -> None:
+    gate = Gate()
+    service.participants.script("/inventory/confirm", [gate])
+    path = f"/v1/transactions/{(await service.begin(ORDER | {'answer_at': 'decision'})).json()['id']}/decision"
+    for finished in (False, True):
+        for branch in ("inventory", "payment"):
+            told = await service.json(path, branch=branch)
+            assert (told["decision"], told["finished"]) == ("confirm", finished)
+        told = await service.json(path, branch=stranger)
+        assert told == {
+            "decision": "cancel",
+            "recheck_in_s": 0,
+            "finished": finished,
+            "coordinator_id": service.parts.coordinator_id,
+        }
+        gate.open()
+        await service.until_finished(path.split("/")[3])
+
+
+@pytest.mark.parametrize("unknown", UNKNOWN)
+async def test_who_says_that_a_transaction_is_unknown_says_who_it_is(service: Service, unknown: str) -> None:
+    for query in ({}, {"branch": "inventory"}):
+        answer = await service.client.get(f"/v1/transactions/{unknown}/decision", params=query)
+        document = check_problem(answer, 404, "unknown-transaction")
+        assert document["coordinator_id"] == service.parts.coordinator_id
+
+
+async def test_a_transaction_is_unknown_when_the_writer_does_not_find_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a read misses, from a server that lags behind, must not lead a participant to give its hold up."""
+    begun = (await service.begin(ORDER)).json()
+    monkeypatch.setattr("app.storage.queries.find_decision", lambda *_: None)
+    for branch, decision in (("payment", "confirm"), ("shipping", "cancel")):
+        told = await service.json(f"/v1/transactions/{begun['id']}/decision", branch=branch)
+        assert told["decision"] == decision
+
+
+async def test_all_replicas_of_a_database_are_one_coordinator(postgres_url: str, sqlite_url: str) -> None:
+    migrate(postgres_url)
+    ids = []
+    for _ in range(2):
+        async with running(postgres_url) as first, running(postgres_url) as second:
+            ids += [first.parts.coordinator_id, second.parts.coordinator_id]
+    async with running(sqlite_url) as other:
+        assert other.parts.coordinator_id not in ids
+    assert len(ids) == 4
+    assert len(set(ids)) == 1
 
 
 async def test_a_decision_is_told_while_it_is_carried_out(service: Service) -> None:

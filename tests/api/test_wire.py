@@ -28,6 +28,7 @@ async def test_a_call_is_exactly_this(service: Service) -> None:
             "operation": operation,
             "attempt": attempt,
             "hold_ttl_s": 0,
+            **({"coordinator_id": service.parts.coordinator_id} if operation == "try" else {}),
             "payload": {"sku": "A-1", "quantity": 2},
             "result": {"hold_id": "h-1"} if operation == "confirm" else None,
         }

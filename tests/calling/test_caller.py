@@ -57,7 +57,9 @@ class Answers(httpx.AsyncBaseTransport):
 
 
 def caller_over(transport: Answers, *, calls_max: int = 10) -> Caller:
-    return Caller(transport, response_max_bytes=BODY_MAX, calls_max=calls_max, clock=lambda: transport.now)
+    return Caller(
+        transport, coordinator_id="c-1", response_max_bytes=BODY_MAX, calls_max=calls_max, clock=lambda: transport.now
+    )
 
 
 def call(operation: Operation = Operation.CONFIRM, **fields: Any) -> Call:

@@ -50,6 +50,7 @@ async def server() -> AsyncIterator[FaultServer]:
 async def caller() -> AsyncIterator[Caller]:
     made = Caller(
         Transport(response_max_bytes=RESPONSE_MAX_BYTES),
+        coordinator_id="c-1",
         response_max_bytes=RESPONSE_MAX_BYTES,
         calls_max=CALLS_MAX,
         clock=time.time,
@@ -238,6 +239,7 @@ async def test_proxies_of_the_environment_are_not_used(server: FaultServer, monk
     monkeypatch.setenv("no_proxy", "")
     caller = Caller(
         Transport(response_max_bytes=RESPONSE_MAX_BYTES),
+        coordinator_id="c-1",
         response_max_bytes=RESPONSE_MAX_BYTES,
         calls_max=CALLS_MAX,
         clock=time.time,
@@ -395,6 +397,7 @@ async def test_a_call_that_is_cancelled_lets_go_of_its_connection(server: FaultS
 async def test_closing_lets_go_of_every_connection(server: FaultServer) -> None:
     caller = Caller(
         Transport(response_max_bytes=RESPONSE_MAX_BYTES),
+        coordinator_id="c-1",
         response_max_bytes=RESPONSE_MAX_BYTES,
         calls_max=CALLS_MAX,
         clock=time.time,

@@ -196,7 +196,7 @@ class Life:
     def _assemble(self, crash_run: "CrashRun") -> None:
         self.journal = InlineJournal(crash_run)
         settings = crash_run.environment.settings
-        caller = caller_of(settings, CallTransport(crash_run), now)
+        caller = caller_of(settings, CallTransport(crash_run), now, coordinator_id="c-1")
         self.parts = assemble(
             settings, self.journal, caller, now, poll_s=lambda: POLL_S, tell=lambda transaction_id: None
         )

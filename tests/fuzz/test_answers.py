@@ -157,7 +157,9 @@ answers = st.tuples(statuses, st.lists(header, max_size=4), bodies)
 @example((503, [(b"retry-after", b"1e999"), (b"tcc-hold-ttl", b"-inf")], b"\0"), Operation.TRY)
 def test_a_participants_answer(answer: tuple[int, Any, bytes], operation: Operation) -> None:
     status, _, body = answer
-    caller = Caller(Answers(*answer), response_max_bytes=BODY_BYTES_MAX, calls_max=9, clock=lambda: 1e9)
+    caller = Caller(
+        Answers(*answer), coordinator_id="c-1", response_max_bytes=BODY_BYTES_MAX, calls_max=9, clock=lambda: 1e9
+    )
     target = Target(url=httpx.URL("http://127.0.0.1/"), timeout_s=9, slots_of="one", concurrency_max=1)
     call = Call(
         transaction_id="01a1fc2e-20e8-7db5-893d-508caa6c9bfb",

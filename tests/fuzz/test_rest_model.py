@@ -411,8 +411,12 @@ class RestMachine(RuleBasedStateMachine):
     def look(self, data: st.DataObject, limit: int) -> None:
         transaction = data.draw(st.sampled_from(self.model.transactions))
         path = f"/v1/transactions/{transaction.id}"
-        decided = self.ask("GET", f"{path}/decision").json()
-        assert decided["decision"] == transaction.decision
+        own = [branch.name for branch in transaction.branches]
+        branch = data.draw(st.sampled_from([None, *own, "nobody", "\0", ""]))
+        decided = self.ask("GET", f"{path}/decision", params={} if branch is None else {"branch": branch}).json()
+        is_stranger = transaction.decision == "confirm" and branch not in (None, *own)
+        assert decided["decision"] == ("cancel" if is_stranger else transaction.decision)
+        assert decided["finished"] == transaction.finished
         assert (
             1 <= decided["recheck_in_s"] <= 60 if transaction.decision == "undecided" else decided["recheck_in_s"] == 0
         )

@@ -146,6 +146,6 @@ async def test_no_read_misses_what_another_node_recorded_before(
         await until(all_wait)
         assert not any(task.done() for task in asked)
     decision, found, saved_again = await asyncio.gather(*asked)
-    assert decision == (Decision.CONFIRM, 31.0)
+    assert decision == queries.StoredDecision(decision=Decision.CONFIRM, deadline=31.0, finished=False)
     assert found == saved
     assert saved_again.version == 3

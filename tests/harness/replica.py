@@ -150,7 +150,7 @@ class Replica:
         self.transport = GatedTransport(network, self.gate)
         self.told: list[str] = []
         chosen = impatient_settings(database_url, **settings)
-        caller = caller_of(chosen, self.transport, now)
+        caller = caller_of(chosen, self.transport, now, coordinator_id="c-1")
         parts = assemble(chosen, self.journal, caller, now, poll_s=lambda: POLL_S, tell=self.told.append)
         self.memory = parts.memory
         self.coordinator = parts.coordinator

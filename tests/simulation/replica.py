@@ -24,6 +24,7 @@ from tests.simulation.scheduler import Process, current, freeze, never
 
 POLL_S = 0.25
 STOP_S = 0.3
+COORDINATOR_ID = "the-coordinator"
 
 
 class CallTransport(httpx.AsyncBaseTransport):
@@ -84,7 +85,7 @@ class Replica(Restarting):
         world, settings = self.world, self.settings
         self.is_ready = False
         journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.take)
-        caller = caller_of(settings, CallTransport(world, self.name), life.clock)
+        caller = caller_of(settings, CallTransport(world, self.name), life.clock, coordinator_id=COORDINATOR_ID)
         self.parts = assemble(
             settings, journal, caller, life.clock, poll_s=lambda: POLL_S, tell=lambda transaction_id: None
         )
@@ -160,8 +161,8 @@ async def _route(parts: Any, request: tuple[Any, ...]) -> Any:
             return await transactions.get(transaction_id, parts, prefer)
         case ("cancel", transaction_id):
             return await transactions.cancel(transaction_id, parts)
-        case ("decision", transaction_id):
-            return await transactions.get_decision(transaction_id, parts)
+        case ("decision", transaction_id, *branch):
+            return await transactions.get_decision(transaction_id, parts, *branch)
         case ("retry", transaction_id):
             return await admin.retry(transaction_id, parts)
         case ("list",):

@@ -1,12 +1,17 @@
 """Lists, pages and totals: what they show, in which order, and that rows that come meanwhile shift nothing."""
 
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import InternalError
 
 from app.protocol.values import Branch, BranchPhase, HungReason, Resolution, Settled
 from app.storage import calls, expressions, queries, transactions
+from app.storage.coordinator_id import find_coordinator_id
+from app.storage.engines import make_engine
+from app.storage.migrations import migrate
 from holdfast.json_text import checked
 from holdfast.wire import Answer, Decision, Operation
 from tests.harness.transactions import CAR, call, found, recorded, transaction, written
@@ -224,7 +229,52 @@ def test_what_is_there_is_found_and_counted(engine: Engine) -> None:
     ended = transaction(3, decision=Decision.CANCEL, finished_at=9.0, wake_at=None)
     recorded(engine, transaction(1), transaction(2), ended)
     assert found(engine, transactions.find, ended.id) == ended
-    assert found(engine, queries.find_decision, ended.id) == (Decision.CANCEL, 33.0)
-    assert found(engine, queries.find_decision, transaction(1).id) == (Decision.UNDECIDED, 31.0)
-    assert found(engine, transactions.find, "unknown") is found(engine, queries.find_decision, "unknown") is None
+    assert found(engine, transactions.find, "unknown") is None
     assert (found(engine, queries.count_unfinished), found(engine, transactions.next_wake_at)) == (2, 61.0)
+
+
+def decided(decision: Decision, deadline: float, *, finished: bool = False) -> queries.StoredDecision:
+    return queries.StoredDecision(decision=decision, deadline=deadline, finished=finished)
+
+
+def test_a_decision_is_that_of_the_transaction_or_of_a_branch(engine: Engine) -> None:
+    undecided = transaction(1, CAR, FLIGHT)
+    confirming = transaction(2, CAR, FLIGHT, decision=Decision.CONFIRM)
+    confirmed = transaction(3, CAR, FLIGHT, decision=Decision.CONFIRM, finished_at=9.0, wake_at=None)
+    cancelled = transaction(4, CAR, FLIGHT, decision=Decision.CANCEL, finished_at=9.0, wake_at=None)
+    recorded(engine, undecided, confirming, confirmed, cancelled)
+    strangers = ("hotel", "Car", "car ", "", "c%", "_ar", "car\x00", "\N{AIRPLANE}", "x" * 5000)
+    expected = [
+        (undecided.id, (None, "car", "flight", *strangers), decided(Decision.UNDECIDED, 31.0)),
+        (confirming.id, (None, "car", "flight"), decided(Decision.CONFIRM, 32.0)),
+        (confirming.id, strangers, decided(Decision.CANCEL, 32.0)),
+        (confirmed.id, (None, "car", "flight"), decided(Decision.CONFIRM, 33.0, finished=True)),
+        (confirmed.id, strangers, decided(Decision.CANCEL, 33.0, finished=True)),
+        (cancelled.id, (None, "car", "flight", *strangers), decided(Decision.CANCEL, 34.0, finished=True)),
+        ("unknown", (None, "car", *strangers), None),
+    ]
+    for id_, names, answer in expected:
+        for name in names:
+            assert found(engine, queries.find_decision, id_, name) == answer, (id_, name)
+    asked = [(id_, name) for id_, names, _ in expected for name in names]
+    answers = [answer for _, names, answer in expected for _ in names]
+    assert written(engine, queries.find_decisions_for_sure, *asked) == answers
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_server_that_only_reads_does_not_say_for_sure_that_it_has_no_transaction(engine: Engine) -> None:
+    """A standby, or a primary that was demoted: it may lack what was committed elsewhere."""
+    with engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+        assert queries.find_decision(connection, "unknown") is None
+        with pytest.raises(InternalError, match="read-only"):
+            queries.find_decisions_for_sure(connection, [("unknown", None)])
+
+
+def test_the_coordinator_has_one_id(database_url: str) -> None:
+    migrate(database_url)
+    engine = make_engine(database_url)
+    first = found(engine, find_coordinator_id)
+    migrate(database_url)
+    assert found(engine, find_coordinator_id) == first == str(UUID(first))
+    engine.dispose()

@@ -105,6 +105,8 @@ SAVED = replace(some(53), version=1)
 STATEMENTS: Final[dict[str, Statement]] = {
     "find": reading(transactions.find, ONE.id, uses=f"{ID} {BRANCH_ROWS}"),
     "decision": reading(queries.find_decision, ONE.id, uses=ID),
+    "decision of a branch": reading(queries.find_decision, ONE.id, "none", uses=f"{ID} {BRANCH_ROWS}"),
+    "decision for sure": writing(queries.find_decisions_for_sure, (ONE.id, "none"), uses=f"{ID} {BRANCH_ROWS}"),
     "key": reading(transactions.is_key_taken, "key-1", uses="uq_transactions_idempotency_key"),
     "calls": reading(calls.list_calls, ONE.id, 100, 0, uses=CALLS),
     "record": writing(
