@@ -19,11 +19,12 @@ from app.engine import recovery, run
 from app.protocol import kinds, steps
 from app.protocol.messages import Step
 from app.protocol.values import BranchPhase
-from app.storage import transactions
+from app.storage import queries, transactions
 from app.storage.bulk import EXPECTED
 from holdfast.fence import execution, rows
 from holdfast.fence.execution import Happening, Outcome
 from holdfast.fence.table import Event, Refusal, Refuse, Run, State
+from holdfast.participant import inquiry as inquiries
 from holdfast.participant import participant
 from holdfast.participant.reaper import Reaper
 from holdfast.wire import Decision, Operation
@@ -257,6 +258,26 @@ def inquiry() -> None:
         return True
 
     Reaper._find_out = find_out
+
+
+@ablation("the decision of another coordinator counts for nothing")
+def whose_decision() -> None:
+    read = inquiries._read
+
+    def from_anybody(status: int, document: Any, coordinator_id: str | None) -> Any:
+        return read(status, document, None)
+
+    inquiries._read = from_anybody
+
+
+@ablation("the inquiry is about the branch that asks")
+def inquiry_names_the_branch() -> None:
+    find_decision = queries.find_decision
+
+    def of_the_transaction(connection: Connection, transaction_id: str, branch: str | None) -> Any:
+        return find_decision(connection, transaction_id)
+
+    queries.find_decision = of_the_transaction
 
 
 @ablation("a hold whose time is up is looked after at all")

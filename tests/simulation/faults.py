@@ -48,6 +48,8 @@ class Fault(StrEnum):
     CLIENT_MISUSES_KEY = "client uses its key for another request"
     OPERATOR_RETRIES = "operator asks for a retry"
     STRANGER = "Try of a transaction that nobody has recorded"
+    STRAY_BRANCH = "Try of a branch that its transaction doesn't have"
+    ANOTHER_COORDINATOR = "participant asks another coordinator, which knows nothing"
 
 
 PER_SECOND: Final = frozenset(
@@ -61,6 +63,7 @@ PER_SECOND: Final = frozenset(
         Fault.PARTICIPANT_JUMP,
         Fault.OPERATOR_RETRIES,
         Fault.STRANGER,
+        Fault.STRAY_BRANCH,
     }
 )
 """These happen so many times a second; the others to such a share of what they can happen to."""
@@ -129,7 +132,8 @@ class Branch(StrEnum):
     TOLD_CANCEL = "inquiry answered cancel"
     TOLD_UNDECIDED = "inquiry answered undecided"
     TOLD_UNKNOWN = "inquiry answered unknown"
-    UNREACHABLE = "inquiry not answered"
+    TOLD_STRAY = "inquiry about a branch that a confirmed transaction doesn't have answered cancel"
+    UNREACHABLE = "inquiry not answered, or by another coordinator"
     AMBIGUOUS = "commit ambiguous and found durable"
     REORDERED = "message overtaken by a later one"
     REPEATED = "call repeated after a crash or a lost answer"

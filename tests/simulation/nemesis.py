@@ -10,6 +10,7 @@ from holdfast.json_text import text_of
 from holdfast.wire import Message, Operation
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Fault
+from tests.simulation.replica import COORDINATOR_ID
 from tests.simulation.scheduler import FROZEN_S, Process, pass_time
 
 DOWN_S: Final = (0.05, 2.0)
@@ -33,6 +34,7 @@ class Nemesis:
             Fault.SEVERED: self._sever,
             Fault.OPERATOR_RETRIES: self._retry,
             Fault.STRANGER: self._send_a_strangers_try,
+            Fault.STRAY_BRANCH: self._send_a_stray_branch,
         }
         for fault, act in acts.items():
             if fault in world.plan.rates:
@@ -147,23 +149,33 @@ class Nemesis:
 
     def _send_a_strangers_try(self) -> bool:
         """A hold that no coordinator knows of: the participant asks about it, hears unknown, and gives it back."""
+        self._send_a_try(str(uuid.UUID(int=self._draw.getrandbits(128))), "stray")
+        return True
+
+    def _send_a_stray_branch(self) -> bool:
+        """A hold of a branch that its transaction doesn't have: given back, whatever is decided for the others."""
+        if not self._world.clients.known:
+            return False
+        self._send_a_try(self._draw.choice(self._world.clients.known), f"stray-{self._draw.getrandbits(32)}")
+        return True
+
+    def _send_a_try(self, transaction_id: str, branch: str) -> None:
         world, draw = self._world, self._draw
         participant = draw.choice(world.participants)
-        transaction_id = str(uuid.UUID(int=draw.getrandbits(128)))
-        world.strangers.add(transaction_id)
+        world.strangers.add((transaction_id, branch))
         payload = {"kind": draw.choice(["debit", "credit"]), "account": draw.randrange(ACCOUNTS), "amount": 3}
         message = Message(
             transaction_id=transaction_id,
-            branch="stray",
+            branch=branch,
             operation=Operation.TRY,
             attempt=1,
             payload=text_of(payload),
             hold_ttl_s=draw.uniform(0.1, 2.0),
+            coordinator_id=draw.choice([None, COORDINATOR_ID]),
         )
         headers = [(name.lower().encode(), value.encode()) for name, value in message.headers().items()]
         request = ("/try", headers, message.body())
         world.loop.world.spawn(self._forget(participant.name, request, transaction_id))
-        return True
 
     async def _forget(self, participant: str, request: Any, transaction_id: str) -> None:
         with suppress(httpx.HTTPError):

@@ -5,6 +5,7 @@ presupposes is looked at, the moment the call leaves.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -74,6 +75,11 @@ class Oracle:
         self._under_way[call] += 1
         return call
 
+    def is_confirmed(self, transaction_id: str) -> bool:
+        """Whether confirm is durably decided."""
+        row = self._world.database.execute(DECISION, (transaction_id,)).fetchone()
+        return row is not None and row[0] == "confirm"
+
     def took(self, life: str, transaction_id: str) -> None:
         """It has the transaction now, perhaps again: what it did when it was overtaken is over."""
         self._calls_of_the_overtaken.pop((life, transaction_id), None)
@@ -134,7 +140,7 @@ class Oracle:
                     )
                 )
             rows = connection.execute("SELECT transaction_id, branch, state, acquisition FROM holdfast_branches")
-            for id_, branch, state, acquisition in rows:
+            for id_, branch, state, acquisition in self._without_strangers(rows):
                 if acquisition > 1:
                     again.add((id_, branch))
                 if state == "expired":
@@ -149,14 +155,14 @@ class Oracle:
                 for number, columns in world.gateway.accounts.items()
             ]
         strangers = world.strangers
-        effects = [effect for effect in effects if effect.transaction_id not in strangers]
+        effects = [effect for effect in effects if (effect.transaction_id, effect.branch) not in strangers]
         known = {item["id"]: replace(known_of(item), hung=item["hung"] or item["id"] in hung) for item in listed}
         conflicts = {id_ for id_ in conflicts if id_ in known and known[id_].decision == "confirm"}
         total = ledger.OPENING_BALANCE * ACCOUNTS * len(world.participants)
         evidence = Evidence(
             opening_balance=ledger.OPENING_BALANCE,
             opening_total=total + sum(_made(effect) for effect in effects if effect.transaction_id in conflicts),
-            requests=[request for request in world.requests if request.transaction_id not in strangers],
+            requests=[each for each in world.requests if (each.transaction_id, each.branch) not in strangers],
             effects=effects,
             accounts=accounts,
             holds=holds,
@@ -178,6 +184,15 @@ class Oracle:
         self._check_calm()
         for item in listed:
             self._check_audit(item)
+
+    def _without_strangers(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """The rows of what was recorded. Nobody will ever confirm the others: their participants give them back."""
+        for row in rows:
+            id_, branch, state, _ = row
+            if (id_, branch) not in self._world.strangers:
+                yield row
+            elif state not in ("cancelled", "expired"):
+                self.violated("strangers_are_released", id_, f"{branch} is {state}")
 
     def _check_conflicts(self, conflicts: set[str], listed: list[Any]) -> None:
         """A hold that was given up and a confirm that came late: reported, never silent."""

@@ -174,24 +174,30 @@ class Gateway:
 
 
 class InquiryTransport(httpx.AsyncBaseTransport):
-    """Carries a participant's questions to any replica."""
+    """Carries a participant's questions to any replica, or, while it is misled, to a coordinator of another system."""
 
-    def __init__(self, world: Any, name: str) -> None:
+    def __init__(self, world: Any, name: str, *, is_misled: bool) -> None:
         self._world = world
         self._name = name
+        self._is_misled = is_misled
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        world, transaction_id = self._world, request.url.path.split("/")[-2]
+        world, transaction_id, branch = self._world, request.url.path.split("/")[-2], request.url.params["branch"]
+        is_stranger = (transaction_id, branch) in world.strangers
+        if self._is_misled and world.plan.on and not is_stranger:
+            return httpx.Response(404, json={"type": inquiry.UNKNOWN_TRANSACTION, "coordinator_id": "another"})
         replica = world.draw.randrange(len(world.replicas))
         sent_at = world.loop.now
         label = f"asks {world.short(transaction_id)}"
-        question = ("decision", transaction_id)
-        topic = (self._name, "asks", transaction_id)
+        question = ("decision", transaction_id, branch)
+        topic = (self._name, "asks", transaction_id, branch)
         status, document = await world.network.exchange(self._name, f"replica-{replica}", question, topic, label)
         told = document.get("decision")
         if status == 404:
             world.plan.count(Branch.TOLD_UNKNOWN)
-        if transaction_id not in world.strangers:
+        if told == "cancel" and is_stranger and world.oracle.is_confirmed(transaction_id):
+            world.plan.count(Branch.TOLD_STRAY)
+        if not is_stranger:
             note = note_of(
                 "inquiry",
                 document,
@@ -224,6 +230,7 @@ class SimulatedParticipant(Restarting):
         self.hold_ttl_max_s = hold_ttl_max_s
         self.hold_max_s = hold_max_s
         self.reacquires = reacquires
+        self.is_misled = world.plan.hits_once(Fault.ANOTHER_COORDINATOR)
         self._answers: dict[str, Any] = {}
 
     def _assemble(self, life: Process) -> None:
@@ -246,7 +253,7 @@ class SimulatedParticipant(Restarting):
             f"/{operation.value}": _route(operation, participant._receive, participant._failure_of)
             for operation in Operation
         }
-        transport = InquiryTransport(self.world, self.name)
+        transport = InquiryTransport(self.world, self.name, is_misled=self.is_misled)
 
         async def ask(question: inquiry.Question) -> inquiry.Answered:
             answered = await inquiry.ask(transport, "http://replica", question, timeout_s=ASK_TIMEOUT_S)

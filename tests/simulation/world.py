@@ -95,7 +95,8 @@ class World:
         self.timeline: list[str] = []
         self.snapshots: list[bytes] = []
         self.owners: dict[str, str] = {}
-        self.strangers: set[str] = set()
+        self.strangers: set[tuple[str, str]] = set()
+        """Transaction and branch of what a participant was told to try, and no coordinator has ever recorded."""
         self.absent: set[str] = set()
         """Who stays away although faults are off."""
         self._keeps_timeline = keeps_timeline
@@ -241,11 +242,9 @@ class World:
 
     def _given_up(self) -> set[str]:
         """Transactions of which a hold was given up at its hard limit: they may hang for that, and nobody waits."""
-        return {
-            id_
-            for connection in self.databases.values()
-            for (id_,) in connection.execute("SELECT transaction_id FROM holdfast_branches WHERE state = 'expired'")
-        }
+        expired = "SELECT transaction_id, branch FROM holdfast_branches WHERE state = 'expired'"
+        rows = [row for connection in self.databases.values() for row in connection.execute(expired)]
+        return {id_ for id_, branch in rows if (id_, branch) not in self.strangers}
 
     def _busy(self, without: Set[str] = frozenset()) -> str:
         """What is not finished, but for what waits for people or for the absent, and is listed as hung for it."""
