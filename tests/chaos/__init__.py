@@ -8,7 +8,6 @@
     forkserver.py   forks them, so that a start doesn't take two seconds of a core
     proxy.py        the network between all of them, which can be cut, swallow, delay and reset
     disks.py        small disks that can be full
-    old_code.py     the code from before the newest migration, one replica of which runs beside the others
     participant.py  one participant process: the SDK, a ledger, faults on request
     call_log.py     its request log and its faults, outside the fence
     load.py         the clients, in a process of their own

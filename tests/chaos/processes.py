@@ -18,9 +18,9 @@ from typing import Final
 import httpx
 
 from tests.chaos.forkserver import Child, ForkServer
-from tests.chaos.old_code import old_path
 from tests.chaos.participant import Config
 from tests.chaos.proxy import LinkPorts
+from tests.harness.old_code import old_path
 
 STOP_MAX_S: Final = 30.0
 """A process that was asked to stop and is there after so long is stuck."""

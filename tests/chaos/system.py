@@ -16,13 +16,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
-from tests.chaos import old_code
 from tests.chaos.disks import Disk
 from tests.chaos.forkserver import ForkServer
 from tests.chaos.participant import Config
 from tests.chaos.processes import Clients, OldReplica, ParticipantProcess, Process, Proxy, Replica, prefixed, wait_ready
 from tests.chaos.proxy import LinkPorts, Network, Place
-from tests.harness import ledger
+from tests.harness import ledger, old_code
 from tests.harness.postgres import PostgresError, PostgresServer
 from tests.harness.repository import ROOT
 

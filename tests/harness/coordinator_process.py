@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, Self
 
 from tests.harness.repository import ROOT
@@ -26,9 +27,12 @@ _RUNNING: Final = re.compile(r"running on (http://\S+)")
 class CoordinatorProcess:
     """Started on entry, killed on exit if it is still there. Restarts keep the settings; the port may change."""
 
-    def __init__(self, settings: Mapping[str, str], *, command: str = "serve") -> None:
+    def __init__(self, settings: Mapping[str, str], *, command: str = "serve", root: Path = ROOT) -> None:
+        """`root`: where the code is, if it is that of another version."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
-        self._environment = inherited | {"PYTHONPATH": str(ROOT), "HOLDFAST_PORT": "0"} | dict(settings)
+        path = os.pathsep.join((str(root), str(root / "participants")))
+        self._environment = inherited | {"PYTHONPATH": path, "HOLDFAST_PORT": "0"} | dict(settings)
+        self._root = root
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._reader = threading.Thread()
@@ -62,6 +66,7 @@ class CoordinatorProcess:
         self._settled.clear()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "app", self._command],
+            cwd=self._root,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

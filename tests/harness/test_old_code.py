@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import old_code
+from tests.harness import old_code
 from tests.harness.repository import ROOT
 
 
@@ -29,6 +29,17 @@ def test_old_code_lacks_the_newest_migration_and_nothing_else_of_its_own(tmp_pat
         str(folder / "app/main.py"),
         str(folder / "participants/holdfast/__init__.py"),
     ]
+
+
+def test_old_code_lacks_what_it_is_to_lack(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    added = "participants/holdfast/participant/inquiry.py"
+    try:
+        old_code.extract(folder, lacking=added)
+    except old_code.NoHistoryError as error:
+        pytest.skip(str(error))
+    assert not (folder / added).exists()
+    assert (folder / "participants/holdfast/__init__.py").exists()
 
 
 def test_without_history_it_is_said_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The code as it was before the newest migration, taken from git's history; why not, where there is none."""
+"""The code as it was before a file was added, such as the newest migration, by git's history; or why not."""
 
 import os
 import subprocess
@@ -15,15 +15,18 @@ class NoHistoryError(Exception):
     """There is no older code to run; the message says why."""
 
 
-def extract(folder: Path) -> str:
-    """Put it into `folder`; returns the commit. Raises NoHistoryError."""
-    newest = max((ROOT / "alembic/versions").glob("[0-9]*.py")).relative_to(ROOT)
-    added = _git("log", "--diff-filter=A", "--format=%H", "-1", "--", str(newest)).decode().strip()
+def extract(folder: Path, *, lacking: str | None = None) -> str:
+    """Put the code from before the newest migration, or the file `lacking`, into `folder`; returns the commit.
+
+    Raises NoHistoryError.
+    """
+    newest = lacking or str(max((ROOT / "alembic/versions").glob("[0-9]*.py")).relative_to(ROOT))
+    added = _git("log", "--diff-filter=A", "--format=%H", "-1", "--", newest).decode().strip()
     if not added:
         raise NoHistoryError(f"git does not know who added {newest}")
     before = _git("rev-parse", "--verify", "--quiet", f"{added}^").decode().strip()
     archive = _git("archive", before, *PARTS)
-    if str(newest).encode() in archive:
+    if newest.encode() in archive:
         raise NoHistoryError(f"the parent of {added[:7]} has {newest} already")
     folder.mkdir()
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
