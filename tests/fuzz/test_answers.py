@@ -15,7 +15,7 @@ from app.calling.transport import HEAD_BYTES_MAX, _Connection
 from app.protocol.messages import Call
 from app.protocol.values import Branch
 from holdfast.client import Client, HoldfastError, Transaction
-from holdfast.json_text import NULL, checked
+from holdfast.json_text import NULL, checked, parsed
 from holdfast.participant import inquiry
 from holdfast.participant.inquiry import Question, Verdict
 from holdfast.wire import DETAIL_CHARS_MAX, Answer, Operation, answer_of, is_one_line
@@ -122,6 +122,8 @@ bodies = damaged(
         b'{"type": "/problems/unknown-transaction", "status": 404}',
         b'{"decision": "undecided", "recheck_in_s": 7}',
         b'{"decision": "confirm", "recheck_in_s": 0.0}',
+        b'{"decision": "cancel", "recheck_in_s": 0, "finished": false, "coordinator_id": "production"}',
+        b'{"type": "/problems/unknown-transaction", "status": 404, "coordinator_id": "staging"}',
         b'{"id": "t", "phase": "confirmed", "decision": "confirm", "branches": [{"name": "b", "phase": "confirmed"}]}',
         b'{"type": "/problems/transaction-cancelled", "transaction": {"id": "t", "phase": "cancelled", '
         b'"decision": "cancel", "created_at": "2026-11-21T12:00:00Z", "reason": {"code": "refused"}}}',
@@ -168,11 +170,14 @@ def test_a_participants_answer(answer: tuple[int, Any, bytes], operation: Operat
         attempt=1,
     )  # fmt: skip
     answered, record = asyncio.run(caller.call(call, target))
-    assert answered.answer is (answer_of(status) if len(body) <= BODY_BYTES_MAX else Answer.UNANSWERED)
+    is_cut = len(body) > BODY_BYTES_MAX
+    assert answered.answer is answer_of(status), "status and headers count, however long the body is"
+    assert answered.too_long is (is_cut and answered.answer is Answer.SUCCEEDED)
     assert answered.result is None or checked(answered.result.encode()) == answered.result
     for seconds in (answered.retry_after_s, answered.hold_ttl_s):
         assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
-    assert (answered.error is None) == (answered.answer is Answer.SUCCEEDED)
+    has_lost_its_result = answered.too_long and operation is Operation.TRY
+    assert (answered.error is None) == (answered.answer is Answer.SUCCEEDED and not has_lost_its_result)
     assert len(answered.error or "") <= DETAIL_CHARS_MAX + len("HTTP 999 ")
     assert is_one_line(answered.error or "")
     assert len(record.response or "") <= RESPONSE_CHARS_KEPT
@@ -187,6 +192,9 @@ QUESTION: Final = Question("t-1", "seats", "production")
 def test_the_coordinators_answer_to_an_inquiry(answer: tuple[int, Any, bytes]) -> None:
     status, _, body = answer
     answered = asyncio.run(inquiry.ask(Answers(*answer), "http://coordinator", QUESTION, timeout_s=9))
+    said = parsed(body)
+    if isinstance(said, dict) and said.get("coordinator_id") not in (None, QUESTION.coordinator_id):
+        assert answered.verdict is Verdict.UNREACHABLE
     assert answered.verdict is not Verdict.CONFIRM or (status == 200 and b"confirm" in body)
     assert answered.verdict is not Verdict.CANCEL or (status == 200 and b"cancel" in body) or status == 404
     assert math.isfinite(answered.recheck_in_s)
