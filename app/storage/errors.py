@@ -5,10 +5,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+_ONLY_READS: Final = "25006"
+"""The SQLSTATE of a write on a PostgreSQL standby, or on a primary that was demoted."""
 
 
 class DatabaseError(Exception):
@@ -61,6 +64,8 @@ def translated(error: BaseException) -> BaseException:
         case IntegrityError():
             meaning = DuplicateKeyError(_message(error))
         case OperationalError() | InterfaceError() | PoolTimeoutError():
+            meaning = DatabaseUnavailableError(_message(error))
+        case DBAPIError() if getattr(error.orig, "sqlstate", None) == _ONLY_READS:
             meaning = DatabaseUnavailableError(_message(error))
         case SQLAlchemyError():
             meaning = DatabaseError(_message(error))

@@ -59,7 +59,9 @@ _FENCE: Final = _stages(
     "tests/participant/test_two_step.py tests/participant/test_cancelled_calls.py",
     "tests/participant/test_crashes.py",
 )
-_REAPER: Final = _stages("tests/participant/test_reaper.py", "tests/participant/test_two_step.py -k reaper")
+_REAPER: Final = _stages(
+    "tests/participant/test_reaper.py tests/participant/test_inquiry.py", "tests/participant/test_two_step.py -k reaper"
+)
 _CALLER: Final = _stages("tests/calling/test_caller.py", "tests/calling/test_transport_faults.py")
 _TRANSPORT: Final = _stages(
     "tests/calling/test_idle_connections.py tests/calling/test_transport.py", "tests/calling/test_transport_faults.py"
@@ -90,7 +92,7 @@ TARGETS: Final = (
         Target(f"app/storage/{name}.py", _STATEMENTS)
         for name in (
             *("bulk", "calls", "errors", "expressions", "hung_branches", "mapping", "branches"),
-            *("participants", "queries", "tables"),
+            *("coordinator_id", "participants", "queries", "tables"),
         )
     ),
     Target(

@@ -5,12 +5,12 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import InternalError
 
 from app.protocol.values import Branch, BranchPhase, HungReason, Resolution, Settled
 from app.storage import calls, expressions, queries, transactions
 from app.storage.coordinator_id import find_coordinator_id
 from app.storage.engines import make_engine
+from app.storage.errors import DatabaseUnavailableError, translating
 from app.storage.migrations import migrate
 from holdfast.json_text import checked
 from holdfast.wire import Answer, Decision, Operation
@@ -267,7 +267,7 @@ def test_a_server_that_only_reads_does_not_say_for_sure_that_it_has_no_transacti
     with engine.connect() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))
         assert queries.find_decision(connection, "unknown") is None
-        with pytest.raises(InternalError, match="read-only"):
+        with pytest.raises(DatabaseUnavailableError, match="read-only"), translating():
             queries.find_decisions_for_sure(connection, [("unknown", None)])
 
 
