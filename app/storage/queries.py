@@ -28,7 +28,8 @@ _DECISION: Final = select(transactions.c.decision, transactions.c.deadline, tran
 )
 _LOCKED_DECISION: Final = _DECISION.with_for_update()
 _BRANCH: Final = select(branches.c.position).where(
-    branches.c.transaction_id == bindparam("id"), branches.c.name == bindparam("name")
+    branches.c.transaction_id == bindparam("id"),
+    branches.c.name.in_([bindparam("name"), ""]),  # a migration gives no name to what it can't read: it may be any
 )
 
 

@@ -10,11 +10,12 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from app.storage import tables, transactions
+from app.storage import queries, tables, transactions
 from app.storage.engines import make_engine
 from app.storage.errors import UnreadableRowError
 from app.storage.migrations import migrate
 from holdfast.json_text import canonical
+from holdfast.wire import Decision
 from tests.harness.coordinator_app import Service, lost, reply, running
 from tests.harness.databases import on_servers
 from tests.harness.rows_of_0_1_0 import WRITTEN, copies, fill, moved
@@ -216,6 +217,8 @@ def test_what_nobody_can_read_is_kept_as_it_is(database_url: str, engine: Engine
             kept = select(tables.branches.c.definition).where(tables.branches.c.transaction_id == id_)
             assert connection.execute(kept).scalars().all() == [definition]
     assert found(engine, transactions.find, NAMES_BY["mixed"]) is not None
+    decision = found(engine, queries.find_decision, NAMES_BY["confirmed"], "inventory")
+    assert decision.decision is Decision.CONFIRM, "what can't be read isn't cancelled for that"
     moved(engine, "-3")
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT id, definition FROM transactions")).all()
