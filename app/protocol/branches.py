@@ -2,9 +2,9 @@
 
 A step changes one or two branches out of up to a thousand, so looking at each of them in every step would cost the
 square of their number. `Branches` is the tuple of the branches with a binary tree of facts over it: a leaf says what is
-true of one branch, an inner node what is true of any branch below it. Replacing a branch recomputes one path, and those
-of the branches whose turn comes or goes by it. Facts follow from the branches alone: they know nothing of the time, the
-decision or the policy, and hold no transitions.
+true of one branch, an inner node what is true of any branch below it. Replacing a branch recomputes its path as far up
+as anything changes, and those of the branches whose turn comes or goes by it. Facts follow from the branches alone:
+they know nothing of the time, the decision or the policy, and hold no transitions.
 """
 
 import math
@@ -58,6 +58,8 @@ class Branches(tuple[Branch, ...]):
     """Position of a branch → positions of the branches that come after it."""
     _awaited: list[int]
     """How many of the branches that a branch comes after aren't ready: while there are any, it isn't its turn."""
+    news: int
+    """How many replacements others must know about, since the facts were computed from scratch."""
 
     @staticmethod
     def of(branches: tuple[Branch, ...]) -> "Branches":
@@ -70,6 +72,7 @@ class Branches(tuple[Branch, ...]):
         made._positions = {branch.name: position for position, branch in reversed(list(enumerate(made)))}
         made._followers, made._awaited = _order_of(made, made._positions)
         made._tree[leaves : leaves + len(made)] = map(_facts_of, made, made._awaited)
+        made.news = 0
         _compute_inner_nodes(made._tree)
         return made
 
@@ -98,18 +101,24 @@ class Branches(tuple[Branch, ...]):
 
         `wanted` must be true of several branches together if it is true of one of them.
         """
-        return _leaves_below(self._tree, lambda node: wanted(self._tree[node]))
-
-    def changed_since(self, before: "Branches") -> list[int]:
-        """The positions where these branches differ from `before`, which must be as many."""
-        differing = _leaves_below(self._tree, lambda node: self._tree[node] is not before._tree[node])
-        return [position for position in differing if self[position] is not before[position]]
+        tree, leaves = self._tree, len(self._tree) // 2
+        found: list[int] = []
+        ahead = [1]
+        while ahead:
+            node = ahead.pop()
+            if wanted(tree[node]):
+                if node >= leaves:
+                    found.append(node - leaves)
+                else:
+                    ahead += (2 * node + 1, 2 * node)
+        return found
 
     def replaced(self, changes: Mapping[int, Branch]) -> "Branches":
         """These branches with others at the given positions."""
-        branches, tree = list(self), self._tree.copy()
+        branches, tree, news = list(self), self._tree.copy(), self.news
         leaves = len(tree) // 2
         for position, branch in changes.items():
+            news += _known(branches[position]) != _known(branch)
             branches[position] = branch
         awaited, touched = self._turns(changes) if self._followers else (self._awaited, changes)
         for position in touched:
@@ -118,12 +127,10 @@ class Branches(tuple[Branch, ...]):
             _compute_inner_nodes(tree)
         else:
             for position in touched:
-                node = (leaves + position) // 2
-                while node:
-                    tree[node] = _either(tree[2 * node], tree[2 * node + 1])
-                    node //= 2
+                _update_path(tree, leaves + position)
         made = Branches(branches)
         made._tree, made._positions, made._followers, made._awaited = tree, self._positions, self._followers, awaited
+        made.news = news
         return made
 
     def _turns(self, changes: Mapping[int, Branch]) -> tuple[list[int], Collection[int]]:
@@ -153,19 +160,9 @@ def _is_ready(branch: Branch) -> bool:
     return branch.phase is READY[branch.kind]
 
 
-def _leaves_below(tree: list[Facts], is_wanted: Callable[[int], object]) -> list[int]:
-    """The positions of the wanted leaves, in order; below a node that isn't wanted there is none."""
-    leaves = len(tree) // 2
-    found: list[int] = []
-    ahead = [1]
-    while ahead:
-        node = ahead.pop()
-        if is_wanted(node):
-            if node >= leaves:
-                found.append(node - leaves)
-            else:
-                ahead += (2 * node + 1, 2 * node)
-    return found
+def _known(branch: Branch) -> tuple[object, ...]:
+    """What others must know about a branch. A crash may lose the rest: it comes back when the call is repeated."""
+    return branch.phase is BranchPhase.PENDING, branch.hung_reason, branch.resolution
 
 
 def _compute_inner_nodes(tree: list[Facts]) -> None:
@@ -173,17 +170,29 @@ def _compute_inner_nodes(tree: list[Facts]) -> None:
         tree[node] = _either(tree[2 * node], tree[2 * node + 1])
 
 
+def _update_path(tree: list[Facts], leaf: int) -> None:
+    """Recompute the nodes above this leaf, as far up as anything changes."""
+    node = leaf // 2
+    while node:
+        facts = _either(tree[2 * node], tree[2 * node + 1])
+        if facts == tree[node]:
+            return
+        tree[node] = facts
+        node //= 2
+
+
 def _either(one: Facts, other: Facts) -> Facts:
     """What is true of one or the other."""
     traits, due, try_due, hold_until, failures = one
     other_traits, other_due, other_try_due, other_hold_until, other_failures = other
-    return Facts(
+    either = (
         traits | other_traits,
         due if due < other_due else other_due,
         try_due if try_due < other_try_due else other_try_due,
         hold_until if hold_until < other_hold_until else other_hold_until,
         failures if failures > other_failures else other_failures,
     )
+    return tuple.__new__(Facts, either)  # what Facts(…) does, without the detour through a function in Python
 
 
 def _traits_of(kind: Kind, phase: BranchPhase) -> int:

@@ -414,12 +414,7 @@ def _others_must_know(before: Transaction, after: Transaction) -> bool:
     """A crash may lose an answer, because the call can be repeated. It may not lose any of these."""
     if before.decision is not after.decision:
         return True
-    old, new = Branches.of(before.branches), Branches.of(after.branches)
-    return any(_known(old[position]) != _known(new[position]) for position in new.changed_since(old))
-
-
-def _known(branch: Branch) -> tuple[object, ...]:
-    return branch.phase is BranchPhase.PENDING, branch.hung_reason, branch.resolution
+    return Branches.of(before.branches).news != Branches.of(after.branches).news
 
 
 def _changed(transaction: Transaction, positions: Iterable[int], change: Callable[[Branch], Branch]) -> Transaction:

@@ -15,10 +15,22 @@ from app.protocol.branches import Branches, Facts
 from app.protocol.kinds import KINDS, READY
 from app.protocol.messages import Answered, Call
 from app.protocol.steps import advance
-from app.protocol.values import FINAL, Branch, BranchPhase, HungReason, Outcome, Transaction, TryOrder, in_order
+from app.protocol.values import (
+    FINAL,
+    Branch,
+    BranchPhase,
+    HungReason,
+    Outcome,
+    Resolution,
+    Settled,
+    Transaction,
+    TryOrder,
+    in_order,
+)
 from holdfast.wire import Answer, Operation
 from tests.protocol.enumeration import POLICY
 
+RESOLUTION: Final = Resolution(settled=Settled.CONFIRMED, by="a person", at=1.0, reason="they said so")
 TIMES: Final = st.sampled_from([None, 0.0, 1.0, 2.0, 3.0])
 LASTING: Final = {*HungReason} - {HungReason.INTERNAL_ERROR}
 REFUSALS: Final = {HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED}
@@ -52,6 +64,7 @@ def drawn_branch(number: int, after: tuple[str, ...]) -> st.SearchStrategy[Branc
         hold_until=TIMES,
         last_answer=st.sampled_from([None, *Answer]),
         hung_reason=st.sampled_from([None, *HungReason]),
+        resolution=st.sampled_from([None, RESOLUTION]),
         calling=st.sampled_from([None, *Operation]),
     )
 
@@ -69,11 +82,6 @@ def drawn_branches(draw: st.DrawFn) -> Branches:
     return branches
 
 
-def leaves_of(branches: Branches) -> list[Facts]:
-    """The facts about each of the branches."""
-    return branches._tree[len(branches._tree) // 2 :]
-
-
 @given(drawn_branches())
 def test_facts_do_not_depend_on_how_the_branches_came_about(branches: Branches) -> None:
     plain = tuple(branches)
@@ -81,7 +89,7 @@ def test_facts_do_not_depend_on_how_the_branches_came_about(branches: Branches) 
     assert type(plain) is tuple
     assert branches == plain == again
     assert branches.facts == again.facts
-    assert leaves_of(branches) == leaves_of(again)
+    assert branches._tree == again._tree
     assert [branches.position(b.name) for b in plain] == list(range(len(plain)))
     assert branches.position("z") is None
     assert Branches.of(branches) is branches
@@ -120,10 +128,19 @@ def test_times_and_failures_are_found_where_they_are(branches: Branches, at: flo
 def test_what_was_replaced_has_changed_and_nothing_else(data: st.DataObject, branches: Branches) -> None:
     positions = data.draw(st.sets(st.integers(0, len(branches) - 1)))
     changes = {n: data.draw(drawn_branch(n, branches[n].after)) for n in positions}
+    before = tuple(branches), branches._tree.copy(), branches.news
     after = branches.replaced(changes)
-    assert after.changed_since(branches) == sorted(positions)
     assert after == tuple(changes.get(n, branch) for n, branch in enumerate(branches))
-    assert branches.changed_since(branches) == []
+    assert (tuple(branches), branches._tree, branches.news) == before
+    told = [
+        n
+        for n, branch in changes.items()
+        if (branch.phase is BranchPhase.PENDING) is not (branches[n].phase is BranchPhase.PENDING)
+        or branch.hung_reason is not branches[n].hung_reason
+        or branch.resolution is not branches[n].resolution
+    ]
+    assert after.news - branches.news == len(told)
+    assert Branches.of(tuple(after)).news == 0
 
 
 def test_of_two_branches_with_one_name_the_first_counts() -> None:

@@ -137,12 +137,12 @@ def acts_before_the_decision_is_saved(patch: Patch) -> None:
 
 @bug("the_record_is_durable_before_the_first_try")
 def tries_before_the_record_is_saved(patch: Patch) -> None:
-    patch.setattr(steps, "_known", lambda branch: (branch.hung_reason, branch.resolution))
+    patch.setattr(branches, "_known", lambda branch: (branch.hung_reason, branch.resolution))
 
 
 @bug("what_others_must_know_is_saved")
 def keeps_a_hang_to_itself(patch: Patch) -> None:
-    patch.setattr(steps, "_known", lambda branch: (branch.phase is BranchPhase.PENDING, branch.resolution))
+    patch.setattr(branches, "_known", lambda branch: (branch.phase is BranchPhase.PENDING, branch.resolution))
 
 
 @bug("the_lease_is_kept")
