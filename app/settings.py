@@ -69,8 +69,12 @@ class Settings(BaseSettings):
     )
     retry_cap_s: Seconds = Field(60.0, description="longest back-off")
     hold_margin_s: float = Field(30.0, ge=0, description="how long past the deadline participants are asked to hold")
-    hung_attempts: int = Field(5, ge=1, description="failed attempts after which a decided branch counts as hung")
-    hung_after_s: Seconds = Field(60.0, description="time after the decision when an unfinished branch counts as hung")
+    hung_attempts: int = Field(
+        5, ge=1, description="failed attempts after which a branch counts as hung; undecided, time must pass, too"
+    )
+    hung_after_s: Seconds = Field(
+        60.0, description="time after the decision, or the first Try, when a branch counts as hung"
+    )
     branches_max: int = Field(64, ge=1, le=BRANCHES_LIMIT, description="maximum number of branches in a transaction")
     body_max_bytes: int = Field(
         1_048_576, ge=1, le=DOCUMENT_BYTES_MAX, description="maximum size of the body of a begin; others are small"

@@ -35,8 +35,9 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
 async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Response:
     """List the transactions that need an operator's attention, oldest first.
 
-    A decided transaction is hung when a participant refuses to confirm or cancel, or doesn't answer for too long. It is
-    still retried. `totals` counts hung branches by participant and reason, over all pages.
+    A decided transaction is hung when a participant refuses to confirm or cancel, or doesn't answer for too long; an
+    undecided one when a Try stays unanswered often and for long. It is still retried. `totals` counts hung branches by
+    participant and reason, over all pages.
     """
     hung_before = None if query.older_than_s is None else parts.clock() - query.older_than_s
     wanted = queries.HungFilter(participant=query.participant, name=query.name, hung_before=hung_before)

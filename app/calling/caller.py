@@ -177,7 +177,7 @@ class Caller:
                 answer=answer,
                 result=self._result(call, answer, response),
                 error=error,
-                in_progress=response.status == wire.STILL_WORKING,
+                in_progress=wire.is_still_working(response.status, response.body),
                 retry_after_s=wire.retry_after_s(response.headers),
                 hold_ttl_s=wire.hold_ttl_s(response.headers),
                 too_long=answer is Answer.SUCCEEDED and response.too_long,

@@ -37,7 +37,7 @@ class Place(StrEnum):
 
     BEGUN = "begun"  # by a client of this process: HOLDFAST_INFLIGHT_MAX
     ADOPTED = "adopted"  # claimed because it was due
-    HUNG = "hung"  # wherever it came from
+    HUNG = "hung"  # as long as it is, wherever it came from
 
 
 class ObjectedError(Exception):
@@ -98,6 +98,7 @@ class Run:
         self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.place = place
+        self._place_unless_hung = Place.ADOPTED if place is Place.HUNG else place
         self._commands = list(commands)
         self._taken: list[asyncio.Future[Transaction]] = []
         """The futures that wait for the command in progress."""
@@ -204,10 +205,10 @@ class Run:
 
     def _publish(self, transaction: Transaction) -> None:
         self.latest = transaction
-        if transaction.hung_since is not None and self.place is not Place.HUNG:
-            self._context.places[self.place] -= 1
-            self._context.places[Place.HUNG] += 1
-            self.place = Place.HUNG
+        place = self._place_unless_hung if transaction.hung_since is None else Place.HUNG
+        self._context.places[self.place] -= 1
+        self._context.places[place] += 1
+        self.place = place
         taken, self._taken = self._taken, []
         for future in taken:
             if not future.done():

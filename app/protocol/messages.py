@@ -25,7 +25,8 @@ class Objection(StrEnum):
 class Answered:
     """Input: a call has finished. `result` is its JSON body, `error` describes a failure.
 
-    `in_progress` means that it is unanswered because the participant is still working, which is not a failure.
+    `in_progress` means that it is unanswered because the participant is still working, which is not a failure: it is
+    asked again later, and only time makes its branch hung.
     `too_long` means that the answer was longer than what is kept of a result, so that its result is lost.
     """
 

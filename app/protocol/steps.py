@@ -150,13 +150,12 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
     }
     if phase is BranchPhase.HELD:
         hold_until = _hold_until(transaction, branch, answered, policy)
-        after = replace(branch, **said, result=answered.result, failures=0, hold_until=hold_until)
+        held = _no_longer_silent(replace(branch, **said))
+        after = replace(held, result=answered.result, failures=0, hold_until=hold_until)
     elif phase in FINAL:
         after = replace(branch, **said, failures=0, hung_reason=None)
     elif phase in ASKS:
-        after = replace(branch, **said, failures=branch.failures + 1)
-        wait_s = max(back_off_s(transaction.id, after, policy), min(answered.retry_after_s or 0.0, RETRY_AFTER_MAX_S))
-        after = replace(after, next_attempt_at=now + wait_s)
+        after = _asked_in_vain(transaction, replace(branch, **said), answered, now, policy)
     else:
         after = replace(branch, **said)
     transaction = replace(transaction, branches=branches.replaced({position: after}))
@@ -164,6 +163,19 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
         reason = Reason(code=ReasonCode.RESULT_TOO_LONG, branch=branch.name, detail=answered.error)
         return _decided(transaction, Decision.CANCEL, reason, now)
     return transaction
+
+
+def _asked_in_vain(transaction: Transaction, branch: Branch, answered: Answered, now: float, policy: Policy) -> Branch:
+    """The branch waits before it is asked again. Each "still working" makes the pause longer, but is no failure."""
+    times = branch.attempts(answered.operation) if answered.in_progress else branch.failures + 1
+    wait_s = max(
+        back_off_s(transaction.id, branch, times, policy), min(answered.retry_after_s or 0.0, RETRY_AFTER_MAX_S)
+    )
+    after = replace(branch, next_attempt_at=now + wait_s)
+    if answered.in_progress:
+        return after
+    is_silent = transaction.decision is Decision.UNDECIDED and _is_silent(branch, times, now, policy)
+    return replace(after, failures=times, hung_reason=HungReason.TRY_UNANSWERED if is_silent else branch.hung_reason)
 
 
 def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, policy: Policy) -> float:
@@ -236,7 +248,9 @@ def _timed_out(transaction: Transaction) -> Reason:
 
 def _decided(transaction: Transaction, decision: Decision, reason: Reason | None, now: float) -> Transaction:
     assert transaction.decision is Decision.UNDECIDED, "a decision never changes"
-    return replace(transaction, decision=decision, reason=reason, decided_at=now)
+    hung = Branches.of(transaction.branches).where(lambda facts: facts.traits & HUNG)
+    after = _changed(transaction, hung, _no_longer_silent)
+    return replace(after, decision=decision, reason=reason, decided_at=now)
 
 
 def _follow_decision(transaction: Transaction, now: float) -> Transaction:
@@ -330,8 +344,16 @@ def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Polic
 
 
 def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transaction:
-    if transaction.decision is Decision.UNDECIDED:
-        return transaction
+    """The transaction is hung as long as a branch is."""
+    after = (
+        transaction if transaction.decision is Decision.UNDECIDED else _notice_hung_branches(transaction, now, policy)
+    )
+    if not Branches.of(after.branches).facts.traits & HUNG:
+        return after if after.hung_since is None else replace(after, hung_since=None)
+    return replace(after, hung_since=now) if after.hung_since is None else after
+
+
+def _notice_hung_branches(transaction: Transaction, now: float, policy: Policy) -> Transaction:
     overdue = _hung_at(transaction, policy) <= now
 
     def needs_attention(facts: Facts) -> bool:
@@ -339,10 +361,7 @@ def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transa
         return bool(facts.traits & NEWLY_REFUSED or silent)
 
     noticed = Branches.of(transaction.branches).where(needs_attention)
-    after = _changed(transaction, noticed, lambda branch: _hung(transaction, branch, now, policy))
-    if not Branches.of(after.branches).facts.traits & HUNG:
-        return after if after.hung_since is None else replace(after, hung_since=None)
-    return replace(after, hung_since=now) if after.hung_since is None else after
+    return _changed(transaction, noticed, lambda branch: _hung(transaction, branch, now, policy))
 
 
 def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) -> Branch:
@@ -363,6 +382,17 @@ def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) 
 
 def _many_failures(branch: Branch, policy: Policy) -> bool:
     return branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING) and branch.failures >= policy.hung_attempts
+
+
+def _is_silent(branch: Branch, failures: int, now: float, policy: Policy) -> bool:
+    """Whether the Trys of this branch have failed often and for long, so that a person should look at it."""
+    assert branch.tried_at is not None, "a Try has failed"
+    return failures >= policy.hung_attempts and now >= branch.tried_at + policy.hung_after_s
+
+
+def _no_longer_silent(branch: Branch) -> Branch:
+    """Silence to a Try is no reason to be hung once the branch holds, or the transaction is decided."""
+    return replace(branch, hung_reason=None) if branch.hung_reason is HungReason.TRY_UNANSWERED else branch
 
 
 def _hung_at(transaction: Transaction, policy: Policy) -> float:

@@ -80,6 +80,7 @@ class ReasonCode(StrEnum):
 class HungReason(StrEnum):
     """Why a branch needs an operator's attention."""
 
+    TRY_UNANSWERED = "try_unanswered"  # only while undecided, until it holds
     CONFIRM_REFUSED = "confirm_refused"
     CONFIRM_UNANSWERED = "confirm_unanswered"
     CANCEL_REFUSED = "cancel_refused"
@@ -142,10 +143,9 @@ class Branch:
     """One participant's part of a transaction. `payload` and `result` are JSON texts that nothing here looks into.
 
     `after` names the branches that must have done their part before the decision when its own first call leaves.
-    `failures` counts failed calls since the phase began, and drives the back-off. `tried_at` is the time before the
-    first Try was sent, from which a hold's TTL is measured. `last_answer` is the last answer since the phase began,
-    except "still working". `calling` is the operation in progress; it is never stored, because nothing is in progress
-    after a crash.
+    `failures` counts failed calls since the phase began, and `last_answer` is the last answer since then; "still
+    working" is left out of both. `tried_at` is the time before the first Try was sent, from which a hold's TTL is
+    measured. `calling` is the operation in progress; it is never stored, because nothing is in progress after a crash.
     """
 
     name: str

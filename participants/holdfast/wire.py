@@ -43,6 +43,8 @@ _HEADER_SAFE: Final = " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 STILL_WORKING: Final = 202
 """The status of a participant that has not finished: it is asked again, and has not failed."""
 
+_UNAVAILABLE: Final = 503
+_BUSY: Final = "/problems/busy"
 _UNANSWERED_4XX: Final = frozenset({408, 425, 429})
 
 
@@ -133,6 +135,11 @@ def answer_of(status: int) -> Answer:
     if 400 <= status <= 499 and status not in _UNANSWERED_4XX:
         return Answer.REFUSED
     return Answer.UNANSWERED
+
+
+def is_still_working(status: int, body: bytes) -> bool:
+    """Whether a participant says that it has not finished: 202, or the problem `busy`."""
+    return status == STILL_WORKING or (status == _UNAVAILABLE and string_member(body, "type") == _BUSY)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -153,10 +153,11 @@ async def test_the_history_says_what_came_of_a_call(status: int, answer: Answer)
     assert answered.result is None, "only a Try has a result"
 
 
+@pytest.mark.parametrize("body", [b"", b'{"type": "/problems/busy"}', b'{"type": "/problems/unavailable"}'])
 @pytest.mark.parametrize("status", [200, 202, 204, 302, 404, 425, 429, 500, 503])
-async def test_only_202_says_that_the_participant_is_still_working(status: int) -> None:
-    answered, _ = await called(Answers(status))
-    assert answered.in_progress == (status == 202)
+async def test_202_and_busy_say_that_the_participant_is_still_working(status: int, body: bytes) -> None:
+    answered, _ = await called(Answers(status, body))
+    assert answered.in_progress == (status == 202 or (status == 503 and b"busy" in body))
 
 
 async def test_the_history_says_why_nothing_was_sent() -> None:

@@ -78,6 +78,46 @@ async def test_retry_of_a_hung_transaction_calls_at_once(database_url: str, engi
 
 
 @in_virtual_time
+@pytest.mark.parametrize(("command", "outcome"), [(RetryRequested(), "confirmed"), (CancelRequested(), "cancelled")])
+async def test_a_hung_transaction_that_is_undecided_obeys_at_once(
+    database_url: str, engine: Engine, command: Command, outcome: str
+) -> None:
+    network = Network(engine, now, {("car", TRY): [Reply(status=503)]})
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of(timeout_s=86_400.0))
+        await pass_time(60.0)
+        await until(lambda: replica.coordinator.running == 0)
+        assert stored(engine, begun.id).hung_reason == "try_unanswered"
+        network.script = {}
+        began = now()
+        await replica.coordinator.command(begun.id, command)
+        ended = await replica.end_of(begun.id)
+        assert (ended.outcome, ended.hung_since) == (outcome, None)
+        assert now() - began < 0.1
+    network.check(begun.id)
+
+
+@in_virtual_time
+async def test_a_hung_transaction_that_is_undecided_is_cancelled_at_its_deadline(
+    database_url: str, engine: Engine
+) -> None:
+    """The next Try is due long after it, and the transaction is left to recovery until then."""
+    pauses = [Reply(status=503, headers={"Retry-After": after_s}) for after_s in ("10", "10", "10", "3600")]
+    network = Network(engine, now, {("car", TRY): pauses})
+    async with Replica(database_url, network) as replica:
+        begun = await replica.coordinator.begin(begin_of(timeout_s=120.0))
+        await replica.coordinator.wait(begun.id, lambda transaction: transaction.hung_since is not None, 60.0)
+        await pass_time(30.0)
+        assert replica.coordinator.running == 0
+        ended = await replica.end_of(begun.id)
+        assert ended.reason is not None
+        assert (ended.reason.code, ended.hung_since) == ("timed_out", None)
+        assert ended.decided_at is not None
+        assert ended.decided_at - begun.deadline < 0.1
+    network.check(begun.id)
+
+
+@in_virtual_time
 async def test_a_person_resolves_a_branch_that_hangs(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", CONFIRM): [Reply(status=410)]})
     async with Replica(database_url, network) as replica:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -126,6 +127,33 @@ async def test_what_became_hung_after_its_claim_gives_its_place_to_what_waits(
         await until(lambda: all(replica.coordinator.place_of(id_) is Place.HUNG for id_ in hanging))
         assert await replica.recovery.run_once() == 3
         assert all(replica.coordinator.place_of(id_) is Place.ADOPTED for id_ in waiting)
+
+
+@in_virtual_time
+async def test_what_hangs_no_longer_counts_again_as_what_it_was(database_url: str, engine: Engine) -> None:
+    """The car doesn't answer its Try until somebody hears of it, and then it does, while the hotel is still silent."""
+    unanswered = Reply(status=503, delay_s=0.01)
+    network = Network(engine, now, {("car", TRY): [unanswered], ("hotel", TRY): [SILENT]})
+    quick: dict[str, Any] = {"hung_attempts": 1, "hung_after_s": 0.005, "retry_cap_s": 0.2}
+    async with Replica(database_url, network, recovers=False, **quick) as first:
+        begun = await first.coordinator.begin(begin_of("car", "hotel"))
+        assert first.coordinator.place_of(begun.id) is Place.BEGUN
+        await until(lambda: first.coordinator.place_of(begun.id) is Place.HUNG)
+        network.script[("car", TRY)] = [Reply()]
+        await until(lambda: stored(engine, begun.id).hung_since is None)
+        assert first.coordinator.place_of(begun.id) is Place.BEGUN
+        assert not first.coordinator._context.places[Place.HUNG]
+    network.script = {("car", TRY): [unanswered], ("hotel", TRY): [SILENT]}
+    async with Replica(database_url, network, recovers=False, **quick) as second:
+        other = await second.coordinator.begin(begin_of("car", "hotel"))
+        await until(lambda: stored(engine, other.id).hung_since is not None)
+    async with Replica(database_url, network, recovers=False, **quick) as third:
+        await pass_time(2.0)
+        assert await third.recovery.run_once() == 2
+        assert third.coordinator.place_of(other.id) is Place.HUNG
+        network.script[("car", TRY)] = [Reply()]
+        await until(lambda: stored(engine, other.id).hung_since is None)
+        assert third.coordinator.place_of(other.id) is Place.ADOPTED
 
 
 @in_virtual_time

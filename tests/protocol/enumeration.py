@@ -52,7 +52,7 @@ POLICY = Policy(
     retry_cap_s=1.0,
     hold_margin_s=0.0625,
     hung_attempts=2,
-    hung_after_s=5.0,
+    hung_after_s=2.0,
     lease_s=9.0,
     linger_s=2.0,
 )
@@ -117,7 +117,9 @@ def set_aside(state: State) -> State:
     """The state after an invariant of the coordinator itself broke: every process forgets it, and tries again later."""
     branches = tuple(replace(b, calling=None) for b in state.transaction.branches)
     stored = replace(state.transaction, branches=branches)
-    return State(broken(stored, state.now, POLICY), crashed(state.ghost, stored), state.now)
+    ghost = crashed(state.ghost, stored)
+    ghost = replace(ghost, branches=tuple(replace(g, silent=False) for g in ghost.branches))  # hung for another reason
+    return State(broken(stored, state.now, POLICY), ghost, state.now)
 
 
 def steps_to_the_end(state: State) -> int:
@@ -295,7 +297,8 @@ def _normal(state: State) -> State:
 
 @cache
 def _normal_undecided(branch: Branch, ghost: BranchGhost, now: float) -> tuple[Branch, BranchGhost]:
-    cap = 0 if branch.calling else 1
+    may_hang = branch.tried_at is not None and branch.tried_at + POLICY.hung_after_s < DEADLINE
+    cap = POLICY.hung_attempts if may_hang and not branch.hung_reason else 0
     wait_s = 0.0 if branch.next_attempt_at is None else branch.next_attempt_at - now
     soon = now + SOON_S if wait_s > 0 else None
     return replace(
@@ -305,7 +308,12 @@ def _normal_undecided(branch: Branch, ghost: BranchGhost, now: float) -> tuple[B
         next_attempt_at=LATE_S if wait_s > POLICY.retry_cap_s else soon,  # another draw of the jitter, on the grid
         last_answer=None,
         last_error=None,
-    ), replace(ghost, failures=min(ghost.failures, cap), under_way=ghost.under_way and (ghost.under_way[0], 2))
+    ), replace(
+        ghost,
+        failures=min(ghost.failures, cap),
+        under_way=ghost.under_way and (ghost.under_way[0], 2),
+        pauses=ghost.pauses and wait_s > 0,
+    )
 
 
 @cache
@@ -315,7 +323,7 @@ def _normal_decided(branch: Branch, ghost: BranchGhost, now: float, decision: De
         return Branch(name="", kind=branch.kind, phase=branch.phase, resolution=settled), BranchGhost()
     confirming = decision is Decision.CONFIRM
     assert not ghost.refused or branch.hung_reason in REFUSALS, "a refusal is noticed at once, and stays noticed"
-    cap = POLICY.hung_attempts if not branch.hung_reason else 0 if branch.calling else 1
+    cap = POLICY.hung_attempts if not branch.hung_reason else 0
     wait_s = 0.0 if branch.next_attempt_at is None else branch.next_attempt_at - now
     soon = DECIDED_NOW + SOON_S if wait_s > 0 else None
     return Branch(
@@ -336,4 +344,5 @@ def _normal_decided(branch: Branch, ghost: BranchGhost, now: float, decision: De
         first_try_at=0.0 if ghost.tried else None,
         under_way=ghost.under_way and (ghost.under_way[0], 2),
         failures=min(ghost.failures, cap),
+        pauses=ghost.pauses and wait_s > 0,
     )

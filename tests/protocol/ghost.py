@@ -22,7 +22,8 @@ class BranchGhost:
     `recorded` says that the durable record admits a Try, `first_try_at` since when one may have been on its way (None
     when certainly none was sent), `safe_until` how long its hold can be relied on (None when no hold is known),
     `failures` what went unacknowledged since the phase began or a person asked for a retry, `refused` that this was
-    the last answer in phase two.
+    the last answer in phase two, `pauses` that its last call ended without an answer, `silent` that its Trys have
+    failed too often and for too long.
     """
 
     recorded: bool = False
@@ -31,6 +32,8 @@ class BranchGhost:
     under_way: tuple[Operation, int] | None = None
     failures: int = 0
     refused: bool = False
+    pauses: bool = False
+    silent: bool = False
 
     @property
     def tried(self) -> bool:
@@ -88,7 +91,7 @@ class Heard:
     effective: list[Input]
 
 
-def hear(ghost: Ghost, transaction: Transaction, inputs: tuple[Input, ...], policy: Policy) -> Heard:
+def hear(ghost: Ghost, transaction: Transaction, inputs: tuple[Input, ...], now: float, policy: Policy) -> Heard:
     """Tell the inputs that mean something from stale ones, and note what they say."""
     branches = list(ghost.branches)
     counted: dict[int, Answered] = {}
@@ -102,16 +105,16 @@ def hear(ghost: Ghost, transaction: Transaction, inputs: tuple[Input, ...], poli
                 if index < 0 or branches[index].under_way != (each.operation, each.attempt):
                     continue
                 counted[index] = each
-                branches[index] = _answered(branches[index], each, transaction, policy)
+                branches[index] = _answered(branches[index], each, transaction, now, policy)
             case CancelRequested():
                 decided = True
             case RetryRequested():
-                branches = [replace(b, failures=0) for b in branches]
+                branches = [replace(b, failures=0, pauses=False) for b in branches]
             case BranchResolved():
                 final = transaction.branches[index].phase in FINAL or index in resolved or _ends(counted.get(index))
                 if decided and not final:
                     resolved |= {index}
-                    branches[index] = replace(branches[index], under_way=None, failures=0, refused=False)
+                    branches[index] = replace(branches[index], under_way=None, failures=0, refused=False, pauses=False)
         effective.append(each)
     return Heard(replace(ghost, branches=tuple(branches)), counted, resolved, effective)
 
@@ -125,7 +128,7 @@ def follow(edge: Edge) -> Ghost:
         if edge.step.must_save and record.phase is not BranchPhase.PENDING and not branch.recorded:
             branch = replace(branch, recorded=True)
         if edge.decides:
-            branch = replace(branch, failures=0, refused=False)
+            branch = replace(branch, failures=0, refused=False, pauses=False, silent=False)
         for call in calls:
             if call.branch.name == record.name:
                 branch = _sent(branch, call, edge.now)
@@ -147,6 +150,7 @@ def crashed(ghost: Ghost, stored: Transaction) -> Ghost:
             under_way=None,
             failures=0 if decided and b.phase not in PHASES_TWO else b.failures,
             refused=b.phase in PHASES_TWO and b.last_answer is Answer.REFUSED,
+            pauses=b.next_attempt_at is not None and (not decided or b.phase in PHASES_TWO),
             safe_until=None if b.phase in (BranchPhase.PENDING, BranchPhase.TRYING) else g.safe_until,
         )
         for g, b in zip(ghost.branches, stored.branches, strict=True)
@@ -158,7 +162,9 @@ def _ends(answer: Answered | None) -> bool:
     return answer is not None and answer.operation in PHASE_TWO and answer.answer is Answer.SUCCEEDED
 
 
-def _answered(branch: BranchGhost, answer: Answered, transaction: Transaction, policy: Policy) -> BranchGhost:
+def _answered(
+    branch: BranchGhost, answer: Answered, transaction: Transaction, now: float, policy: Policy
+) -> BranchGhost:
     after = replace(branch, under_way=None)
     if answer.answer is Answer.SUCCEEDED:
         after = replace(after, failures=0, refused=False)
@@ -169,15 +175,21 @@ def _answered(branch: BranchGhost, answer: Answered, transaction: Transaction, p
         if answer.hold_ttl_s is not None:
             ends_at = min(ends_at, branch.first_try_at + answer.hold_ttl_s)
         guard_s = min((ends_at - branch.first_try_at) / 10, 5.0, policy.hold_margin_s)
-        return replace(after, safe_until=ends_at - guard_s)
+        return replace(after, safe_until=ends_at - guard_s, silent=False)
     if answer.operation is Operation.TRY and transaction.decision is not Decision.UNDECIDED:
         return replace(after, failures=0)  # phase two begins for this branch now
     refused = answer.answer is Answer.REFUSED and answer.operation in PHASE_TWO
-    return replace(after, failures=branch.failures + 1, refused=refused)
+    after = replace(after, refused=refused, pauses=True)
+    if answer.in_progress:
+        return after
+    failures = branch.failures + 1
+    tried = branch.first_try_at if answer.operation is Operation.TRY else None
+    silent = tried is not None and failures >= policy.hung_attempts and now >= tried + policy.hung_after_s
+    return replace(after, failures=failures, silent=after.silent or silent)
 
 
 def _sent(branch: BranchGhost, call: Call, now: float) -> BranchGhost:
     first_try_at = branch.first_try_at
     if call.operation is Operation.TRY and first_try_at is None:
         first_try_at = now
-    return replace(branch, under_way=(call.operation, call.attempt), first_try_at=first_try_at)
+    return replace(branch, under_way=(call.operation, call.attempt), first_try_at=first_try_at, pauses=False)

@@ -36,7 +36,7 @@ class Violation(Exception):
 
 def advance(ghost: Ghost, before: Transaction, inputs: Sequence[Input], now: float, policy: Policy) -> Edge:
     """Take one step and check it against every rule."""
-    heard = hear(ghost, before, tuple(inputs), policy)
+    heard = hear(ghost, before, tuple(inputs), now, policy)
     step = steps.advance(before, inputs, now, policy)
     stale = len(heard.effective) != len(inputs)
     edge = Edge(
@@ -251,8 +251,8 @@ def nothing_waits_for_another_branch(edge: Edge) -> None:
     """A branch that is to be asked is asked in this step, unless its own failures make it wait."""
     for i, branch in enumerate(edge.after.branches):
         if branch.calling is None and _to_be_asked(edge, i):
-            failures = 0 if edge.decides else edge.heard.branches[i].failures
-            assert failures > 0, f"{branch.name} is not asked, and has not failed"
+            pauses = edge.heard.branches[i].pauses and not edge.decides
+            assert pauses, f"{branch.name} is not asked, and has not failed"
             assert branch.next_attempt_at is not None, f"{branch.name} is not asked, and not due ever"
             assert branch.next_attempt_at > edge.now, f"{branch.name} is due and not asked"
 
@@ -261,8 +261,10 @@ def a_failure_backs_off(edge: Edge) -> None:
     """Full jitter within the ceiling of so many failures; `Retry-After` is honoured up to its maximum."""
     policy = edge.policy
     for i, answer in edge.counted.items():
-        branch, failures = edge.after.branches[i], edge.heard.branches[i].failures
-        if answer.answer is Answer.SUCCEEDED or failures == 0 or edge.decides or branch.phase in FINAL:
+        branch, times = edge.after.branches[i], edge.heard.branches[i].failures
+        if answer.in_progress:
+            times = edge.before.branches[i].attempts(answer.operation)
+        if answer.answer is Answer.SUCCEEDED or times == 0 or edge.decides or branch.phase in FINAL:
             continue
         if answer.operation is Operation.TRY and edge.after.decision is not Decision.UNDECIDED:
             continue
@@ -272,7 +274,7 @@ def a_failure_backs_off(edge: Edge) -> None:
             continue
         wait_s = branch.next_attempt_at - edge.now
         asked_s = min(answer.retry_after_s or 0.0, RETRY_AFTER_MAX_S)
-        ceiling_s = max(asked_s, min(policy.retry_cap_s, policy.retry_base_s * 2.0 ** min(failures - 1, 60)))
+        ceiling_s = max(asked_s, min(policy.retry_cap_s, policy.retry_base_s * 2.0 ** min(times - 1, 60)))
         assert asked_s - 1e-6 <= wait_s <= ceiling_s + 1e-6, f"{branch.name} waits {wait_s} s"
 
 
@@ -420,15 +422,22 @@ def delayed_means_that_a_call_after_the_decision_failed(edge: Edge) -> None:
 
 
 def hung_is_noticed(edge: Edge) -> None:
-    """After so many failures, so long after the decision, or at a refusal in phase two; and for no other reason."""
+    """After so many failures, so long after the decision, or at a refusal in phase two; and for no other reason.
+
+    Before the decision after so many failures in so long a time, until the branch holds.
+    """
     after = edge.after
     overdue = after.decided_at is not None and edge.now >= after.decided_at + edge.policy.hung_after_s
     for i, branch in enumerate(after.branches):
         ghost = BranchGhost() if edge.decides else edge.heard.branches[i]
         many = branch.phase in PHASES_TWO and ghost.failures >= edge.policy.hung_attempts
         expected = edge.before.branches[i].hung_reason
+        if expected is HungReason.TRY_UNANSWERED:
+            expected = None
         if branch.phase in FINAL:
             expected = None
+        elif after.decision is Decision.UNDECIDED:
+            expected = HungReason.TRY_UNANSWERED if ghost.silent else expected
         elif ghost.refused:
             expected = REFUSED[after.decision]
         elif (overdue or many) and expected not in REFUSED.values():
@@ -438,7 +447,8 @@ def hung_is_noticed(edge: Edge) -> None:
 
 def hung_stays_until_the_branch_is_final(edge: Edge) -> None:
     for old, new in zip(edge.before.branches, edge.after.branches, strict=True):
-        assert not old.hung_reason or new.hung_reason or new.phase in FINAL, new.name
+        may_end = new.phase in FINAL or old.hung_reason is HungReason.TRY_UNANSWERED
+        assert not old.hung_reason or new.hung_reason or may_end, new.name
     hangs = any(b.hung_reason for b in edge.after.branches)
     assert (edge.after.hung_since is not None) == hangs
     if hangs and edge.before.hung_since is not None:

@@ -32,7 +32,7 @@ from tests.protocol.enumeration import POLICY
 
 RESOLUTION: Final = Resolution(settled=Settled.CONFIRMED, by="a person", at=1.0, reason="they said so")
 TIMES: Final = st.sampled_from([None, 0.0, 1.0, 2.0, 3.0])
-LASTING: Final = {*HungReason} - {HungReason.INTERNAL_ERROR}
+LASTING: Final = {*HungReason} - {HungReason.INTERNAL_ERROR, HungReason.TRY_UNANSWERED}
 REFUSALS: Final = {HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED}
 SECOND: Final = {BranchPhase.CONFIRMING, BranchPhase.CANCELLING}
 FIRST: Final = {BranchPhase.PENDING, BranchPhase.TRYING, BranchPhase.HELD, BranchPhase.REFUSED}

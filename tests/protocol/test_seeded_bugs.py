@@ -348,6 +348,45 @@ def a_retry_clears_the_hang(patch: Patch) -> None:
 
 
 @bug("hung_is_noticed")
+def silence_before_the_decision_never_hangs(patch: Patch) -> None:
+    patch.setattr(steps, "_is_silent", lambda branch, failures, now, policy: False)
+
+
+@bug("hung_is_noticed")
+def failing_often_hangs_before_the_decision_however_short_it_was(patch: Patch) -> None:
+    patch.setattr(steps, "_is_silent", lambda branch, failures, now, policy: failures >= policy.hung_attempts)
+
+
+@bug("hung_is_noticed")
+def failing_for_long_hangs_before_the_decision_however_seldom_it_was(patch: Patch) -> None:
+    wrap(patch, "_is_silent", lambda original, branch, failures, now, policy: original(branch, 9, now, policy))
+
+
+@bug("hung_is_noticed")
+def goes_on_listing_a_try_that_was_answered(patch: Patch) -> None:
+    patch.setattr(steps, "_no_longer_silent", lambda branch: branch)
+
+
+@bug("hung_is_noticed")
+def counts_still_working_as_an_attempt(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+        after: Transaction = original(transaction, replace(answer, in_progress=False), now, policy)
+        return after
+
+    wrap(patch, "_answered", answered)
+
+
+@bug("hung_stays_until_the_branch_is_final")
+def stays_on_the_list_when_it_hangs_no_longer(patch: Patch) -> None:
+    def notice_hung(original: Any, transaction: Transaction, now: float, policy: Policy) -> Transaction:
+        is_decided = transaction.decision is not Decision.UNDECIDED
+        after: Transaction = original(transaction, now, policy) if is_decided else transaction
+        return after
+
+    wrap(patch, "_notice_hung", notice_hung)
+
+
+@bug("hung_is_noticed")
 def silence_never_hangs(patch: Patch) -> None:
     patch.setattr(steps, "_many_failures", lambda branch, policy: False)
 

@@ -103,7 +103,7 @@ def called(result: Step) -> list[tuple[str, Operation, int]]:
 
 
 def back_off_of(branch: Branch, phase: BranchPhase, failures: int) -> float:
-    return back_off_s("t", replace(branch, phase=phase, failures=failures), POLICY)
+    return back_off_s("t", replace(branch, phase=phase), failures, POLICY)
 
 
 # --- all goes well -----------------------------------------------------------------------------------------------
@@ -323,7 +323,8 @@ def test_a_failure_after_the_decision_delays_and_a_participant_that_is_still_wor
     working = said("a", operation, Answer.UNANSWERED, in_progress=True, retry_after_s=0.5)
     began = step(decided(decision, asked("a"), asked("b")), NOW, working)
     assert not began.transaction.is_delayed
-    assert began.transaction.branches[0].failures == 1, "it is asked again later, as if it had failed"
+    assert began.transaction.branches[0].failures == 0
+    assert began.transaction.branches[0].next_attempt_at == NOW + 0.5, "it is asked again later"
     failed = step(began.transaction, NOW, said("b", operation, Answer.UNANSWERED))
     assert failed.transaction.is_delayed
     again = step(failed.transaction, NOW + 1)
@@ -581,6 +582,113 @@ class TestHung:
         assert result.transaction.hung_since is None
         assert not result.transaction.finished
         assert result.must_save
+
+
+FAR = NOW + 86_400.0
+"""A deadline that leaves time to become hung before the decision."""
+
+
+@pytest.mark.parametrize(
+    ("failures", "at", "in_progress", "expected"),
+    [
+        (1, NOW + 99, False, None),
+        (2, NOW + 59.999, False, None),
+        (2, NOW + 60, False, HungReason.TRY_UNANSWERED),
+        (2, NOW + 60, True, None),
+        (3, NOW + 99, True, None),
+    ],
+)
+def test_a_try_that_fails_often_and_for_long_hangs(
+    failures: int, at: float, in_progress: bool, expected: HungReason | None
+) -> None:
+    """Both the attempts and the time; a participant that is still working has not failed."""
+    before = undecided(trying("a", failures=failures), trying("b"), deadline=FAR)
+    unanswered = said("a", Operation.TRY, Answer.UNANSWERED, in_progress=in_progress)
+    result = step(replace(before, wake_at=at + 15), at, unanswered)
+    a, b = result.transaction.branches
+    assert (a.hung_reason, b.hung_reason, result.transaction.hung_reason) == (expected, None, expected)
+    assert result.transaction.hung_since == (at if expected else None)
+    assert result.must_save == bool(expected)
+    assert a.failures == failures + (not in_progress)
+
+
+def test_what_waits_for_its_turn_is_not_hung() -> None:
+    branches = in_order((trying("a", failures=7), Branch(name="b")), TryOrder.SEQUENTIAL)
+    before = undecided(*branches, deadline=FAR, try_order=TryOrder.SEQUENTIAL)
+    a, b = step(before, NOW + 70, said("a", Operation.TRY, Answer.UNANSWERED)).transaction.branches
+    assert (a.hung_reason, b.hung_reason) == (HungReason.TRY_UNANSWERED, None)
+
+
+def silent(name: str, **changed: Any) -> Branch:
+    """A branch that hangs because its Trys have failed, and waits for the next one."""
+    waits = {"calling": None, "failures": 3, "next_attempt_at": NOW + 500, "hung_reason": HungReason.TRY_UNANSWERED}
+    return trying(name, **{**waits, **changed})
+
+
+def test_an_undecided_transaction_that_hangs_is_tried_again_and_stays_listed_until_it_is_answered() -> None:
+    before = undecided(silent("a"), held("b", hold_until=FAR), deadline=FAR, hung_since=NOW + 70)
+    retried = step(before, NOW + 80, RetryRequested())
+    assert called(retried) == [("a", Operation.TRY, 2)]
+    a = retried.transaction.branches[0]
+    assert (a.failures, a.hung_reason, retried.transaction.hung_since) == (0, HungReason.TRY_UNANSWERED, NOW + 70)
+    failed = step(retried.transaction, NOW + 81, said("a", Operation.TRY, Answer.UNANSWERED, attempt=2))
+    assert failed.transaction.hung_reason is HungReason.TRY_UNANSWERED, "one failure since the retry"
+    working = said("a", Operation.TRY, Answer.UNANSWERED, attempt=2, in_progress=True)
+    assert step(retried.transaction, NOW + 81, working).transaction.hung_since == NOW + 70, "that is no answer yet"
+    confirmed = step(retried.transaction, NOW + 81, said("a", Operation.TRY, Answer.SUCCEEDED, attempt=2))
+    assert confirmed.transaction.decision is Decision.CONFIRM
+    assert (confirmed.transaction.hung_since, confirmed.transaction.hung_reason) == (None, None)
+
+
+def test_a_branch_that_holds_hangs_no_longer_and_the_others_go_on() -> None:
+    asked = silent("a", calling=Operation.TRY, next_attempt_at=None)
+    before = undecided(asked, silent("b"), deadline=FAR, hung_since=NOW + 70)
+    result = step(before, NOW + 81, said("a", Operation.TRY, Answer.SUCCEEDED))
+    assert [b.hung_reason for b in result.transaction.branches] == [None, HungReason.TRY_UNANSWERED]
+    assert result.transaction.hung_since == NOW + 70
+    assert result.must_save
+    alone = step(replace(before, branches=(asked, trying("b"))), NOW + 81, said("a", Operation.TRY, Answer.SUCCEEDED))
+    assert alone.transaction.decision is Decision.UNDECIDED
+    assert (alone.transaction.hung_since, alone.must_save) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("at", "inputs"),
+    [(NOW + 80, (CancelRequested(),)), (FAR, ()), (NOW + 80, (said("b", Operation.TRY, Answer.REFUSED),))],
+)
+def test_the_decision_ends_the_silence_even_while_a_try_is_under_way(at: float, inputs: tuple[Input, ...]) -> None:
+    calling = silent("c", calling=Operation.TRY, next_attempt_at=None)
+    before = undecided(silent("a"), trying("b"), calling, deadline=FAR, hung_since=NOW + 70)
+    result = step(before, at, *inputs).transaction
+    assert result.decision is Decision.CANCEL
+    assert result.branches[0].phase is BranchPhase.CANCELLING
+    assert result.branches[2].phase is BranchPhase.TRYING
+    assert (result.hung_since, result.hung_reason) == (None, None)
+    ended = step(result, at + 1, said("c", Operation.TRY, Answer.UNANSWERED)).transaction
+    assert (ended.branches[2].phase, ended.hung_reason) == (BranchPhase.CANCELLING, None)
+    late = step(replace(result, wake_at=at + 90), at + 60).transaction
+    assert late.hung_reason is HungReason.CANCEL_UNANSWERED, "and that counts from the decision"
+
+
+@pytest.mark.parametrize("next_attempt_at", [NOW + 500, FAR + 500])
+def test_the_pause_of_a_silent_try_ends_at_the_deadline_at_the_latest(next_attempt_at: float) -> None:
+    before = undecided(silent("a", next_attempt_at=next_attempt_at), deadline=FAR, hung_since=NOW + 70)
+    result = step(before, NOW + 71)
+    assert (result.rests, result.wake_at) == (True, min(next_attempt_at, FAR))
+    assert result.transaction.wake_at == result.wake_at
+
+
+@pytest.mark.parametrize("operation", [Operation.TRY, CONFIRM, CANCEL])
+def test_a_participant_that_is_still_working_is_asked_less_and_less_often(operation: Operation) -> None:
+    branch = {Operation.TRY: trying, CONFIRM: confirming, CANCEL: cancelling}[operation]("a")
+    decision = {Operation.TRY: Decision.UNDECIDED, CONFIRM: Decision.CONFIRM, CANCEL: Decision.CANCEL}[operation]
+    for attempts in (1, 4, 99):
+        asked = replace(branch, try_attempts=attempts, confirm_attempts=attempts, cancel_attempts=attempts)
+        before = replace(undecided(asked, deadline=FAR), decision=decision, decided_at=NOW)
+        working = said("a", operation, Answer.UNANSWERED, attempt=attempts, in_progress=True)
+        (after,) = step(before, NOW + 2, working).transaction.branches
+        assert after.next_attempt_at == NOW + 2 + back_off_of(asked, asked.phase, attempts)
+        assert (after.failures, after.hung_reason) == (0, None)
 
 
 def test_a_try_that_never_ends_hangs_its_cancelled_transaction() -> None:

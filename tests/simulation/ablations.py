@@ -158,6 +158,11 @@ def hung_is_noticed() -> None:
     steps._notice_hung = lambda transaction, now, policy: transaction
 
 
+@ablation("a decision ends the hang of an unanswered Try")
+def decision_ends_silence() -> None:
+    steps._no_longer_silent = lambda branch: branch
+
+
 @ablation("an idempotency key is unique")
 def key_is_unique() -> None:
     transactions._recorded_under = lambda connection, keys: {}

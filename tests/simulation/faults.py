@@ -140,6 +140,7 @@ class Branch(StrEnum):
     KEY_KNOWN = "idempotency key met again"
     KEY_CONFLICT = "idempotency key in use for another request"
     HUNG = "listed as hung"
+    HUNG_UNDECIDED = "listed as hung before the decision"
     HOLD_EXPIRED = "cancelled because a hold ran out"
     TIMED_OUT = "cancelled because the deadline passed"
     REFUSED = "cancelled because a branch refused"

@@ -74,7 +74,7 @@ class SimulatedJournal(Journal):
         if function is transactions.record and isinstance(result, transactions.Recorded) and not result.created:
             self._plan.count(Branch.KEY_KNOWN)
         elif function is transactions.save and result.hung_since is not None:
-            self._plan.count(Branch.HUNG)
+            self._plan.count(Branch.HUNG if result.decided_at is not None else Branch.HUNG_UNDECIDED)
 
     def _note_owner(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
         """Whose a transaction is from this commit on, known or not to those who had it before."""

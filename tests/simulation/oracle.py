@@ -19,6 +19,7 @@ from tests.simulation.participant import GATEWAY
 from tests.simulation.scheduler import EPOCH
 
 DECISION: Final = "SELECT decision, decided_at, deadline FROM transactions WHERE id = ?"
+LISTED: Final = "SELECT reason FROM hung_branches WHERE transaction_id = ? AND branch = ?"
 SKEW_MAX_S: Final = 0.6
 """What the clocks of two replicas differ by at the most: twice the offset, and a percent each way of a run."""
 Call = tuple[str, str, str, str]
@@ -64,6 +65,8 @@ class Oracle:
         else:
             if row[0] != operation:
                 self.violated("durable_before_the_call", transaction_id, f"{operation} left, durable is {row[0]}")
+            if self._world.database.execute(LISTED, (transaction_id, branch)).fetchone() == ("try_unanswered",):
+                self.violated("hung_for_a_reason", transaction_id, f"{branch}: {operation} left, and its Try hangs")
             if (life, transaction_id, branch, "try") in self._under_way:
                 self.violated("cancel_waits_for_its_try", transaction_id, f"{branch}: {life} still waits for its Try")
             if self._decided.setdefault(transaction_id, operation) != operation:

@@ -75,7 +75,7 @@ def settings() -> Settings:
         retry_cap_s=1.0,
         hold_margin_s=2.0,
         hung_attempts=4,
-        hung_after_s=5.0,
+        hung_after_s=1.5,
         timeout_default_s=2.0,
     )
 
