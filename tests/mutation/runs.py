@@ -45,6 +45,7 @@ LIBRARIES: Final = (
 )
 PYTEST: Final = shlex.split(
     "-x -q --assert=plain --tb=no --no-header -p no:cacheprovider -p pytest_asyncio.plugin -p pytest_timeout"
+    " --timeout=0"  # its timer would replace the alarm that ends a stage
 )
 SERVERS: Final = ("postgres", "mariadb", "mysql", "asyncmy", "asyncpg")
 """A test whose name or fixtures have one of these words needs a database server, whose start outlasts all others."""
@@ -135,7 +136,7 @@ def limited(module: str, path: Path, stage: Stage) -> Stage:
     ((_, ended),) = each_in_a_child([source], lambda text: _test(module, path, text, stage), jobs=1)
     if not ended.survived:
         raise BaselineError(f"without a mutant: python -m pytest {stage.arguments}: exit code {ended.code}")
-    return replace(stage, processor_max_s=3 + round(5 * ended.processor_s), wall_max_s=30 + round(10 * ended.wall_s))
+    return replace(stage, processor_max_s=3 + round(5 * ended.processor_s), wall_max_s=30 + round(5 * ended.wall_s))
 
 
 def run(module: str, path: Path, mutants: Sequence[Mutant], stage: Stage, jobs: int) -> Iterator[tuple[Mutant, Ended]]:

@@ -166,13 +166,16 @@ warm_up()
 prepare("counted")
 stage = replace(limited("counted", path, Stage("--rootdir=. test_counted.py")), processor_max_s=2)
 mutants = [Mutant("", "", name, 1, source) for name, source in sources.items()]
+idle = Mutant("", "", "idle", 1, "import time; count = lambda: time.sleep(60)")
 ended = {{mutant.becomes: how for mutant, how in run("counted", path, mutants, stage, 2)}}
+ended |= {{"idle": how for _, how in run("counted", path, [idle], replace(stage, wall_max_s=3), 1)}}
 print(json.dumps({{name: (how.survived, how.invalid, how.endless) for name, how in ended.items()}}))
 """
 
 
 def test_what_becomes_of_a_mutant(tmp_path: Path) -> None:
     (tmp_path / "counted.py").write_text("def count():\n    return 1\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 30\n")
     (tmp_path / "test_counted.py").write_text("import counted\n\ndef test_it():\n    assert counted.count() == 1\n")
     sources = {
         "equivalent": "def count():\n    return 2 - 1\n",
@@ -191,4 +194,5 @@ def test_what_becomes_of_a_mutant(tmp_path: Path) -> None:
         "wrong": [False, False, False],
         "endless": [False, False, True],
         "invalid": [False, True, False],
+        "idle": [False, False, True],
     }
