@@ -12,7 +12,7 @@ from app.engine.coordinator import Begin
 from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Place
 from app.storage import queries, transactions
-from app.storage.errors import UnreadableRowError
+from app.storage.errors import DatabaseUnavailableError, UnreadableRowError
 from holdfast.json_text import text_of
 from holdfast.wire import Operation
 from tests.harness.network import SILENT, Network, Reply
@@ -189,6 +189,40 @@ async def test_two_replicas_share_what_is_due(database_url: str, engine: Engine,
     assert min(shares) > 0
     for id_ in ids:
         network.check(id_)
+
+
+@in_virtual_time
+async def test_it_wakes_when_the_next_is_due(database_url: str, engine: Engine) -> None:
+    network = Network(engine, now)
+    (id_,) = await left_behind(database_url, network, 1)
+    with engine.connect() as connection:
+        due_at = transactions.next_wake_at(connection)
+    assert due_at == pytest.approx(now() + 1.5, abs=0.1)
+    network.script = {("car", TRY): [SILENT]}
+    async with Replica(database_url, network) as replica:
+        await until(lambda: replica.coordinator.running == 1)
+        assert now() == pytest.approx(due_at, abs=0.05), "and not a full pause after its last look"
+        await replica.end_of(id_)
+
+
+@in_virtual_time
+async def test_a_database_that_fails_is_a_warning_and_recovery_goes_on(
+    database_url: str, engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(engine, now)
+    (id_,) = await left_behind(database_url, network, 1)
+
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailableError
+
+    async with Replica(database_url, network, recovers=False) as replica:
+        with monkeypatch.context() as patched:
+            patched.setattr(replica.journal, "write", fail)
+            await replica.recovery.start()
+            await pass_time(5.0)
+        (failed, *_) = [record for record in caplog.records if "event=recovery_failed" in record.getMessage()]
+        assert (failed.levelno, failed.exc_info) == (logging.WARNING, None), "no defect, so no traceback"
+        assert (await replica.end_of(id_)).outcome == "confirmed"
 
 
 @pytest.mark.parametrize("damage", ODD)
