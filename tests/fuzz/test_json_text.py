@@ -107,6 +107,7 @@ def _no_constant(name: str) -> Any:
 @example("[true]", "[1]")
 @example('{"a":1,"b":2}', '{"b":2.0,"a":1}')
 @example('{"a":1,"a":2}', '{"a":2,"a":1}')
+@example('{"a":1,"a":2}', '{"a":2}')
 @example("1234567890123456.78", "1234567890123456.8")
 @example("1E400", "10E399")
 @example('"\\u0041"', '"A"')
@@ -165,3 +166,37 @@ def test_thousands_of_digits_are_a_number_too() -> None:
 def test_a_canonical_form_tells_strings_from_numbers() -> None:
     assert canonical('"1e0"') != canonical("1")
     assert canonical(text_of({"b": [1], "a": None})) == canonical('{"a":null,"b":[1.0]}')
+
+
+@pytest.mark.parametrize(
+    ("document", "detail"),
+    [
+        (b'{"title": 1.0, "detail": "sold out \\u20ac", "more": {"detail": "inner"}}', "sold out €"),
+        (b'{"detail": ""}', ""),
+        (b'{"title": "Conflict"}', None),
+        (b'{"detail": 5}', None),
+        (b'{"detail": null}', None),
+        (b'{"detail": "\\ud800"}', None),
+        (b'["detail"]', None),
+        (b'"detail"', None),
+        (b'{"detail": "cut', None),
+        (b"\xff", None),
+        (b"", None),
+    ],
+)
+def test_one_member_of_an_object_is_read_if_it_is_a_string(document: bytes, detail: str | None) -> None:
+    assert json_text.string_member(document, "detail") == detail
+
+
+def test_null_and_the_empty_object_are_texts_of_themselves() -> None:
+    assert (text_of(None), text_of({})) == (json_text.NULL, json_text.EMPTY_OBJECT)
+
+
+def test_what_is_no_json_is_told_where() -> None:
+    with pytest.raises(NotPortableError, match="byte 4"):
+        checked(b"[1, }")
+
+
+def test_what_is_no_portable_json_parses_to_none() -> None:
+    assert json_text.parsed(b'{"amount": 1234567890123456.78}') == {"amount": 1234567890123456.78}
+    assert [json_text.parsed(each) for each in (b"", b"NaN", b"\xff", b"[" * 101 + b"]" * 101)] == [None] * 4
