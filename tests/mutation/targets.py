@@ -76,10 +76,7 @@ TARGETS: Final = (
         Target(f"app/protocol/{name}.py", _STEPS, is_state_machine=True)
         for name in ("backoff", "kinds", "messages", "steps")
     ),
-    Target(
-        "app/protocol/identity.py",
-        _stages("tests/protocol/test_identity.py", "tests/api/test_payloads.py tests/api/test_idempotency.py"),
-    ),
+    Target("app/protocol/identity.py", _stages("tests/protocol/test_identity.py")),
     Target("participants/holdfast/json_text.py", _stages("tests/fuzz/test_json_text.py")),
     *(Target(f"app/engine/{name}.py", _RUN) for name in ("run", "coordinator")),
     Target("app/engine/recovery.py", _RECOVERY),
