@@ -258,6 +258,17 @@ async def test_what_only_the_commit_finds_out_is_told_to_all(journal: Journal, e
     assert (await journal.write(*new(1))).created
 
 
+async def test_a_thread_without_a_loop_reads_too(database_url: str, engine: Engine) -> None:
+    journal = Journal(database_url)
+    await journal.write(*new(1))
+    keys = ("key-1", "key-2")
+    read = [await asyncio.to_thread(journal.read_in_this_thread, transactions.is_key_taken, key) for key in keys]
+    await journal.close()
+    assert read == [True, False]
+    with pytest.raises(JournalClosedError):
+        journal.read_in_this_thread(transactions.is_key_taken, "key-1")
+
+
 async def test_close_finishes_what_waits_and_takes_no_more(engine: Engine, database_url: str) -> None:
     journal = Journal(database_url)
     held = Held()
@@ -312,6 +323,22 @@ def with_tables(url: str) -> Engine:
     with engine.begin() as connection:
         metadata.create_all(connection)
     return engine
+
+
+async def test_when_the_database_is_out_of_reach_no_other_write_is_tried(journal: Journal, engine: Engine) -> None:
+    """Or each write of the batch would wait for its own connection attempt."""
+    tried: list[Sequence[int]] = []
+
+    def unreachable(_connection: Connection, items: Sequence[int]) -> Sequence[int]:
+        tried.append(items)
+        raise OperationalError("INSERT", None, Exception("no route to host"))
+
+    outcomes = await outcomes_of_one_batch(journal, new(1), *((unreachable, n) for n in (1, 2)), new(2))
+    assert outcomes[0].created
+    assert [type(outcome) for outcome in outcomes[1:]] == [DatabaseUnavailableError] * 3
+    assert tried == [[1, 2], [1]], "all together, and then the first by itself"
+    assert found(engine, queries.count_unfinished) == 1
+    assert (await journal.write(*new(3))).created
 
 
 @on_servers
@@ -467,11 +494,16 @@ async def test_claims_are_disjoint_where_nothing_is_locked(database_url: str) ->
 
 
 class Undone(Exception):
-    sqlstate = "40001"
+    def __init__(self, sqlstate: str = "40001") -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
 
 
-async def test_a_commit_that_was_undone_for_certain_is_done_again(journal: Journal, engine: Engine) -> None:
-    with failing_commits(journal, 3, Undone()) as failed:
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01"], ids=["serialization failure", "deadlock"])
+async def test_a_commit_that_was_undone_for_certain_is_done_again(
+    journal: Journal, engine: Engine, sqlstate: str
+) -> None:
+    with failing_commits(journal, 3, Undone(sqlstate)) as failed:
         outcomes = await asyncio.gather(*(journal.write(*new(n)) for n in range(5)))
     assert all(outcome.created for outcome in outcomes)
     assert len(failed) == 3
