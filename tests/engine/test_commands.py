@@ -118,6 +118,20 @@ async def test_a_hung_transaction_that_is_undecided_is_cancelled_at_its_deadline
 
 
 @in_virtual_time
+async def test_commands_at_once_take_the_transaction_over_once(database_url: str, engine: Engine) -> None:
+    """Or the second would take it away from the run of the first, and both would have to try again."""
+    network = Network(engine, now, {("car", TRY): [Reply(status=503, headers={"Retry-After": "20"}), SILENT]})
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
+        await until(lambda: replica.coordinator.running == 0)
+        began, version = now(), stored(engine, begun.id).version
+        answers = await asyncio.gather(*(replica.coordinator.command(begun.id, RetryRequested()) for _ in range(3)))
+        assert {answer.id for answer in answers} == {begun.id}
+        assert now() == began, "each at once"
+        assert stored(engine, begun.id).version == version + 2, "a claim and a save"
+
+
+@in_virtual_time
 async def test_a_person_resolves_a_branch_that_hangs(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", CONFIRM): [Reply(status=410)]})
     async with Replica(database_url, network) as replica:

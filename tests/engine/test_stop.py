@@ -1,12 +1,14 @@
 """Stop: nothing new, what is under way ends or is handed over, and whoever waits is answered."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from app.engine.coordinator import OverloadedError
+from app.engine.coordinator import SAVE_LIMIT_S, OverloadedError
 from app.protocol.messages import CancelRequested, RetryRequested
+from app.protocol.values import Transaction
 from holdfast.wire import Decision, Operation
 from tests.harness.network import SILENT, Network, Reply
 from tests.harness.replica import Replica, begin_of, settled, stored
@@ -120,3 +122,50 @@ async def test_nothing_is_claimed_any_more_once_it_stops(database_url: str, engi
         await replica.coordinator.stop(0.1)
         version = stored(engine, begun.id).version
         assert (await replica.recovery.run_once(), stored(engine, begun.id).version) == (0, version)
+
+
+@in_virtual_time
+async def test_what_was_claimed_as_it_stopped_is_handed_over(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(engine, now, {("car", TRY): [Reply(status=202, headers={"Retry-After": "2"})]})
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
+        await until(lambda: replica.coordinator.running == 0)
+        await pass_time(5.0)
+        asked, adopt = len(network.asked), replica.coordinator.adopt
+
+        async def stop_first(transaction: Transaction) -> None:
+            await replica.coordinator.stop(0.1)
+            await adopt(transaction)
+
+        monkeypatch.setattr(replica.coordinator, "adopt", stop_first)
+        assert await replica.recovery.run_once() == 1
+        assert (stored(engine, begun.id).wake_at or 0) <= now(), "and its lease holds up nobody"
+        assert (replica.coordinator.running, len(network.asked)) == (0, asked)
+
+
+@in_virtual_time
+async def test_a_save_that_hangs_does_not_hold_up_the_stop_for_ever(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(engine, now, {("car", TRY): [SILENT]})
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
+        await until(lambda: len(network.asked) == 3)
+        write, hangs = replica.journal.write, asyncio.Event()
+
+        async def hang_once(function: Any, item: Any) -> Any:
+            if not hangs.is_set():
+                hangs.set()
+                await asyncio.get_running_loop().create_future()
+            return await write(function, item)
+
+        monkeypatch.setattr(replica.journal, "write", hang_once)
+        command = asyncio.create_task(replica.coordinator.command(begun.id, CancelRequested()))
+        await hangs.wait()
+        began = now()
+        await replica.coordinator.stop(0.5)
+        assert now() - began == pytest.approx(0.5 + SAVE_LIMIT_S)
+        assert (stored(engine, begun.id).wake_at or 0) <= now()
+        await settled(command)
