@@ -60,7 +60,9 @@ _FENCE: Final = _stages(
     "tests/participant/test_crashes.py",
 )
 _REAPER: Final = _stages(
-    "tests/participant/test_reaper.py tests/participant/test_inquiry.py", "tests/participant/test_two_step.py -k reaper"
+    "tests/participant/test_reaper.py tests/participant/test_inquiry.py",
+    "tests/participant/test_two_step.py tests/participant/test_slow_handlers.py -k 'reaper or not_now'",
+    "tests/participant/test_reaper_lives.py",
 )
 _CALLER: Final = _stages("tests/calling/test_caller.py", "tests/calling/test_transport_faults.py")
 _TRANSPORT: Final = _stages(

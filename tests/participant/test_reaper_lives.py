@@ -160,6 +160,36 @@ async def test_a_release_that_hangs_delays_no_other(url: str, kind: str, monkeyp
             await released.wait()
 
 
+@asynchronous
+async def test_a_round_goes_on_past_releases_that_hang_and_their_end_is_no_failure(
+    url: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits for a worker is done in the same round; when the process stops, what hangs is just cancelled."""
+    async with (
+        running(url, kind, two_step=True) as service,
+        FakeCoordinator(service.participant, decision="cancel") as coordinator,
+        service.participant._asking() as ask,
+        asyncio.timeout(30),
+    ):
+        released = asyncio.Event()
+
+        def cancel(operation: str, hold: Any) -> Any:
+            return released.set() if hold.payload.quantity == 1 else asyncio.Event().wait()
+
+        hanging = [coordinator.branch({"quantity": 13}) for _ in range(reaper_module.CONCURRENCY_MAX)]
+        good = coordinator.branch({"quantity": 1}, hold_ttl_s=61)
+        for branch in (*hanging, good):
+            assert (await branch.try_()).ok
+        service.behave.append(cancel)
+        coordinator.pass_time(62)
+        reaper = service.participant._reaper(ask)
+        await reaper.run_once(patience_s=0.05)
+        await released.wait()
+        assert len(reaper._slow) >= len(hanging)
+        await reaper_module._end(reaper._slow)
+        assert "release_failed" not in caplog.text
+
+
 # --- 6: it never lags ------------------------------------------------------------------------------------------------
 
 
