@@ -4,9 +4,9 @@ The mistakes are mutmut's, and five kinds more that a state machine invites: ano
 value of the same table, a condition that always or never holds, and half of an `and` or `or`. mutmut itself can't run
 them here: it mutates what is inside functions alone, and the fence is a table.
 
-Left out is what no test should care about: annotations, type variables, decorators, loggers and what is logged, the
-texts of assertions and of exceptions, and the names of tasks and threads. Responsible for the text of mutants, not for
-running them.
+Left out is what no test should care about: annotations, type variables, unions of types, decorators, loggers and what
+is logged, the texts of assertions and of exceptions, and the names of tasks and threads. Responsible for the text of
+mutants, not for running them.
 """
 
 import ast
@@ -82,6 +82,8 @@ class _Visitor(cst.CSTVisitor):
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.Annotation | cst.Decorator) or node in self._texts or _is_told(node):
             return False
+        if isinstance(node, cst.Assign) and _is_union(node.value):
+            return False
         if isinstance(node, cst.Assert) and node.msg is not None:
             self._texts.add(node.msg)
         texts = _texts_of(node)
@@ -117,6 +119,14 @@ def _is_told(node: cst.CSTNode) -> bool:
             return True
         case cst.Call(func=cst.Name(name)) | cst.Call(func=cst.Attribute(attr=cst.Name(name))):
             return name in NOT_MUTATED
+    return False
+
+
+def _is_union(node: cst.CSTNode) -> bool:
+    """A type by another name, `A | B`, which mypy alone reads; constants are written in capitals."""
+    match node:
+        case cst.BinaryOperation(left=left, operator=cst.BitOr(), right=cst.Name(name)):
+            return name[0].isupper() and not name.isupper() and (isinstance(left, cst.Name) or _is_union(left))
     return False
 
 

@@ -102,6 +102,7 @@ def test_mistakes_are_made_of_every_kind(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
     module.write_text(
         'class E(StrEnum):\n    A = "a"\n    B = "b"\n    C = "c"\n'
+        "U = E | Other\nF = LEFT | RIGHT\n"
         "T: dict[E, tuple[int, int]] = {\n    1: (p, q),\n    2: (r, q),\n}\n\n\n"
         "@final(1)\ndef f(x: E | None) -> list[E]:\n"
         '    assert x is not E.A or y, "words"\n'
@@ -128,6 +129,8 @@ def test_mistakes_are_made_of_every_kind(tmp_path: Path) -> None:
     changed = " ".join(becomes for _, _, becomes in made)
     assert "final" not in changed
     assert "E & None" not in changed
+    assert "U = None" not in changed
+    assert "F = None" in changed
     assert not [text for text in ("words", "read", "told", "text") if f"XX{text}XX" in changed]
     assert {
         ("f", 'raise TestError("text", x < 1)', 'raise TestError("text", x <= 1)'),

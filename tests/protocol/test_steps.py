@@ -780,3 +780,9 @@ def test_the_loop_wakes_for_whatever_comes_first() -> None:
     assert step(replace(listed, branches=(*listed.branches, done), wake_at=NOW + 900), NOW, policy=lasting).wake_at == (
         NOW + 90
     ), "a final branch is no reason to wake"
+
+
+def test_an_answer_says_nothing_but_what_it_is_given() -> None:
+    silent: dict[str, Any] = {"result": None, "error": None, "retry_after_s": None, "hold_ttl_s": None}
+    explicit = said("car", Operation.TRY, Answer.UNANSWERED, 1, **silent, in_progress=False, too_long=False)
+    assert said("car", Operation.TRY, Answer.UNANSWERED) == explicit

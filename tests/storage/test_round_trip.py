@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from app.protocol.values import Branch, Transaction
 from app.storage import mapping, tables, transactions
 from holdfast.json_text import same
-from tests.harness.transactions import any_transactions, found, recorded, written
+from tests.harness.transactions import any_transactions, found, recorded, transaction, written
 
 any_number_in_one_database = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=80, deadline=None
@@ -62,3 +62,9 @@ def test_a_document_is_json_that_anything_can_read(new: Transaction) -> None:
     assert len(json.loads(progress, parse_int=str)["branches"]) <= len(rows) == len(new.branches)
     for row, branch in zip(rows, new.branches, strict=True):
         assert same(mapping.payload_of(row["definition"]), branch.payload)
+
+
+def test_the_trace_that_a_transaction_belongs_to_is_kept(engine: Engine) -> None:
+    traced = transaction(1, traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    recorded(engine, traced)
+    assert found(engine, transactions.find, traced.id) == traced
