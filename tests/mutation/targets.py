@@ -79,6 +79,7 @@ TARGETS: Final = (
         for name in ("backoff", "kinds", "messages", "steps")
     ),
     Target("app/protocol/identity.py", _stages("tests/protocol/test_identity.py")),
+    Target("app/protocol/replacing.py", _stages("tests/protocol/test_replacing.py")),
     Target("participants/holdfast/json_text.py", _stages("tests/fuzz/test_json_text.py")),
     *(Target(f"app/engine/{name}.py", _RUN) for name in ("run", "coordinator")),
     Target("app/engine/recovery.py", _RECOVERY),
