@@ -2,7 +2,7 @@
 
     python -m tests.benchmark.migration [transactions] [postgresql | sqlite | mariadb]
 
-The database is as version 0.1.0 left it, with transactions of every phase: copies of those in
+The database is as version 0.1 left it, with transactions of every phase: copies of those in
 tests/harness/written_by_0_1_0.json. Beside the migration, another connection updates a row again and again; the
 longest that it waited is the longest lock. On SQLite nobody else can write meanwhile.
 """
@@ -46,7 +46,7 @@ def empty_database(kind: str) -> Iterator[str]:
 
 
 def filled(engine: Engine, transactions: int) -> int:
-    """Fill it with at least so many transactions of 0.1.0; returns how many."""
+    """Fill it with at least so many transactions of 0.1; returns how many."""
     moved(engine, "0002")
     fill(engine, WRITTEN["tables"])
     each = len(WRITTEN["tables"]["transactions"])

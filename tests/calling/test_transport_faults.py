@@ -282,6 +282,7 @@ async def test_a_request_is_sent_as_it_was_meant(server: FaultServer, caller: Ca
         "hold_ttl_s": 60.0,
         "payload": payload,
         "result": None,
+        "coordinator_id": "c-1",
     }
     assert request.headers["content-length"] == str(len(request.body))
     assert request.headers["content-type"] == "application/json"

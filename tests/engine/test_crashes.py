@@ -20,8 +20,8 @@ import pytest
 from holdfast.wire import Operation
 from tests.engine.crash_run import CrashRun, Environment, Scenario
 from tests.engine.processes import Fault, Moment, Point
-from tests.harness.crash_share import share
 from tests.harness.network import HOLDS, SILENT, Reply
+from tests.harness.search_share import share
 from tests.harness.virtual_time import pass_time
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL

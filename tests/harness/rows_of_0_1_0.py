@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote: all rows of a coordinator that was killed with transactions in every phase."""
+"""What version 0.1 wrote: all rows of a coordinator that was killed with transactions in every phase."""
 
 import json
 from collections.abc import Iterable

@@ -43,7 +43,7 @@ OUTCOMES: Final = {
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """A database as 0.1.0 left it."""
+    """A database as 0.1 left it."""
     made = make_engine(database_url)
     moved(made, "0002")
     fill(made, WRITTEN["tables"])
@@ -52,7 +52,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 def clock() -> float:
-    """A minute after the coordinator of 0.1.0 was killed, when all its leases have ended."""
+    """A minute after the coordinator of 0.1 was killed, when all its leases have ended."""
     return float(WRITTEN["at"]) + 60.0 + time.monotonic() - STARTED
 
 
@@ -79,7 +79,7 @@ async def test_what_0_1_0_wrote_in_every_phase_is_finished_by_this_version(datab
 
 
 async def check_as_written(service: Service) -> None:
-    """Payloads, endpoints, trace, key and history are those that 0.1.0 wrote."""
+    """Payloads, endpoints, trace, key and history are those that 0.1 wrote."""
     by_participant = (await service.json("/v1/transactions", participant="inventory", limit=100))["items"]
     members = {
         row["transaction_id"]

@@ -18,8 +18,8 @@ from typing import Any, Final
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.harness.crash_share import share
 from tests.harness.participant_app import METADATA, engine_for, service_on
+from tests.harness.search_share import share
 from tests.participant.crashing_service import CrashRun, Environment, Fault, Point
 
 HOUR_S: Final = 3601

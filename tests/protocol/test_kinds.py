@@ -9,6 +9,7 @@ import pytest
 from app.protocol import branches, kinds
 from app.protocol.values import BranchPhase, Kind, Outcome
 from holdfast.wire import Operation
+from tests.harness.search_share import share
 from tests.protocol.enumeration import enumerate_all, steps_to_the_end
 
 SETS = [frozenset(each) for each in chain.from_iterable(combinations(Operation, n) for n in range(len(Operation)))]
@@ -29,7 +30,7 @@ def with_kind(patch: pytest.MonkeyPatch, operations: Set[Operation]) -> Kind:
 @pytest.mark.parametrize("operations", SETS, ids=lambda operations: "+".join(sorted(operations)) or "nothing")
 def test_any_set_of_operations_keeps_every_rule(operations: Set[Operation], monkeypatch: pytest.MonkeyPatch) -> None:
     kind = with_kind(monkeypatch, operations)
-    run = enumerate_all([(kind, Kind.TCC), (Kind.TCC, kind)])
+    run = enumerate_all(share([(kind, Kind.TCC), (Kind.TCC, kind)]))
     assert all(steps_to_the_end(state) <= 10 for state in run.states)
     asked = {b.calling for s in run.states for b in s.transaction.branches if b.kind is kind} - {None}
     assert asked == (operations if Operation.TRY in operations else operations & {Operation.CONFIRM})
