@@ -42,6 +42,8 @@ BEGIN_WITHIN_S: Final = 3.0
 SAFETY_MAX_S: Final = 8.0
 LIVENESS_MAX_S: Final = 60.0
 LOOK_S: Final = 0.25
+STRANGERS_S: Final = 4.0
+"""Longer than a Try can take to leave its hold once faults are off; nobody waits for those of strangers."""
 SKEW_S: Final = 0.15
 ABSENT_CHANCE: Final = 0.2
 """In so many seeds some stay away for the first part of the liveness phase."""
@@ -176,6 +178,9 @@ class World:
         if self.draw.random() < ABSENT_CHANCE:
             await self._come_to_rest_without(self._drawn_to_be_absent())
         await self._until(lambda: self._busy() or (self.clients.left and "clients"))
+        if self.strangers:
+            await pass_time(STRANGERS_S)
+            await self._until(self._busy)
         await self._resolve_some()
         await self._check_end()
 
