@@ -1,7 +1,7 @@
 """Branches are rows of their own, so that a step touches no payload. The first of three steps: the room for them.
 
-The column `state` becomes `progress`: processes of versions before this one, which want their exact schema, fail at
-each write from now on and record nothing.
+No version before can run from here on, and the database says so. One that still does fails at each write and records
+nothing, because the column `state` becomes `progress`.
 
 Revision ID: 0006
 Revises: 0005
@@ -19,9 +19,12 @@ depends_on = None
 
 TABLE = "transactions"
 INDEX = "ix_branches_participant_transaction_id"
+COMPATIBLE_FROM = sa.text("UPDATE compatibility SET compatible_from = :revision")
+LAST_STEP = "0008"
 
 
 def upgrade() -> None:
+    op.get_bind().execute(COMPATIBLE_FROM, {"revision": LAST_STEP})
     op.alter_column(TABLE, "state", new_column_name="progress", existing_type=DOCUMENT, existing_nullable=False)
     op.add_column(TABLE, sa.Column("traceparent", ExactString(55), nullable=True))
     op.add_column(TABLE, sa.Column("definition_bytes", sa.Integer(), nullable=False, server_default="0"))
@@ -44,3 +47,4 @@ def downgrade() -> None:
     op.drop_column(TABLE, "definition_bytes")
     op.drop_column(TABLE, "traceparent")
     op.alter_column(TABLE, "progress", new_column_name="state", existing_type=DOCUMENT, existing_nullable=False)
+    op.get_bind().execute(COMPATIBLE_FROM, {"revision": down_revision})

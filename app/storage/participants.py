@@ -37,7 +37,8 @@ def list_participants(connection: Connection) -> list[RegisteredParticipant]:
 def keep_registered(connection: Connection, names: Set[str]) -> set[str]:
     """Those of these names that are registered: none of them can be deleted before this database transaction ends.
 
-    The rows are locked in shared mode, so that whoever does the same doesn't wait, and in the order of their names.
+    The locks are shared, so that begins don't wait for each other, and taken in the order of the names, so that they
+    don't deadlock.
     """
     return set(connection.execute(_KEPT, {"names": sorted(names)}).scalars()) if names else set()
 

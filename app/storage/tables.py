@@ -84,8 +84,7 @@ class TransactionRow(_Table, table=True):
 class BranchRow(_Table, table=True):
     """A branch as it was asked for. Rows are inserted and never changed.
 
-    `participant` is null for a branch with inline endpoints. A transaction that has a row here and a participant that
-    it needs are found by the index.
+    `participant` is null for a branch with inline endpoints. The index finds the transactions of a participant.
     """
 
     __tablename__ = "branches"

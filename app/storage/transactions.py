@@ -194,7 +194,7 @@ def ping(connection: Connection, items: Sequence[None]) -> list[bool]:
 def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Claimed]]:
     """Take over unfinished transactions: take the lease and increment the version, which stops the previous owner.
 
-    `find_claimed` reads them, when the writer isn't held up by it.
+    `find_claimed` reads them afterwards, so that the writer isn't held up.
     """
     return [_claim(connection, item) for item in items]
 

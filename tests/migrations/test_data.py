@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from app.storage import queries, tables, transactions
+from app.storage import migrations, queries, tables, transactions
 from app.storage.engines import make_engine
 from app.storage.errors import UnreadableRowError
 from app.storage.migrations import migrate
@@ -223,6 +223,17 @@ def test_what_nobody_can_read_is_kept_as_it_is(database_url: str, engine: Engine
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT id, definition FROM transactions")).all()
     assert {definition: id_ for id_, definition in rows if definition in damaged} == damaged
+
+
+@on_servers
+def test_versions_that_know_no_rows_of_branches_do_not_start_on_them(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(database_url)
+    for head, starts in (("0005", False), ("0007", False), ("0008", True)):
+        monkeypatch.setattr(migrations, "_head", lambda head=head: head)
+        fault = found(engine, migrations.schema_fault)
+        assert fault is None if starts else "Run that version" in fault, head
 
 
 @on_servers
