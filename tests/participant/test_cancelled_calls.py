@@ -1,9 +1,13 @@
 """A call whose task is cancelled, as a server does it when it shuts down: nothing is kept, the task ends cancelled."""
 
 import asyncio
+import itertools
+import sqlite3
 import threading
+from contextlib import closing
 from typing import Any
 
+import aiosqlite
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -77,6 +81,44 @@ async def test_a_cancelled_call_ends_cancelled_and_the_next_one_works(
         assert not await service.effects()
         assert (await branch.try_()).ok, "at once: nobody's lease or lock is in the way"
         assert await service.effects() == {"try": 1}
+
+
+@pytest.mark.parametrize("kind", ["sqlite+aiosqlite"])
+@pytest.mark.parametrize("two_step", [False, True])
+async def test_a_call_that_is_cancelled_in_a_statement_keeps_no_lock(
+    url: str, kind: str, two_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of its statements, which the connection's thread has run by then. SQLite has one lock for all writers."""
+    async with (
+        running(url, kind, two_step=two_step) as service,
+        FakeCoordinator(service.participant, decision="cancel") as coordinator,
+    ):
+        execute: Any = aiosqlite.Connection._execute
+        cancelled, left = [], -1
+
+        async def cancelled_in_one(self: aiosqlite.Connection, *arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                asyncio.current_task().cancel()  # type: ignore[union-attr]
+            return await execute(self, *arguments, **named)
+
+        monkeypatch.setattr(aiosqlite.Connection, "_execute", cancelled_in_one)
+        for statement in itertools.count(1):
+            left = 0
+            branch = coordinator.branch({"quantity": 1})
+            assert (await branch.try_()).ok
+            left = statement
+            call = asyncio.create_task(branch.cancel())
+            await asyncio.wait([call])
+            if left > 0:  # it has fewer
+                left = 0
+                break
+            cancelled.append(call)  # keeps its exception, as services do that log or collect what failed
+            with closing(sqlite3.connect(str(service.database.url.database), timeout=0)) as other:
+                other.execute("BEGIN EXCLUSIVE")
+        assert len(cancelled) > 5
+        assert all(call.cancelled() for call in cancelled)
 
 
 @synchronous

@@ -5,7 +5,8 @@ A unit of work is a plain function of a Session. It runs in a worker thread (Eng
 """
 
 import asyncio
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 HANDLER_THREADS_MAX: Final = 40
 """Maximum number of concurrent handlers of a participant on a synchronous engine; they have their own threads."""
+
+CHAIN_MAX: Final = 10
+"""How many exceptions of a chain are looked at."""
 
 AnyDatabase = Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]
 
@@ -93,8 +97,12 @@ class Database:
         """
         if self._async is not None:
             session: AsyncSession
-            async with self._async_class(**self._async.kw) as session:
-                return await session.run_sync(work, invoker_for(session))
+            try:
+                async with self._async_class(**self._async.kw) as session:
+                    return await session.run_sync(work, invoker_for(session))
+            except BaseException as error:
+                _let_go_of_cursors(error)
+                raise
         limiter = self._limiter() if calls_handlers else None
         return await to_thread.run_sync(self._run_here, work, limiter=limiter)
 
@@ -184,12 +192,30 @@ def will_pass(error: BaseException) -> bool:
 
 def hide_values(error: BaseException) -> None:
     """Remove statement parameters, which contain payloads, from the error's text before it is logged."""
+    for one in _chain(error):
+        if isinstance(one, StatementError):
+            one.hide_parameters = True
+
+
+def _let_go_of_cursors(error: BaseException) -> None:
+    """Clear the local variables of the frames that `error` passed, where a statement was cancelled.
+
+    SQLite's lock outlives the connection's close until the last cursor that isn't exhausted is gone, and exceptions
+    keep their frames as long as somebody keeps the exception (sqlite3_close_v2: a zombie connection).
+    """
+    for one in _chain(error):
+        for leaf in leaves(one):
+            if isinstance(leaf, asyncio.CancelledError):
+                traceback.clear_frames(leaf.__traceback__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what led to it."""
     seen: BaseException | None = error
-    for _ in range(10):
+    for _ in range(CHAIN_MAX):
         if seen is None:
             return
-        if isinstance(seen, StatementError):
-            seen.hide_parameters = True
+        yield seen
         seen = seen.__cause__ or seen.__context__
 
 
