@@ -148,7 +148,7 @@ class _Server(uvicorn.Server):
             log.info("event=serving Holdfast is running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        stopping = asyncio.create_task(self._app.state.parts.coordinator.stop(self._limit_s))
+        stopping = asyncio.create_task(self._app.state.parts.coordinator.runs.stop(self._limit_s))
         await super().shutdown(sockets)
         await stopping
 

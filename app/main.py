@@ -18,6 +18,7 @@ from app.calling.transport import Transport
 from app.clock import anchored_clock
 from app.docs_ui import pages
 from app.engine.coordinator import Coordinator
+from app.engine.inbox import Inbox
 from app.engine.memory_budget import MemoryBudget
 from app.engine.notifications import Notifications
 from app.engine.recovery import Recovery
@@ -108,8 +109,16 @@ async def _started(
     settings: Settings, journal: Journal, caller: Caller, clock: Callable[[], float], *, embedded: bool
 ) -> AsyncIterator[Parts]:
     notifications = Notifications(journal, alone=embedded)
-    parts = assemble(settings, journal, caller, clock, poll_s=lambda: notifications.poll_s, tell=notifications.tell)
-    notifications.subscribe(parts.coordinator.heard)
+    parts = assemble(
+        settings,
+        journal,
+        caller,
+        clock,
+        poll_s=lambda: notifications.poll_s,
+        tell=notifications.tell,
+        alone=embedded,
+    )
+    notifications.subscribe(parts.coordinator.runs.heard)
     if embedded:  # only this process uses the file, so earlier holders of leases are dead
         await journal.write(release_leases, clock())
     for name, body in settings.participants.items():
@@ -117,13 +126,17 @@ async def _started(
     await parts.registry.refresh()
     recovery = recovery_of(parts)
     retention = _retention(settings, parts)
+    inbox = inbox_of(parts, poll_s=lambda: notifications.poll_s)
     for service in (notifications, recovery, retention):
         await service.start()
+    if not embedded:
+        await inbox.start()
     try:
         yield parts
     finally:
         await asyncio.gather(retention.stop(), recovery.stop())
-        await parts.coordinator.stop(settings.shutdown_timeout_s)
+        await parts.coordinator.runs.stop(settings.shutdown_timeout_s)
+        await inbox.stop()
         await notifications.stop()  # last: others are told of what ended while the coordinator stopped
 
 
@@ -148,8 +161,9 @@ def assemble(
     *,
     poll_s: Callable[[], float],
     tell: Callable[[str], None],
+    alone: bool,
 ) -> Parts:
-    """The parts of a coordinator, not started yet. `poll_s` and `tell` connect it to other replicas."""
+    """The parts of a coordinator, not started yet. `poll_s` and `tell` connect it to other replicas, if not `alone`."""
     metrics = Metrics()
     memory = MemoryBudget(settings.memory_max_bytes)
     registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
@@ -164,6 +178,7 @@ def assemble(
         clock=clock,
         poll_s=poll_s,
         tell=tell,
+        alone=alone,
     )
     return Parts(
         coordinator_id=caller.coordinator_id,
@@ -179,16 +194,21 @@ def assemble(
 
 
 def recovery_of(parts: Parts) -> Recovery:
-    """The recovery that claims due transactions for the coordinator of `parts`."""
+    """The recovery that claims due transactions for the runs of `parts`."""
     return Recovery(
         journal=parts.journal,
-        coordinator=parts.coordinator,
+        runs=parts.coordinator.runs,
         registry=parts.registry,
         metrics=parts.metrics,
         memory=parts.memory,
         lease_s=parts.settings.lease_s,
         clock=parts.clock,
     )
+
+
+def inbox_of(parts: Parts, *, poll_s: Callable[[], float]) -> Inbox:
+    """The inbox of the runs of `parts`, where other processes use the database, too."""
+    return Inbox(journal=parts.journal, runs=parts.coordinator.runs, poll_s=poll_s, clock=parts.clock)
 
 
 def _retention(settings: Settings, parts: Parts) -> Retention:

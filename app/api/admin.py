@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from app.api import examples, openapi_links
 from app.api.bodies import known_id, read_cursor
-from app.api.dependencies import PartsOf
+from app.api.dependencies import PartsOf, peer_of
 from app.api.pagination import cursor_of
 from app.api.problems import responses
 from app.api.rendering import json_response, totals_json, transaction_json
@@ -61,12 +61,13 @@ async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Res
         **responses("unknown-transaction", "already-finished", "invalid", "overloaded", "unavailable"),
     },
 )
-async def retry(transaction_id: TransactionId, parts: PartsOf) -> Response:
+async def retry(transaction_id: TransactionId, request: Request, parts: PartsOf) -> Response:
     """Make every outstanding call now instead of waiting for its next attempt, and reset the back-off.
 
     Safe at any time: participants recognise repeated calls. Use it after a participant has been repaired.
     """
-    transaction = await parts.coordinator.command(known_id(transaction_id), RetryRequested())
+    command = RetryRequested(by=f"operator at {peer_of(request)}")
+    transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
     return json_response(transaction_json(transaction), 202)
 
 
@@ -106,7 +107,8 @@ async def resolve(
     command = BranchResolved(
         branch=branch,
         settled=Settled(body.settled),
-        by=f"operator at {request.client.host if request.client else 'unknown'}",
+        by=f"operator at {peer_of(request)}",
         reason=body.reason,
     )
-    return json_response(transaction_json(await parts.coordinator.command(known_id(transaction_id), command)))
+    transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
+    return json_response(transaction_json(transaction))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from app.api.pagination import parse_cursor
 from app.api.problems import Problem
 from app.api.schemas import BeginRequest
-from app.engine.coordinator import UnknownTransactionError
+from app.engine.errors import UnknownTransactionError
 from app.protocol.transaction_id import is_id
 from app.settings import BRANCHES_LIMIT
 from holdfast.json_text import NotPortableError, checked

@@ -37,3 +37,8 @@ async def _parts(request: Request) -> Parts:
 
 
 PartsOf = Annotated[Parts, Depends(_parts)]
+
+
+def peer_of(request: Request) -> str:
+    """The address that a request comes from, for the record of who asked."""
+    return request.client.host if request.client else "unknown address"

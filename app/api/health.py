@@ -78,7 +78,7 @@ async def metrics(parts: PartsOf) -> Response:
     unfinished, hung = await parts.journal.read(_counts)
     parts.metrics.unfinished.set(unfinished)
     parts.metrics.hung.set(hung)
-    parts.metrics.running.set(parts.coordinator.running)
+    parts.metrics.running.set(len(parts.coordinator.runs))
     return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

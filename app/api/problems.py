@@ -18,8 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.examples import PROBLEMS, ProblemExample
 from app.api.rendering import to_json, transaction_json
-from app.engine.coordinator import OverloadedError, UnknownTransactionError
-from app.engine.run import ObjectedError
+from app.engine.errors import ObjectedError, OverloadedError, UnknownTransactionError
 from app.storage.errors import DatabaseUnavailableError, UnreadableRowError
 from holdfast.wire import DETAIL_CHARS_MAX, printable
 

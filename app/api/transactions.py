@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 
 from app.api import examples, openapi_links
 from app.api.bodies import known_id, read_begin, read_cursor
-from app.api.dependencies import Parts, PartsOf
+from app.api.dependencies import Parts, PartsOf, peer_of
 from app.api.pagination import cursor_of
 from app.api.prefer_header import Preferences, parse_prefer
 from app.api.problems import Problem, responses
@@ -29,7 +29,7 @@ from app.api.schemas import (
     TransactionPage,
     TransactionsQuery,
 )
-from app.engine.coordinator import IdempotencyKeyConflictError, UnknownParticipantError, UnknownTransactionError
+from app.engine.errors import IdempotencyKeyConflictError, UnknownParticipantError, UnknownTransactionError
 from app.protocol.messages import CancelRequested
 from app.protocol.values import Outcome, Transaction
 from app.storage import calls, queries
@@ -240,7 +240,7 @@ async def list_calls(transaction_id: TransactionId, parts: PartsOf, query: Annot
     """List every call to a participant that was made for the transaction, oldest first, with its answer."""
     after_id = read_cursor(query.cursor, int)[0] if query.cursor is not None else 0
     transaction_id = known_id(transaction_id)
-    unsaved = parts.coordinator.unsaved_calls(transaction_id)
+    unsaved = parts.coordinator.runs.unsaved_calls(transaction_id)
     await parts.coordinator.find(transaction_id)
     found = await parts.journal.read(calls.list_calls, transaction_id, query.limit + 1, after_id)
     next_cursor = cursor_of(found[query.limit - 1][0]) if len(found) > query.limit else None
@@ -297,14 +297,15 @@ async def get_decision(
         **responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
     },
 )
-async def cancel(transaction_id: TransactionId, parts: PartsOf) -> Response:
+async def cancel(transaction_id: TransactionId, request: Request, parts: PartsOf) -> Response:
     """Decide to cancel a transaction that is still undecided.
 
     The answer comes once the decision is durable; the participants' Cancels follow. Cancelling twice is safe. A
     transaction that is already decided to confirm answers 409.
     """
-    command = CancelRequested(detail="cancelled by request")
-    return json_response(transaction_json(await parts.coordinator.command(known_id(transaction_id), command)))
+    command = CancelRequested(detail="cancelled by request", by=f"initiator at {peer_of(request)}")
+    transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
+    return json_response(transaction_json(transaction))
 
 
 def _key(header: str | None) -> str | None:

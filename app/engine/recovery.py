@@ -1,4 +1,4 @@
-"""Claims due transactions and hands them to the coordinator: those that rest, and those whose process died.
+"""Claims due transactions and starts a run for each: those that rest, and those whose process died.
 
 The two are alike: a crash is only a longer pause between two steps. Any number of replicas can run this, because a
 claim is one conditional write. A failing participant gets a limited share of the places: its further transactions are
@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from app.background import RepeatingTask
 from app.calling.registry import Registry
-from app.engine.coordinator import Coordinator
 from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Place, take_over
+from app.engine.runs import Runs
 from app.metrics import Metrics
 from app.protocol.values import Transaction
 from app.storage import transactions
@@ -60,7 +60,7 @@ class Recovery:
         self,
         *,
         journal: Journal,
-        coordinator: Coordinator,
+        runs: Runs,
         registry: Registry,
         metrics: Metrics,
         memory: MemoryBudget,
@@ -68,7 +68,7 @@ class Recovery:
         clock: Callable[[], float],
     ) -> None:
         self._journal = journal
-        self._coordinator = coordinator
+        self._runs = runs
         self._registry = registry
         self._metrics = metrics
         self._memory = memory
@@ -83,7 +83,7 @@ class Recovery:
         self._adopted = {
             id_: replace(each, place=place)
             for id_, each in self._adopted.items()
-            if (place := self._coordinator.place_of(id_)) is not None
+            if (place := self._runs.place_of(id_)) is not None
         }
         return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
 
@@ -92,7 +92,7 @@ class Recovery:
         now = self._clock()
         room = self._room(place, now)
         bytes_left = self._memory.left(hung=hung)
-        if room <= 0 or self._coordinator.stopping or (self._adopted and not bytes_left):
+        if room <= 0 or self._runs.stopping or (self._adopted and not bytes_left):
             return 0
         claim = transactions.Claim(
             due_by=now,
@@ -108,11 +108,11 @@ class Recovery:
             if adopted.place is place and now - adopted.since >= SLOW_AFTER_S
             for participant in adopted.waits_for
         )
-        for transaction in claimed:
-            waits_for = _waits_for(transaction)
+        for taken in claimed:
+            waits_for = _waits_for(taken.transaction)
             if all(slow[each] < SLOW_MAX for each in waits_for):  # otherwise it is due again when its lease ends
-                self._adopted[transaction.id] = _Adopted(place=place, since=now, waits_for=waits_for)
-                await self._coordinator.adopt(transaction)
+                self._adopted[taken.transaction.id] = _Adopted(place=place, since=now, waits_for=waits_for)
+                await self._runs.adopt(taken)
                 self._metrics.claimed.inc()
         return len(claimed)
 

@@ -14,14 +14,16 @@ from enum import StrEnum
 
 from app.calling.caller import Caller
 from app.calling.registry import Registry
+from app.engine.errors import ObjectedError
 from app.engine.memory_budget import MemoryBudget, size_of
 from app.engine.waiters import Waiters, wait_for_event
 from app.metrics import Metrics
-from app.protocol.messages import Answered, Call, Command, Input, Objection, Step
+from app.protocol.messages import Answered, Call, Command, Input, Step
 from app.protocol.policy import Policy
 from app.protocol.steps import advance, broken, objection
 from app.protocol.values import CallRecord, Transaction
 from app.storage import calls, transactions
+from app.storage.commands import Heard
 from app.storage.errors import DatabaseError, DatabaseUnavailableError, StaleError
 from app.storage.group_commit import Journal
 from holdfast.wire import Answer
@@ -40,25 +42,20 @@ class Place(StrEnum):
     HUNG = "hung"  # as long as it is, wherever it came from
 
 
-class ObjectedError(Exception):
-    """The transaction's state doesn't allow the command; `reason` says why."""
-
-    def __init__(self, reason: Objection, transaction: Transaction) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.transaction = transaction
-
-
 class RunEndedError(Exception):
     """The run ended before it took the command. It is safe to issue the command again."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PendingCommand:
-    """A command, and the future that receives the resulting transaction."""
+    """A command for a run: of this process, whose future `done` gets the resulting transaction, or of the inbox.
+
+    `id` is that of the row in the inbox, which gets the outcome.
+    """
 
     command: Command
-    done: asyncio.Future[Transaction]
+    done: asyncio.Future[Transaction] | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +96,11 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.place = place
         self._place_unless_hung = Place.ADOPTED if place is Place.HUNG else place
-        self._commands = list(commands)
+        self._commands: list[PendingCommand] = []
+        self._known: set[str] = set()
+        """The ids of the inbox's commands that this run has been given; the inbox may tell of one twice."""
+        self._heard: list[Heard] = []
+        """The inbox's commands whose outcome is in the next save."""
         self._taken: list[asyncio.Future[Transaction]] = []
         """The futures that wait for the command in progress."""
         self._answers: list[Answered] = []
@@ -110,6 +111,8 @@ class Run:
         self._size = 0
         context.places[place] += 1
         self._hold(size_of(saved))
+        for pending in commands:
+            self.ask(pending)
 
     async def drive(self, first: Step | None) -> None:
         """Work until the transaction rests, or until another replica has taken it over.
@@ -126,16 +129,22 @@ class Run:
 
     def ask(self, pending: PendingCommand) -> None:
         """Carry out this command; its future gets RunEndedError if the run ends first."""
+        if pending.id is not None:
+            if pending.id in self._known:
+                return
+            self._known.add(pending.id)
         self._commands.append(pending)
         self._arrived.set()
 
-    async def check_ownership(self) -> None:
-        """Say no more of the transaction if another replica has taken it over. The next save ends this run."""
+    async def look(self) -> None:
+        """Take new commands from the inbox, and say no more of the transaction if another replica has taken it over."""
         known = self.saved
-        version = await self._context.journal.read(transactions.find_version, known.id)
-        if version is None or version <= known.version or self._saving or self.saved is not known:
+        news = await self._context.journal.read(transactions.find_news, known.id)
+        for asked in news.commands:
+            self.ask(PendingCommand(command=asked.command, id=asked.id))
+        if news.version is None or news.version <= known.version or self._saving or self.saved is not known:
             return  # a save in progress finds out by itself
-        self._turn_away()
+        self._turn_away()  # the next save ends this run
 
     def halt(self) -> None:
         """Stop before the next call or pause. A save in progress completes, because the hand-over builds on it."""
@@ -161,7 +170,7 @@ class Run:
     async def _steps(self, first: Step | None) -> None:
         step = first or self._advance(self.saved)
         while True:
-            transaction = await self._save(step) if step.must_save else step.transaction
+            transaction = await self._save(step) if step.must_save or self._heard else step.transaction
             self._publish(transaction)
             if self._halted or (step.rests and not self._commands):
                 return
@@ -179,25 +188,30 @@ class Run:
         """One command alone, or else all the answers so far: a command is checked against the current state."""
         while self._commands:
             pending = self._commands.pop(0)
+            if pending.id is not None and transaction.finished:
+                continue  # nothing is saved any more; whoever asked sees that it is finished
             reason = objection(transaction, pending.command)
+            if pending.id is not None:
+                self._heard.append(Heard(id=pending.id, objection=reason))
             if reason is None:
-                self._taken = [pending.done]
+                self._taken = [] if pending.done is None else [pending.done]
                 return [pending.command]
-            if not pending.done.done():
+            if pending.done is not None and not pending.done.done():
                 pending.done.set_exception(ObjectedError(reason, transaction))
         answers, self._answers = self._answers, []
         return answers
 
     async def _save(self, step: Step) -> Transaction:
         made = tuple(self.history)  # a call that finishes during this save is left for the next one
-        save = transactions.Save(before=self.saved, after=step.transaction, calls=made)
+        heard, self._heard = tuple(self._heard), []
+        save = transactions.Save(before=self.saved, after=step.transaction, calls=made, heard=heard)
         self._saving = True
         try:
             before, self.saved = self.saved, await self._context.journal.write(transactions.save, save)
         finally:
             self._saving = False
         del self.history[: len(made)]
-        if self.saved.phase is not before.phase or self.saved.is_delayed is not before.is_delayed:
+        if heard or self.saved.phase is not before.phase or self.saved.is_delayed is not before.is_delayed:
             self._context.tell(self.saved.id)
         if self.saved.finished:
             self._context.metrics.finished.labels(outcome=self.saved.outcome).inc()
@@ -261,7 +275,7 @@ class Run:
         """Accept no more commands; those that wait are issued again, to the next run of the transaction."""
         self.leaving = True
         for future in (*self._taken, *(pending.done for pending in self._commands)):
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_exception(RunEndedError())
 
     async def _set_aside(self) -> None:
@@ -276,7 +290,7 @@ class Run:
             log.warning("event=set_aside_failed transaction_id=%s error=%s", self.saved.id, type(error).__name__)
 
 
-async def take_over(journal: Journal, claim: transactions.Claim) -> list[Transaction]:
+async def take_over(journal: Journal, claim: transactions.Claim) -> list[transactions.Taken]:
     """Claim transactions and read them; another process may already have taken some of them in turn."""
     claimed = await journal.write(transactions.claim, claim)
     return await journal.read(transactions.find_claimed, claimed) if claimed else []

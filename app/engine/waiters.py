@@ -1,7 +1,8 @@
 """Clients that wait until something is true of a transaction. Changes no transaction; looks them up by a callback."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from app.protocol.values import Transaction
@@ -35,9 +36,7 @@ class Waiters:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
-        waiter = _Waiter()
-        self._waiters.setdefault(transaction_id, {})[waiter] = None
-        try:
+        with self._waiting(transaction_id) as waiter:
             while True:
                 waiter.changed.clear()
                 transaction = waiter.seen or await self._find(transaction_id)
@@ -46,11 +45,12 @@ class Waiters:
                 if awaited(transaction) or left_s <= 0 or self._closed:
                     return transaction
                 await wait_for_event(waiter.changed, min(left_s, self._look_again_s(transaction_id)))
-        finally:
-            waiters = self._waiters[transaction_id]
-            del waiters[waiter]
-            if not waiters:
-                del self._waiters[transaction_id]
+
+    @contextmanager
+    def watching(self, transaction_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the transaction may have changed, for those who look it up otherwise."""
+        with self._waiting(transaction_id) as waiter:
+            yield waiter.changed
 
     def show(self, transaction: Transaction) -> None:
         """Give the transaction's new state to the clients that wait for it."""
@@ -62,6 +62,18 @@ class Waiters:
         """The transaction has changed: the clients that wait for it look it up again."""
         for waiter in self._waiters.get(transaction_id, ()):
             waiter.changed.set()
+
+    @contextmanager
+    def _waiting(self, transaction_id: str) -> Iterator[_Waiter]:
+        waiter = _Waiter()
+        self._waiters.setdefault(transaction_id, {})[waiter] = None
+        try:
+            yield waiter
+        finally:
+            waiters = self._waiters[transaction_id]
+            del waiters[waiter]
+            if not waiters:
+                del self._waiters[transaction_id]
 
     def close(self) -> None:
         """Stop all waiting: every client gets the transaction as it stands."""

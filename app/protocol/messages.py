@@ -44,15 +44,21 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested:
-    """Input: an initiator or operator wants to cancel the transaction, which is possible while it is undecided."""
+    """Input: an initiator or operator wants to cancel the transaction, which is possible while it is undecided.
+
+    `by` says who asked, and `detail` why.
+    """
 
     code: ReasonCode = ReasonCode.REQUESTED
     detail: str | None = None
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryRequested:
-    """Input: an operator wants every outstanding call made now, with the back-off reset."""
+    """Input: an operator wants every outstanding call made now, with the back-off reset. `by` says who asked."""
+
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,14 @@ def objection(transaction: Transaction, command: Command) -> Objection | None:
             assert_never(command)
 
 
+def is_at_rest(transaction: Transaction, policy: Policy) -> bool:
+    """Whether nobody works on a transaction that was read: recovery claims it when something is due.
+
+    Otherwise its `wake_at` is the end of a lease. No call in progress is ever stored.
+    """
+    return transaction.finished or transaction.wake_at == min(_due_times(transaction, -math.inf, policy))
+
+
 def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
     """The transaction set aside after a broken invariant: listed as hung, and retried later.
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 
 from app.protocol.values import CallRecord, Transaction
-from app.storage import branches
+from app.storage import branches, commands
 from app.storage.bulk import insert_all
 from app.storage.calls import call_record
 from app.storage.deferred import Deferred
@@ -132,6 +132,7 @@ def _delete(connection: Connection, item: Deletion) -> bool:
     if gone.rowcount != len(ids):
         raise StaleError("transactions that were about to be purged have changed")
     branches.remove(connection, ids)
+    commands.remove(connection, ids)
     if _have_few_calls(connection, ids):
         connection.execute(delete(calls).where(calls.c.transaction_id.in_(ids)))
         return False

@@ -115,6 +115,24 @@ class HungBranchRow(_Table, table=True):
     reason: str = Field(sa_column=Column(ExactString(32), nullable=False))
 
 
+class CommandRow(_Table, table=True):
+    """What somebody asked of a transaction while another process was working on it; ids sort by time.
+
+    `outcome` is null until the transaction's owner has carried the command out: `applied`, or the objection.
+    """
+
+    __tablename__ = "commands"
+    __table_args__ = (Index("ix_commands_outcome_id", "outcome", "id"),)
+
+    id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+    transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), nullable=False, index=True))
+    asked_at: float = Field(sa_column=Column(Double, nullable=False))
+    asked_by: str | None = Field(sa_column=Column(DOCUMENT))
+    reason: str | None = Field(sa_column=Column(DOCUMENT))
+    command: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    outcome: str | None = Field(sa_column=Column(ExactString(32)))
+
+
 class CallRow(_Table, table=True):
     """One call to a participant, and its answer."""
 
@@ -190,6 +208,7 @@ def _table(model: type) -> Table:
 transactions = _table(TransactionRow)
 branches = _table(BranchRow)
 hung_branches = _table(HungBranchRow)
+commands = _table(CommandRow)
 calls = _table(CallRow)
 leftover_calls = _table(LeftoverCallsRow)
 leases = _table(LeaseRow)

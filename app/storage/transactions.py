@@ -17,6 +17,7 @@ from app.protocol.values import CallRecord, Transaction
 from app.storage import branches, hung_branches
 from app.storage.bulk import insert_all, update_all
 from app.storage.calls import insert_calls
+from app.storage.commands import Asked, Heard, find_waiting, write_outcomes
 from app.storage.deferred import Deferred
 from app.storage.errors import ConcurrentWriteError, RetryWithError, StaleError, UnreadableRowError
 from app.storage.expressions import (
@@ -75,11 +76,12 @@ class NotRegistered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """A step to save: the state last stored, the new state, and the calls made in between."""
+    """A step to save: the state last stored, the new state, the calls made in between, and the commands heard."""
 
     before: Transaction
     after: Transaction
     calls: tuple[CallRecord, ...] = ()
+    heard: tuple[Heard, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -88,7 +90,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Which unfinished transactions to take over: up to `limit` that are due by `due_by`, or one by its id.
+    """Which unfinished transactions to take over: up to `limit` that are due by `due_by`, or one by its id and version.
 
     Those in a format that this version doesn't know are left to others. If `due_by` is None, it doesn't matter when
     they are due. `hung` selects only hung ones, or only the others. Their documents have at most `bytes_max` bytes
@@ -100,6 +102,7 @@ class Claim:
     limit: int = 1
     bytes_max: int = READ_BYTES_MAX
     transaction_id: str | None = None
+    version: int | None = None
     hung: bool | None = None
 
 
@@ -109,6 +112,22 @@ class Claimed:
 
     id: str
     version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A transaction that a claim has taken, as it stands, and the commands that wait for its owner, oldest first."""
+
+    transaction: Transaction
+    commands: Sequence[Asked]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What the owner of a transaction should know: the stored version, None if it is gone, and waiting commands."""
+
+    version: int | None
+    commands: Sequence[Asked]
 
 
 # Frequent statements are built once, because building one costs more than sending it.
@@ -222,10 +241,11 @@ def find(connection: Connection, transaction_id: str) -> Deferred[Transaction | 
     return Deferred(lambda: None if row is None or _is_purged(row, of_branches) else transaction_of(row, of_branches))
 
 
-def find_version(connection: Connection, transaction_id: str) -> int | None:
-    """The version of a transaction, which tells whether whoever knows it still owns it; None if there is none."""
-    version: int | None = connection.execute(_VERSION, {"id": transaction_id}).scalar()
-    return version
+def find_news(connection: Connection, transaction_id: str) -> News:
+    """The version of a transaction, which tells whether whoever knows it still owns it, and its waiting commands."""
+    row = connection.execute(_VERSION, {"id": transaction_id}).first()
+    waiting = find_waiting(connection, [transaction_id])[transaction_id]
+    return News(version=None if row is None else row.version, commands=waiting)
 
 
 def find_all(
@@ -240,14 +260,21 @@ def find_all(
     return Deferred(lambda: _readable((rows[id_], of_branches[id_]) for id_ in ids if id_ in rows))
 
 
-def find_claimed(connection: Connection, claimed: Sequence[Claimed]) -> Deferred[list[Transaction]]:
+def find_claimed(connection: Connection, claimed: Sequence[Claimed]) -> Deferred[list[Taken]]:
     """What a claim has taken, except what another replica has taken since, and what can't be read.
 
     A row that can't be read keeps its lease, and is logged at each claim.
     """
     versions = {each.id: each.version for each in claimed}
     found = find_all(connection, list(versions))
-    return Deferred(lambda: [each for each in found.finish() if each.version == versions[each.id]])
+    waiting = find_waiting(connection, list(versions))
+    return Deferred(
+        lambda: [
+            Taken(transaction=each, commands=waiting[each.id])
+            for each in found.finish()
+            if each.version == versions[each.id]
+        ]
+    )
 
 
 def judge_payloads(
@@ -282,6 +309,7 @@ def _save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
         raise StaleError(", ".join(item.after.id for item in items))
     hung_branches.replace_changed(connection, [(item.before, item.after) for item in items])
     insert_calls(connection, [call for item in items for call in item.calls])
+    write_outcomes(connection, [heard for item in items for heard in item.heard])
     return [replace(item.after, version=item.after.version + 1) for item in items]
 
 
@@ -311,7 +339,7 @@ def _new_row(item: NewRecord, of_branches: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _claim(connection: Connection, item: Claim) -> list[Claimed]:
-    values = {"due_by": item.due_by, "id": item.transaction_id}
+    values = {"due_by": item.due_by, "id": item.transaction_id, "version": item.version}
     given = {name: value for name, value in values.items() if value is not None}
     claimable = _claimable(tuple(given), item.hung)
     rows = within_read_limit(connection.execute(claimable, given | {"limit": item.limit}).all(), item.bytes_max)
@@ -340,6 +368,8 @@ def _claimable(given: tuple[str, ...], hung: bool | None) -> Select[Any]:
     claimable = sizes.where(IS_READABLE, due <= bindparam("due_by") if "due_by" in given else due.is_not(None))
     if "id" in given:
         claimable = claimable.where(transactions.c.id == bindparam("id"))
+    if "version" in given:
+        claimable = claimable.where(transactions.c.version == bindparam("version"))
     if hung is not None:
         claimable = claimable.where(IS_HUNG if hung else IS_UNDER_WAY)
     claimable = claimable.order_by(due).limit(bindparam("limit", type_=Integer()))

@@ -303,7 +303,7 @@ async def test_any_json_is_a_payload_and_a_result(service: Service, payload: Any
     tried, confirmed = service.participants.received
     assert tried.body["payload"] == confirmed.body["payload"] == payload
     assert confirmed.body["result"] == [payload]
-    service.parts.coordinator._runs.clear()
+    service.parts.coordinator.runs._runs.clear()
     assert await service.get(body["id"]) == body
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.api.rendering import transaction_json
 from app.engine.notifications import POLL_S
-from app.main import assemble, caller_of, create_app, recovery_of
+from app.main import assemble, caller_of, create_app, inbox_of, recovery_of
 from app.storage import calls, tables, transactions
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import CommitFailedError, Journal, PendingWrite, settle
@@ -36,7 +36,7 @@ LATENCY_S: Final = 0.01
 """How long a call takes on its way to a participant, and an answer back."""
 AGAIN_S: Final = 0.1
 """How long a client waits before it repeats what was answered 503."""
-TABLES: Final = (tables.hung_branches, tables.calls, tables.branches, tables.transactions)
+TABLES: Final = (tables.hung_branches, tables.commands, tables.calls, tables.branches, tables.transactions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +198,13 @@ class Life:
         settings = crash_run.environment.settings
         caller = caller_of(settings, CallTransport(crash_run), now, coordinator_id="c-1")
         self.parts = assemble(
-            settings, self.journal, caller, now, poll_s=lambda: POLL_S, tell=lambda transaction_id: None
+            settings,
+            self.journal,
+            caller,
+            now,
+            poll_s=lambda: POLL_S,
+            tell=lambda transaction_id: None,
+            alone=crash_run.environment.is_embedded,
         )
 
     async def _start(self, crash_run: "CrashRun") -> None:
@@ -212,6 +218,8 @@ class Life:
             except DatabaseUnavailableError:  # a supervisor starts it again
                 continue
         await recovery_of(self.parts).start()
+        if not crash_run.environment.is_embedded:
+            await inbox_of(self.parts, poll_s=lambda: POLL_S).start()
         crash_run.environment.app.state.parts = self.parts
         self.is_up.set()
 

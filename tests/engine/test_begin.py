@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy import Engine, func, select
 
-from app.engine.coordinator import IdempotencyKeyConflictError, OverloadedError
+from app.engine.errors import IdempotencyKeyConflictError, OverloadedError
 from app.protocol.identity import Identity
 from app.storage.tables import transactions
 from holdfast.wire import Operation

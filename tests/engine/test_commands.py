@@ -5,8 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy import Engine
 
-from app.engine.coordinator import UnknownTransactionError
-from app.engine.run import ObjectedError
+from app.engine.errors import ObjectedError, UnknownTransactionError
 from app.protocol.messages import BranchResolved, CancelRequested, Command, RetryRequested
 from app.protocol.values import Settled, Transaction
 from app.storage import transactions
@@ -27,8 +26,8 @@ def claimed_by_a_stranger(engine: Engine, transaction_id: str) -> Transaction:
         claim = transactions.Claim(due_by=None, lease_until=now() + 1.5, transaction_id=transaction_id)
         (claimed,) = transactions.claim(connection, [claim])
     (taken,) = found(engine, transactions.find_claimed, claimed)
-    assert isinstance(taken, Transaction)
-    return taken
+    assert isinstance(taken, transactions.Taken)
+    return taken.transaction
 
 
 @in_virtual_time
@@ -37,10 +36,10 @@ async def test_cancel_while_a_try_is_under_way(database_url: str, engine: Engine
     async with Replica(database_url, network) as replica:
         begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        answer = await replica.coordinator.command(begun.id, CancelRequested())
+        answer = await replica.command(begun.id, CancelRequested())
         assert (answer.decision, stored(engine, begun.id).decision) == (Decision.CANCEL, Decision.CANCEL)
         ended = await replica.end_of(begun.id)
-        again = await replica.coordinator.command(begun.id, CancelRequested())
+        again = await replica.command(begun.id, CancelRequested())
     assert (again.phase, again.reason) == (ended.phase, ended.reason)
     assert ended.reason is not None
     assert (ended.phase, ended.reason.code) == ("cancelled", "requested")
@@ -52,9 +51,9 @@ async def test_cancel_of_an_undecided_transaction_that_rests(database_url: str, 
     network = Network(engine, now, {("car", TRY): [LATER]})
     async with Replica(database_url, network) as replica:
         begun = await replica.coordinator.begin(begin_of())
-        await until(lambda: replica.coordinator.running == 0)
+        await until(lambda: len(replica.runs) == 0)
         began = now()
-        answer = await replica.coordinator.command(begun.id, CancelRequested())
+        answer = await replica.command(begun.id, CancelRequested())
         assert answer.decision is Decision.CANCEL
         await replica.end_of(begun.id)
         assert now() - began < 0.1
@@ -67,11 +66,11 @@ async def test_retry_of_a_hung_transaction_calls_at_once(database_url: str, engi
     async with Replica(database_url, network) as replica:
         begun = await replica.coordinator.begin(begin_of())
         await pass_time(25.0)
-        await until(lambda: replica.coordinator.running == 0)
+        await until(lambda: len(replica.runs) == 0)
         assert stored(engine, begun.id).hung_reason == "confirm_unanswered"
         network.script = {}
         began = now()
-        await replica.coordinator.command(begun.id, RetryRequested())
+        await replica.command(begun.id, RetryRequested())
         await replica.end_of(begun.id)
         assert now() - began < 0.1
     network.check(begun.id)
@@ -86,11 +85,11 @@ async def test_a_hung_transaction_that_is_undecided_obeys_at_once(
     async with Replica(database_url, network) as replica:
         begun = await replica.coordinator.begin(begin_of(timeout_s=86_400.0))
         await pass_time(60.0)
-        await until(lambda: replica.coordinator.running == 0)
+        await until(lambda: len(replica.runs) == 0)
         assert stored(engine, begun.id).hung_reason == "try_unanswered"
         network.script = {}
         began = now()
-        await replica.coordinator.command(begun.id, command)
+        await replica.command(begun.id, command)
         ended = await replica.end_of(begun.id)
         assert (ended.outcome, ended.hung_since) == (outcome, None)
         assert now() - began < 0.1
@@ -108,7 +107,7 @@ async def test_a_hung_transaction_that_is_undecided_is_cancelled_at_its_deadline
         begun = await replica.coordinator.begin(begin_of(timeout_s=120.0))
         await replica.coordinator.wait(begun.id, lambda transaction: transaction.hung_since is not None, 60.0)
         await pass_time(30.0)
-        assert replica.coordinator.running == 0
+        assert len(replica.runs) == 0
         ended = await replica.end_of(begun.id)
         assert ended.reason is not None
         assert (ended.reason.code, ended.hung_since) == ("timed_out", None)
@@ -123,9 +122,9 @@ async def test_commands_at_once_take_the_transaction_over_once(database_url: str
     network = Network(engine, now, {("car", TRY): [Reply(status=503, headers={"Retry-After": "20"}), SILENT]})
     async with Replica(database_url, network, recovers=False) as replica:
         begun = await replica.coordinator.begin(begin_of())
-        await until(lambda: replica.coordinator.running == 0)
+        await until(lambda: len(replica.runs) == 0)
         began, version = now(), stored(engine, begun.id).version
-        answers = await asyncio.gather(*(replica.coordinator.command(begun.id, RetryRequested()) for _ in range(3)))
+        answers = await asyncio.gather(*(replica.command(begun.id, RetryRequested()) for _ in range(3)))
         assert {answer.id for answer in answers} == {begun.id}
         assert now() == began, "each at once"
         assert stored(engine, begun.id).version == version + 2, "a claim and a save"
@@ -137,10 +136,10 @@ async def test_a_person_resolves_a_branch_that_hangs(database_url: str, engine: 
     async with Replica(database_url, network) as replica:
         begun = await replica.coordinator.begin(begin_of())
         await until(lambda: stored(engine, begun.id).hung_since is not None)
-        ended = await replica.coordinator.command(begun.id, RESOLVE)
+        ended = await replica.command(begun.id, RESOLVE)
         assert (ended.finished, ended.outcome) == (True, "mixed")
         with pytest.raises(ObjectedError, match="branch-finished"):
-            await replica.coordinator.command(begun.id, RESOLVE)
+            await replica.command(begun.id, RESOLVE)
     kept = stored(engine, begun.id)
     assert kept.branches[2].resolution == ended.branches[2].resolution
     assert (kept.hung_since, kept.wake_at) == (None, None)
@@ -158,10 +157,10 @@ async def test_what_the_transaction_does_not_allow_is_objected_to(database_url: 
             (decided, CancelRequested()),
             (decided, RESOLVE),
         ]
-        errors = await settled(*(replica.coordinator.command(each.id, command) for each, command in commands))
+        errors = await settled(*(replica.command(each.id, command) for each, command in commands))
         assert [str(error) for error in errors] == ["not-decided", "already-decided", "unknown-branch"]
         with pytest.raises(UnknownTransactionError):
-            await replica.coordinator.command("00000000-0000-7000-8000-000000000000", CancelRequested())
+            await replica.command("00000000-0000-7000-8000-000000000000", CancelRequested())
         await replica.end_of(decided.id)
     assert network.violations == []
 
@@ -172,10 +171,10 @@ async def test_cancel_on_another_replica_than_the_one_that_works(database_url: s
     async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         client = asyncio.create_task(one.finish(begin_of()))
         await until(lambda: len(network.asked) == 3)
-        answer = await two.coordinator.command(network.asked[0].transaction_id, CancelRequested())
+        answer = await two.command(network.asked[0].transaction_id, CancelRequested())
         assert answer.decision is Decision.CANCEL
         ended = await client
-        await until(lambda: one.coordinator.running + two.coordinator.running == 0)
+        await until(lambda: len(one.runs) + len(two.runs) == 0)
     assert ended.phase == "cancelled"
     network.check(ended.id)
 
@@ -188,7 +187,7 @@ async def test_a_command_survives_that_the_transaction_was_taken_over(database_u
         await until(lambda: len(network.asked) == 3)
         claimed_by_a_stranger(engine, begun.id)
         async with asyncio.timeout(CALL_TIMEOUT_S + 1.0):  # its own Try ends before anything overtakes it
-            answer = await replica.coordinator.command(begun.id, CancelRequested())
+            answer = await replica.command(begun.id, CancelRequested())
         assert (answer.decision, stored(engine, begun.id).decision) == (Decision.CANCEL, Decision.CANCEL)
         await replica.end_of(begun.id)
     network.check(begun.id)
@@ -209,9 +208,9 @@ async def test_a_command_that_could_not_be_saved_is_told_so(
         with monkeypatch.context() as broken:
             broken.setattr(replica.journal, "write", gone)
             async with asyncio.timeout(CALL_TIMEOUT_S + 1.0):
-                (answer,) = await settled(replica.coordinator.command(begun.id, CancelRequested()))
+                (answer,) = await settled(replica.command(begun.id, CancelRequested()))
             assert isinstance(answer, DatabaseUnavailableError)
         assert stored(engine, begun.id).decision is Decision.UNDECIDED
-        await replica.coordinator.command(begun.id, CancelRequested())
+        await replica.command(begun.id, CancelRequested())
         await replica.end_of(begun.id)
     network.check(begun.id)

@@ -29,14 +29,14 @@ async def test_whoever_waits_at_the_replica_that_was_overtaken_hears_of_it(datab
         await until(lambda: len(network.asked) == 3)
         waiting = asyncio.create_task(one.coordinator.wait(begun.id, is_decided, 60.0))
         began = now()
-        await two.coordinator.command(begun.id, CancelRequested())
-        one.coordinator.heard(begun.id)
+        await two.command(begun.id, CancelRequested())
+        one.runs.heard(begun.id)
         assert (await waiting).decision is Decision.CANCEL
         assert (await one.coordinator.find(begun.id)).decision is Decision.CANCEL
         assert now() - began < CALL_TIMEOUT_S / 2, "the Try that nobody answers isn't waited for"
         ended = await one.end_of(begun.id)
         assert ended == await two.coordinator.find(begun.id)
-        await until(lambda: one.coordinator.running == 0)
+        await until(lambda: len(one.runs) == 0)
     network.check(begun.id)
 
 
@@ -50,8 +50,8 @@ async def test_a_command_at_the_replica_that_was_overtaken_is_carried_out(databa
         with engine.execution_options(holdfast_writes=True).begin() as connection:
             claim = transactions.Claim(due_by=None, lease_until=now() + 90.0, transaction_id=begun.id)
             transactions.claim(connection, [claim])  # and its process dies
-        one.coordinator.heard(begun.id)
-        answer = await one.coordinator.command(begun.id, CancelRequested())
+        one.runs.heard(begun.id)
+        answer = await one.command(begun.id, CancelRequested())
         assert answer.decision is Decision.CANCEL
         await one.end_of(begun.id)
     network.check(begun.id)
@@ -63,9 +63,9 @@ async def test_an_old_notification_stops_nobody(database_url: str, engine: Engin
     async with Replica(database_url, network, recovers=False) as one:
         begun = await one.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        one.coordinator.heard(begun.id)
+        one.runs.heard(begun.id)
         await pass_time(0.1)
-        assert not one.coordinator._runs[begun.id].leaving
+        assert not one.runs._runs[begun.id].leaving
         await one.end_of(begun.id)  # by this run: nobody else recovers it
     network.check(begun.id)
 
@@ -87,8 +87,8 @@ async def test_the_owner_does_not_mistake_its_own_save_for_that_of_another(datab
         one.journal.write = write_and_wait  # type: ignore[method-assign]
         begun = await one.coordinator.begin(begin_of())
         await saved.wait()
-        await one.coordinator._runs[begun.id].check_ownership()
-        assert not one.coordinator._runs[begun.id].leaving
+        await one.runs._runs[begun.id].look()
+        assert not one.runs._runs[begun.id].leaving
         told.set()
         assert (await one.end_of(begun.id)).phase == "confirmed"
     network.check(begun.id)
@@ -103,11 +103,11 @@ async def test_a_database_that_fails_at_the_look_costs_nothing(database_url: str
         read = one.journal.read
 
         async def fail(function: Any, *args: Any) -> Any:
-            if function is transactions.find_version:
+            if function is transactions.find_news:
                 raise DatabaseUnavailableError("as scripted")
             return await read(function, *args)
 
         one.journal.read = fail  # type: ignore[method-assign]
-        one.coordinator.heard(begun.id)
+        one.runs.heard(begun.id)
         await one.end_of(begun.id)
     network.check(begun.id)

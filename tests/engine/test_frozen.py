@@ -72,7 +72,7 @@ async def frozen_at(point: int, scenario: Scenario, database_url: str, engine: E
             check_end(scenario, await other.finish(begin), network, engine)
         sleeper.gate.thaw()
         check_end(scenario, await client, network, engine)
-        await until(lambda: sleeper.coordinator.running == 0)
+        await until(lambda: len(sleeper.runs) == 0)
     check_end(scenario, client.result(), network, engine)
     return was_frozen
 

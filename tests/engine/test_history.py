@@ -36,7 +36,7 @@ class SlowWrites:
     async def write(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         if function is not self._function:
             return await self._write(function, item)
-        runs = self._node.coordinator._runs.copy()
+        runs = self._node.runs._runs.copy()
         before = sum(len(run.history) for run in runs.values())
         await pass_time(WAY_S)
         result = await self._write(function, item)
@@ -96,9 +96,9 @@ async def test_a_call_that_ends_when_another_replica_has_the_transaction(databas
     async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         begun = await one.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        await two.coordinator.command(begun.id, CancelRequested())
+        await two.command(begun.id, CancelRequested())
         ended = await two.end_of(begun.id)
-        await until(lambda: one.coordinator.running == 0)
+        await until(lambda: len(one.runs) == 0)
     check_history(engine, network, ended.id)
 
 
@@ -121,6 +121,6 @@ async def test_a_stop_while_the_last_calls_are_written(
 
         monkeypatch.setattr(replica.journal, "write", fail_the_first_save)
         await pass_time(EARLY.delay_s + WAY_S / 2)
-        await replica.coordinator.stop(0.0)
+        await replica.runs.stop(0.0)
         assert writes.ended_meanwhile == [0]
     check_history(engine, network, begun.id)

@@ -9,6 +9,7 @@ from app.protocol.messages import CancelRequested
 from app.protocol.values import BranchPhase
 from app.storage import calls as call_rows
 from app.storage.errors import DatabaseUnavailableError
+from app.storage.transactions import Taken
 from holdfast.wire import Answer, Decision, Operation
 from tests.engine.test_commands import RESOLVE, claimed_by_a_stranger
 from tests.harness.network import HOLDS, SILENT, Network, Reply
@@ -28,7 +29,7 @@ async def test_a_branch_that_was_resolved_elsewhere_is_called_no_more(database_u
     ):
         begun = await one.coordinator.begin(begin_of("car"))
         await until(lambda: bool(network.calls(begun.id, "car", CONFIRM)))
-        resolved = await two.coordinator.command(begun.id, RESOLVE)
+        resolved = await two.command(begun.id, RESOLVE)
         assert resolved.branches[0].phase is BranchPhase.RESOLVED
         asked = len(network.asked)
         await pass_time(30.0)
@@ -44,7 +45,7 @@ async def test_a_command_that_takes_over_sends_nothing_that_it_is_to_stop(databa
     ):
         begun = await one.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        cancelled = await two.coordinator.command(begun.id, CancelRequested())
+        cancelled = await two.command(begun.id, CancelRequested())
         assert cancelled.decision is Decision.CANCEL
         await two.end_of(begun.id)
         assert len([call for call in network.asked if call.operation is TRY]) == 3
@@ -67,7 +68,7 @@ async def test_no_cancel_overtakes_a_try_of_the_same_process_after_a_failed_save
         with monkeypatch.context() as broken:
             broken.setattr(replica.journal, "write", gone)
             await pass_time(1.0)  # the refusal can't be saved meanwhile
-        await replica.coordinator.command(begun.id, CancelRequested())
+        await replica.command(begun.id, CancelRequested())
         await replica.end_of(begun.id)
         assert network.calls(begun.id, "car", CANCEL)[0].at >= tried.at + CALL_TIMEOUT_S
     network.check(begun.id)
@@ -116,8 +117,8 @@ async def test_a_run_that_lost_its_lease_is_not_doubled_by_its_own_process(datab
     async with Replica(database_url, network) as replica:
         begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        await replica.coordinator.adopt(stored(engine, begun.id))
-        assert replica.coordinator.running == 1
+        await replica.runs.adopt(Taken(transaction=stored(engine, begun.id), commands=()))
+        assert len(replica.runs) == 1
         await replica.end_of(begun.id)
         assert len(network.calls(begun.id, "flight", TRY)) == 1
     network.check(begun.id)
@@ -130,8 +131,8 @@ async def test_calls_that_end_after_the_lease_was_lost_are_in_the_history(databa
         begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
         claimed_by_a_stranger(engine, begun.id)
-        await until(lambda: replica.coordinator.running == 0)
-        assert not [task for task in replica.coordinator._tasks if not task.done()]
+        await until(lambda: len(replica.runs) == 0)
+        assert not [task for task in replica.runs._tasks if not task.done()]
     with engine.connect() as connection:
         calls = [call for _, call in call_rows.list_calls(connection, begun.id, 100, 0)]
     assert sorted((call.branch, call.operation, call.answer) for call in calls) == [

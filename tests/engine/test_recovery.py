@@ -80,7 +80,7 @@ async def test_it_claims_batch_by_batch_and_never_too_many(
         most = 0
         await replica.recovery.start()
         while any(not stored(engine, id_).finished for id_ in ids):
-            most = max(most, replica.coordinator.running)
+            most = max(most, len(replica.runs))
             await pass_time(0.1)
     assert 4 <= most <= 6
     for id_ in ids:
@@ -124,9 +124,9 @@ async def test_what_became_hung_after_its_claim_gives_its_place_to_what_waits(
     async with Replica(database_url, network, recovers=False) as replica:
         await pass_time(2.0)
         assert await replica.recovery.run_once() == 3
-        await until(lambda: all(replica.coordinator.place_of(id_) is Place.HUNG for id_ in hanging))
+        await until(lambda: all(replica.runs.place_of(id_) is Place.HUNG for id_ in hanging))
         assert await replica.recovery.run_once() == 3
-        assert all(replica.coordinator.place_of(id_) is Place.ADOPTED for id_ in waiting)
+        assert all(replica.runs.place_of(id_) is Place.ADOPTED for id_ in waiting)
 
 
 @in_virtual_time
@@ -137,12 +137,12 @@ async def test_what_hangs_no_longer_counts_again_as_what_it_was(database_url: st
     quick: dict[str, Any] = {"hung_attempts": 1, "hung_after_s": 0.005, "retry_cap_s": 0.2}
     async with Replica(database_url, network, recovers=False, **quick) as first:
         begun = await first.coordinator.begin(begin_of("car", "hotel"))
-        assert first.coordinator.place_of(begun.id) is Place.BEGUN
-        await until(lambda: first.coordinator.place_of(begun.id) is Place.HUNG)
+        assert first.runs.place_of(begun.id) is Place.BEGUN
+        await until(lambda: first.runs.place_of(begun.id) is Place.HUNG)
         network.script[("car", TRY)] = [Reply()]
         await until(lambda: stored(engine, begun.id).hung_since is None)
-        assert first.coordinator.place_of(begun.id) is Place.BEGUN
-        assert not first.coordinator._context.places[Place.HUNG]
+        assert first.runs.place_of(begun.id) is Place.BEGUN
+        assert not first.runs.context.places[Place.HUNG]
     network.script = {("car", TRY): [unanswered], ("hotel", TRY): [SILENT]}
     async with Replica(database_url, network, recovers=False, **quick) as second:
         other = await second.coordinator.begin(begin_of("car", "hotel"))
@@ -150,10 +150,10 @@ async def test_what_hangs_no_longer_counts_again_as_what_it_was(database_url: st
     async with Replica(database_url, network, recovers=False, **quick) as third:
         await pass_time(2.0)
         assert await third.recovery.run_once() == 2
-        assert third.coordinator.place_of(other.id) is Place.HUNG
+        assert third.runs.place_of(other.id) is Place.HUNG
         network.script[("car", TRY)] = [Reply()]
         await until(lambda: stored(engine, other.id).hung_since is None)
-        assert third.coordinator.place_of(other.id) is Place.ADOPTED
+        assert third.runs.place_of(other.id) is Place.ADOPTED
 
 
 @in_virtual_time
@@ -170,11 +170,11 @@ async def test_what_hangs_and_is_slow_postpones_nothing_that_only_waits(
     async with Replica(database_url, network, recovers=False) as replica:
         await pass_time(2.0)
         assert await replica.recovery.run_once() == 3
-        await until(lambda: all(replica.coordinator.place_of(id_) is Place.HUNG for id_ in hanging))
+        await until(lambda: all(replica.runs.place_of(id_) is Place.HUNG for id_ in hanging))
         await pass_time(recovery.SLOW_AFTER_S)
-        assert all(replica.coordinator.place_of(id_) is Place.HUNG for id_ in hanging)
+        assert all(replica.runs.place_of(id_) is Place.HUNG for id_ in hanging)
         assert await replica.recovery.run_once() == 1
-        assert replica.coordinator.place_of(waiting) is Place.ADOPTED
+        assert replica.runs.place_of(waiting) is Place.ADOPTED
 
 
 @in_virtual_time
@@ -200,7 +200,7 @@ async def test_it_wakes_when_the_next_is_due(database_url: str, engine: Engine) 
     assert due_at == pytest.approx(now() + 1.5, abs=0.1)
     network.script = {("car", TRY): [SILENT]}
     async with Replica(database_url, network) as replica:
-        await until(lambda: replica.coordinator.running == 1)
+        await until(lambda: len(replica.runs) == 1)
         assert now() == pytest.approx(due_at, abs=0.05), "and not a full pause after its last look"
         await replica.end_of(id_)
 

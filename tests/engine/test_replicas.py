@@ -25,12 +25,10 @@ async def test_commands_that_race_are_all_answered(
     async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         for _ in range(ROUNDS):  # threads decide who is quicker: each round is another order
             begun = await one.coordinator.begin(begin_of())
-            await until(lambda: one.coordinator.running == two.coordinator.running == 0)
-            answers = await asyncio.gather(
-                *(replica.coordinator.command(begun.id, command) for replica in [one, two] * 5)
-            )
+            await until(lambda: len(one.runs) == len(two.runs) == 0)
+            answers = await asyncio.gather(*(replica.command(begun.id, command) for replica in [one, two] * 5))
             assert {each.id for each in answers} == {begun.id}
-            await one.coordinator.command(begun.id, CancelRequested())
+            await one.command(begun.id, CancelRequested())
             await one.end_of(begun.id)
             network.check(begun.id)
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from app.engine.coordinator import SAVE_LIMIT_S, OverloadedError
+from app.engine.errors import OverloadedError
+from app.engine.runs import SAVE_LIMIT_S
 from app.protocol.messages import CancelRequested, RetryRequested
-from app.protocol.values import Transaction
+from app.storage.transactions import Taken
 from holdfast.wire import Decision, Operation
 from tests.harness.network import SILENT, Network, Reply
 from tests.harness.replica import Replica, begin_of, settled, stored
@@ -23,11 +24,11 @@ async def test_what_can_end_within_the_limit_ends(database_url: str, engine: Eng
     async with Replica(database_url, network) as replica:
         client = asyncio.create_task(replica.finish(begin_of()))
         await until(lambda: len(network.asked) == 3)
-        await replica.coordinator.stop(5.0)
+        await replica.runs.stop(5.0)
         assert (await client).phase == "confirmed"
         with pytest.raises(OverloadedError):
             await replica.coordinator.begin(begin_of())
-        await replica.coordinator.stop(5.0)  # nothing left to do
+        await replica.runs.stop(5.0)  # nothing left to do
     network.check(client.result().id)
 
 
@@ -40,10 +41,10 @@ async def test_what_can_not_is_handed_over_and_its_clients_are_answered(database
         await until(lambda: len(network.asked) == 6)
         began = now()
         await replica.recovery.stop()
-        await replica.coordinator.stop(0.5)
+        await replica.runs.stop(0.5)
         assert (await waiter).phase == "confirming"
         assert now() - began == pytest.approx(0.5, abs=0.05)
-        assert replica.coordinator.running == 0
+        assert len(replica.runs) == 0
         assert (stored(engine, client.result().id).wake_at or 0) <= now()
     async with Replica(database_url, network) as other:
         ended = await other.end_of(client.result().id)
@@ -57,9 +58,9 @@ async def test_a_save_under_way_is_let_through_and_then_handed_over(database_url
     async with Replica(database_url, network, recovers=False) as replica:
         begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(network.asked) == 3)
-        command = asyncio.create_task(replica.coordinator.command(begun.id, CancelRequested()))
+        command = asyncio.create_task(replica.command(begun.id, CancelRequested()))
         await until_writing(replica)
-        await replica.coordinator.stop(0.0)
+        await replica.runs.stop(0.0)
         kept = stored(engine, begun.id)
         assert (kept.decision, (kept.wake_at or 0) <= now()) == (Decision.CANCEL, True)
         (answer,) = await settled(command)
@@ -71,14 +72,14 @@ async def test_commands_that_wait_are_answered_and_take_nothing_over_again(datab
     network = Network(engine, now, {("car", TRY): [Reply(status=503, headers={"Retry-After": "20"})]})
     async with Replica(database_url, network, recovers=False) as replica:
         begun = [await replica.coordinator.begin(begin_of()) for _ in range(3)]
-        await until(lambda: replica.coordinator.running == 0)
-        commands = [asyncio.create_task(replica.coordinator.command(each.id, RetryRequested())) for each in begun]
+        await until(lambda: len(replica.runs) == 0)
+        commands = [asyncio.create_task(replica.command(each.id, RetryRequested())) for each in begun]
         await until_writing(replica)
-        await replica.coordinator.stop(0.0)
+        await replica.runs.stop(0.0)
         answers = await settled(*commands)
         assert all(isinstance(answer, OverloadedError) or answer.id in {b.id for b in begun} for answer in answers)
         with pytest.raises(OverloadedError):
-            await replica.coordinator.command(begun[0].id, CancelRequested())
+            await replica.command(begun[0].id, CancelRequested())
         await check_idle(replica, network)
         assert all((stored(engine, each.id).wake_at or 0) <= now() + 20 for each in begun)
 
@@ -89,7 +90,7 @@ async def test_a_begin_under_way_is_recorded_and_left_to_others(database_url: st
     async with Replica(database_url, network, recovers=False) as replica:
         begin = asyncio.create_task(replica.coordinator.begin(begin_of()))
         await until_writing(replica)
-        await replica.coordinator.stop(0.0)
+        await replica.runs.stop(0.0)
         begun = await begin
         await check_idle(replica, network)
         assert network.asked == []
@@ -108,8 +109,8 @@ async def until_writing(replica: Replica) -> None:
 async def check_idle(replica: Replica, network: Network) -> None:
     asked = len(network.asked)
     await pass_time(5.0)
-    assert (replica.coordinator.running, len(network.asked)) == (0, asked)
-    assert not replica.coordinator._tasks
+    assert (len(replica.runs), len(network.asked)) == (0, asked)
+    assert not replica.runs._tasks
 
 
 @in_virtual_time
@@ -117,9 +118,9 @@ async def test_nothing_is_claimed_any_more_once_it_stops(database_url: str, engi
     network = Network(engine, now, {("car", TRY): [Reply(status=202, headers={"Retry-After": "2"})]})
     async with Replica(database_url, network, recovers=False) as replica:
         begun = await replica.coordinator.begin(begin_of())
-        await until(lambda: replica.coordinator.running == 0)
+        await until(lambda: len(replica.runs) == 0)
         await pass_time(5.0)
-        await replica.coordinator.stop(0.1)
+        await replica.runs.stop(0.1)
         version = stored(engine, begun.id).version
         assert (await replica.recovery.run_once(), stored(engine, begun.id).version) == (0, version)
 
@@ -131,18 +132,18 @@ async def test_what_was_claimed_as_it_stopped_is_handed_over(
     network = Network(engine, now, {("car", TRY): [Reply(status=202, headers={"Retry-After": "2"})]})
     async with Replica(database_url, network, recovers=False) as replica:
         begun = await replica.coordinator.begin(begin_of())
-        await until(lambda: replica.coordinator.running == 0)
+        await until(lambda: len(replica.runs) == 0)
         await pass_time(5.0)
-        asked, adopt = len(network.asked), replica.coordinator.adopt
+        asked, adopt = len(network.asked), replica.runs.adopt
 
-        async def stop_first(transaction: Transaction) -> None:
-            await replica.coordinator.stop(0.1)
-            await adopt(transaction)
+        async def stop_first(taken: Taken) -> bool:
+            await replica.runs.stop(0.1)
+            return await adopt(taken)
 
-        monkeypatch.setattr(replica.coordinator, "adopt", stop_first)
+        monkeypatch.setattr(replica.runs, "adopt", stop_first)
         assert await replica.recovery.run_once() == 1
         assert (stored(engine, begun.id).wake_at or 0) <= now(), "and its lease holds up nobody"
-        assert (replica.coordinator.running, len(network.asked)) == (0, asked)
+        assert (len(replica.runs), len(network.asked)) == (0, asked)
 
 
 @in_virtual_time
@@ -162,10 +163,10 @@ async def test_a_save_that_hangs_does_not_hold_up_the_stop_for_ever(
             return await write(function, item)
 
         monkeypatch.setattr(replica.journal, "write", hang_once)
-        command = asyncio.create_task(replica.coordinator.command(begun.id, CancelRequested()))
+        command = asyncio.create_task(replica.command(begun.id, CancelRequested()))
         await hangs.wait()
         began = now()
-        await replica.coordinator.stop(0.5)
+        await replica.runs.stop(0.5)
         assert now() - began == pytest.approx(0.5 + SAVE_LIMIT_S)
         assert (stored(engine, begun.id).wake_at or 0) <= now()
         await settled(command)

@@ -82,7 +82,7 @@ async def test_what_two_nodes_claim_is_disjoint(journals: list[Journal]) -> None
     assert claimed == [transaction(n).id for n in range(8)]
     for answer in answers:
         assert [each.id for each in answer] == [
-            each.id for each in await three.read(transactions.find_claimed, answer)
+            each.transaction.id for each in await three.read(transactions.find_claimed, answer)
         ], "the third node sees whose they are"
 
 

@@ -14,7 +14,8 @@ from sqlalchemy import Engine
 
 from app.engine.coordinator import Begin
 from app.engine.notifications import POLL_S
-from app.main import assemble, caller_of, recovery_of
+from app.main import assemble, caller_of, inbox_of, recovery_of
+from app.protocol.messages import Command
 from app.protocol.values import Branch, Transaction
 from app.settings import Settings
 from app.storage import participants, transactions
@@ -36,6 +37,8 @@ class Gate:
         self.points: list[str] = []
         self.died = asyncio.Event()
         self.froze = asyncio.Event()
+        self.kill_at: int | None = None
+        """It dies at the nth point that it passes."""
         self._freeze_at = freeze_at
         self._open = asyncio.Event()
         self._open.set()
@@ -45,6 +48,8 @@ class Gate:
         self.points.append(point)
         if len(self.points) == self._freeze_at:
             self.freeze()
+        if len(self.points) == self.kill_at:
+            self.kill()
         await self.usable()
 
     async def usable(self) -> None:
@@ -143,6 +148,7 @@ class Replica:
         *,
         freeze_at: int | None = None,
         recovers: bool = True,
+        alone: bool = False,
         **settings: Any,
     ) -> None:
         self.gate = Gate(freeze_at=freeze_at)
@@ -151,13 +157,16 @@ class Replica:
         self.told: list[str] = []
         chosen = impatient_settings(database_url, **settings)
         caller = caller_of(chosen, self.transport, now, coordinator_id="c-1")
-        parts = assemble(chosen, self.journal, caller, now, poll_s=lambda: POLL_S, tell=self.told.append)
+        parts = assemble(chosen, self.journal, caller, now, poll_s=lambda: POLL_S, tell=self.told.append, alone=alone)
         self.memory = parts.memory
         self.coordinator = parts.coordinator
+        self.runs = parts.coordinator.runs
         self.registry = parts.registry
         self.metrics = parts.metrics
         self.recovery = recovery_of(parts)
+        self.inbox = inbox_of(parts, poll_s=lambda: POLL_S)
         self._recovers = recovers
+        self._alone = alone
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -166,12 +175,14 @@ class Replica:
         await self.registry.refresh()
         if self._recovers:
             await self.recovery.start()
+        if not self._alone:
+            await self.inbox.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """End it without its taking part: what it holds in memory is gone."""
         self.gate.kill()
-        tasks = [*self.coordinator._tasks, *filter(None, [self.recovery.task.task])]
+        tasks = [*self.runs._tasks, *filter(None, [self.recovery.task.task, self.inbox.task.task])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -182,6 +193,10 @@ class Replica:
         if not self.gate.is_closed:
             held = self.journal.engine.pool.checkedout()  # type: ignore[attr-defined]
             assert held == self.journal.writing == 0, f"{held} connections are held while time passes"
+
+    async def command(self, transaction_id: str, command: Command) -> Transaction:
+        """What an initiator or operator asks of this replica."""
+        return await self.coordinator.commands.carry_out(transaction_id, command)
 
     async def finish(self, begin: Begin) -> Transaction:
         """What a client does: begin, and wait for the end."""

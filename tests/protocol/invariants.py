@@ -384,6 +384,7 @@ def the_lease_is_kept(edge: Edge) -> None:
         assert step.wake_at == after.wake_at
         assert step.calls == ()
         assert all(b.calling is None for b in after.branches), "it rests while calls are under way"
+        assert steps.is_at_rest(after, edge.policy), "others would take it for owned"
     else:
         assert step.wake_at < after.wake_at
 

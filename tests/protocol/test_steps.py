@@ -22,7 +22,7 @@ from app.protocol.messages import (
     Step,
 )
 from app.protocol.policy import Policy
-from app.protocol.steps import advance, broken, objection
+from app.protocol.steps import advance, broken, is_at_rest, objection
 from app.protocol.values import (
     Branch,
     BranchPhase,
@@ -749,6 +749,34 @@ def test_a_pause_may_be_longer_than_a_lease() -> None:
 def test_nothing_rests_while_a_call_is_under_way() -> None:
     waiting = trying("a", calling=None, failures=1, next_attempt_at=NOW + 20)
     assert not step(undecided(waiting, trying("b")), NOW + 1).rests
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        undecided(trying("a", calling=None, failures=1, next_attempt_at=NOW + 3)),
+        undecided(held("a", hold_until=NOW + 20), trying("b", calling=None, failures=1, next_attempt_at=NOW + 40)),
+        undecided(trying("a", calling=None, failures=1, next_attempt_at=NOW + 60)),
+        decided(Decision.CONFIRM, confirming("a", calling=None, failures=1, next_attempt_at=NOW + 40)),
+        decided(Decision.CONFIRM, confirming("a", calling=None, failures=1, next_attempt_at=NOW + 90)),
+    ],
+)
+def test_whether_anybody_works_on_what_was_read_can_be_told(before: Transaction) -> None:
+    """By its time: the next due one, or the end of a lease. A claim takes a lease."""
+    rests = step(before, NOW + 1)
+    assert rests.rests
+    assert is_at_rest(rests.transaction, POLICY)
+    claimed = replace(rests.transaction, wake_at=NOW + 1 + POLICY.lease_s)
+    assert not is_at_rest(claimed, POLICY)
+    retried = step(claimed, NOW + 2, RetryRequested())
+    assert retried.calls
+    read = [replace(branch, calling=None) for branch in retried.transaction.branches]
+    assert not is_at_rest(replace(retried.transaction, branches=tuple(read)), POLICY)
+
+
+def test_nobody_works_on_what_is_finished() -> None:
+    ended = decided(Decision.CANCEL, trying("a"), finished_at=NOW)
+    assert is_at_rest(replace(ended, wake_at=None), POLICY)
 
 
 def test_the_lease_is_renewed_when_a_third_is_left() -> None:

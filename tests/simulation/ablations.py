@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
+from app.engine import commands as engine_commands
 from app.engine import recovery, run
 from app.protocol import kinds, steps
 from app.protocol.messages import Step
 from app.protocol.values import BranchPhase
-from app.storage import queries, transactions
+from app.storage import commands, queries, tables, transactions
 from app.storage.bulk import EXPECTED
 from holdfast.fence import execution, rows
 from holdfast.fence.execution import Happening, Outcome
@@ -183,6 +184,43 @@ def fsync() -> None:
 
     world.World.committed = committed
     world.World.replica_died = lose
+
+
+@ablation("a command of the inbox is heard once, however often its owner is told of it")
+def heard_once() -> None:
+    def ask(self: run.Run, pending: run.PendingCommand) -> None:
+        self._commands.append(pending)
+        self._arrived.set()
+
+    def write(connection: Connection, heard: Any) -> None:
+        for each in heard:
+            outcome = commands.APPLIED if each.objection is None else each.objection.value
+            connection.execute(update(tables.commands).where(tables.commands.c.id == each.id).values(outcome=outcome))
+
+    run.Run.ask = ask
+    transactions.write_outcomes = write
+
+
+@ablation("a command's outcome is written by the save that carries it out")
+def outcome_with_the_save() -> None:
+    def write(connection: Connection, ids: Any) -> list[None]:
+        waiting = update(tables.commands).where(tables.commands.c.id.in_(ids))
+        connection.execute(waiting.values(outcome=commands.APPLIED))
+        return [None] * len(ids)
+
+    def ask(self: run.Run, pending: run.PendingCommand) -> None:
+        if pending.id is not None and pending.id not in self._known:
+            self._known.add(pending.id)
+            self._context.spawn(self._context.journal.write(write, pending.id))
+        self._commands.append(replace(pending, id=None))
+        self._arrived.set()
+
+    run.Run.ask = ask
+
+
+@ablation("an owner that is working keeps its transaction, whatever is asked of others")
+def owner_keeps_it() -> None:
+    engine_commands.Commands._is_owned = lambda self, transaction: False
 
 
 @ablation("who was overtaken finds out before it calls again")

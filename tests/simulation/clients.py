@@ -48,6 +48,9 @@ class Clients:
             return
         if plan.hits(Fault.CLIENT_CANCELS):
             await self._ask("cancel", transaction["id"], key)
+        if plan.hits(Fault.CANCELLED_EVERYWHERE):
+            replicas = range(len(self._world.replicas))
+            await asyncio.gather(*(self._ask("cancel", transaction["id"], key, replica=each) for each in replicas))
         if plan.hits(Fault.CLIENT_MISUSES_KEY):
             await self._misuse(key)
         for _ in range(ATTEMPTS_MAX):
@@ -88,17 +91,20 @@ class Clients:
             await pass_time(self._draw.uniform(0.02, 0.4))
         return None
 
-    async def _ask(self, kind: str, transaction_id: str, key: str | None = None) -> tuple[int, Any]:
+    async def _ask(
+        self, kind: str, transaction_id: str, key: str | None = None, *, replica: int | None = None
+    ) -> tuple[int, Any]:
         sent_at = self._world.loop.now
         rest = (["wait=1"],) if kind == "get" else ()
-        status, document = await self._request(kind, transaction_id, *rest)
+        status, document = await self._request(kind, transaction_id, *rest, number=replica)
         self._note(kind, sent_at, status, document, key, transaction_id)
         return status, document
 
-    async def _request(self, *request: Any) -> tuple[int, Any]:
+    async def _request(self, *request: Any, number: int | None = None) -> tuple[int, Any]:
+        """Send it to this replica, or to any."""
         world = self._world
-        replica = f"replica-{self._draw.randrange(len(world.replicas))}"
-        self._last_replica = int(replica[-1])
+        self._last_replica = self._draw.randrange(len(world.replicas)) if number is None else number
+        replica = f"replica-{self._last_replica}"
         topic = request[-1] if request[0] == "begin" else request[1]
         label = f"{request[0]} {topic if request[0] == 'begin' else world.short(topic)}"
         try:

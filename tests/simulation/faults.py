@@ -50,6 +50,9 @@ class Fault(StrEnum):
     STRANGER = "Try of a transaction that nobody has recorded"
     STRAY_BRANCH = "Try of a branch that its transaction doesn't have"
     ANOTHER_COORDINATOR = "participant asks another coordinator, which knows nothing"
+    CANCELLED_EVERYWHERE = "client cancels at all replicas at once"
+    NO_NOTIFICATIONS = "database without notifications"
+    NOTIFICATION_LOST = "notification lost"
 
 
 PER_SECOND: Final = frozenset(
@@ -151,4 +154,7 @@ class Branch(StrEnum):
     RESOLVED = "settled by an operator, mixed"
     CORE = "came to rest while some stayed away"
     HUNG_FOR_THE_ABSENT = "listed as hung because its participant stayed away"
+    HEARD = "command carried out through the inbox"
+    OBJECTED = "command objected to through the inbox"
+    TAKEN_FOR_A_COMMAND = "taken over from an owner that was silent to a command"
     REAPED = "hold released by the reaper"

@@ -41,6 +41,8 @@ class SimulatedJournal(Journal):
         committed: Callable[[], None],
         name: str,
         take: Callable[[str, str], str | None],
+        heard: Callable[[str, str], None],
+        taken_for_a_command: Callable[[str, str], None],
     ) -> None:
         engine = DirectEngine(raw(coordinator_engine()))
         self.engine: Any = engine
@@ -50,6 +52,8 @@ class SimulatedJournal(Journal):
         self._committed = committed
         self._name = name
         self._take = take
+        self._heard = heard
+        self._taken_for_a_command = taken_for_a_command
         self._waiting: list[PendingWrite] = []
         self._is_writing = False
         self._closed = False
@@ -76,13 +80,24 @@ class SimulatedJournal(Journal):
         elif function is transactions.save and result.hung_since is not None:
             self._plan.count(Branch.HUNG if result.decided_at is not None else Branch.HUNG_UNDECIDED)
 
-    def _note_owner(self, function: Callable[..., Sequence[Any]], result: Any) -> None:
+    def _note_commands(self, item: Any, result: Any) -> None:
+        """What a save that was committed says of commands."""
+        if not isinstance(item, transactions.Save) or isinstance(result, Exception):
+            return
+        for heard in item.heard:
+            self._plan.count(Branch.HEARD if heard.objection is None else Branch.OBJECTED)
+            self._heard(item.after.id, heard.id)
+
+    def _note_owner(self, function: Callable[..., Sequence[Any]], item: Any, result: Any) -> None:
         """Whose a transaction is from this commit on, known or not to those who had it before."""
         if function is transactions.claim:
             for claimed in result:
                 before = self._take(self._process.name, claimed.id)
                 if before is not None and not before.startswith(f"{self._name}."):
                     self._plan.count(Branch.ADOPTED)
+                    if item.version is not None:
+                        self._plan.count(Branch.TAKEN_FOR_A_COMMAND)
+                        self._taken_for_a_command(before, claimed.id)
         elif function is transactions.record and isinstance(result, transactions.Recorded) and result.created:
             self._take(self._process.name, result.transaction_id)
 
@@ -140,7 +155,8 @@ class SimulatedJournal(Journal):
             raise CommitFailedError(OperationalError("simulated", None, DriverError()))
         results = super()._commit_together(batch)
         for write, result in zip(batch, results, strict=True):
-            self._note_owner(write.function, result)
+            self._note_owner(write.function, write.item, result)
+            self._note_commands(write.item, result)
         self._committed()
         if self._plan.hits(Fault.COMMIT_REPLY_LOST):
             if any(write.function is transactions.save for write in batch):

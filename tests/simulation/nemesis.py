@@ -138,8 +138,9 @@ class Nemesis:
             return False
         transaction_id = self._draw.choice(self._world.clients.known)
         request = ("retry", transaction_id)
-        replica = f"replica-{self._draw.randrange(len(self._world.replicas))}"
-        self._world.clients_process.spawn(self._ask(replica, request))
+        replicas = [replica.name for replica in self._world.replicas]
+        for replica in replicas if self._draw.random() < 0.5 else [self._draw.choice(replicas)]:
+            self._world.clients_process.spawn(self._ask(replica, request))
         return True
 
     async def _ask(self, replica: str, request: tuple[str, str]) -> None:

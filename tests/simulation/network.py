@@ -55,6 +55,15 @@ class Network:
                 self._later(delay_s, self._arrive, source, target, request, topic, number, label, answer)
         return await answer
 
+    def notify(self, target: str, arrived: Callable[[], None]) -> None:
+        """Have `arrived` run at `target`, if a process listens there by then."""
+        self._later(self._latency_s(), self._arrive_unasked, target, arrived)
+
+    def _arrive_unasked(self, target: str, arrived: Callable[[], None]) -> None:
+        place = self.places[target]()
+        if place is not None and not place[0].dead:
+            self._loop.call_soon(arrived, context=place[0].context)
+
     def _arrive(self, source: str, target: str, request: Any, topic: Any, number: int, label: str, answer: Any) -> None:
         place = self.places[target]()
         if place is None or place[0].dead:

@@ -19,6 +19,11 @@ from tests.simulation.participant import GATEWAY
 from tests.simulation.scheduler import EPOCH
 
 DECISION: Final = "SELECT decision, decided_at, deadline FROM transactions WHERE id = ?"
+COMMANDS_APPLIED: Final = (
+    "SELECT commands.id, transaction_id, command, decision FROM commands "
+    "JOIN transactions ON transactions.id = transaction_id WHERE outcome = 'applied'"
+)
+WAITING: Final = "SELECT id FROM commands WHERE transaction_id = ? AND outcome IS NULL"
 LISTED: Final = "SELECT reason FROM hung_branches WHERE transaction_id = ? AND branch = ?"
 SKEW_MAX_S: Final = 0.6
 """What the clocks of two replicas differ by at the most: twice the offset, and a percent each way of a run."""
@@ -49,6 +54,8 @@ class Oracle:
         self._first_try_left: dict[tuple[str, str], float] = {}
         self._calls_of_the_overtaken: dict[tuple[str, str], Counter[Call]] = {}
         self._holds_for: dict[tuple[str, str], float] = {}
+        self._heard: set[str] = set()
+        self._carried_out: set[str] = set()
 
     def violated(self, rule: str, transaction_id: str | None, what: str) -> None:
         self._world.tell("VIOLATION", rule, "", f"{what} {transaction_id or ''}")
@@ -94,6 +101,31 @@ class Oracle:
         calls[call] += 1
         if calls[call] > 1:
             self.violated("the_overtaken_stop", call[1], f"{call[0]} calls {call[2]} again")
+
+    def heard(self, transaction_id: str, command_id: str) -> None:
+        """A step was saved that carries out a command, or objects to it: the only one."""
+        if command_id in self._heard:
+            self.violated("a_command_is_heard_once", transaction_id, command_id)
+        self._heard.add(command_id)
+
+    def taken_for_a_command(self, before: str, transaction_id: str) -> None:
+        """A command took a transaction from this life: which was not working on it, or had been asked in vain."""
+        waiting = self._world.database.execute(WAITING, (transaction_id,)).fetchone()
+        owner = next((each for each in self._world.replicas if each.life and each.life.name == before), None)
+        if waiting is not None or owner is None or not owner.life.is_up or owner.parts is None:
+            return
+        run = owner.parts.coordinator.runs.active(transaction_id)
+        if run is not None and run.saved.wake_at - EPOCH - self._world.loop.now > SKEW_MAX_S:
+            self.violated("a_command_steals_nothing", transaction_id, f"{before} was working on it")
+
+    def check_commands(self) -> None:
+        """After each commit: what a command's outcome says is durable with it."""
+        for id_, transaction_id, command, decision in self._world.database.execute(COMMANDS_APPLIED):
+            if id_ in self._carried_out:
+                continue
+            self._carried_out.add(id_)
+            if '"cancel"' in command and decision != "cancel":
+                self.violated("a_command_has_its_effect", transaction_id, f"cancelled, and durable is {decision}")
 
     def call_ends(self, call: Call) -> None:
         self._under_way[call] -= 1

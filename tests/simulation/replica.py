@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import httpx
@@ -10,10 +11,10 @@ from app.api import admin, transactions
 from app.api.dependencies import Parts
 from app.api.problems import Problem
 from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQuery
-from app.engine.coordinator import OverloadedError, UnknownTransactionError
+from app.engine.errors import ObjectedError, OverloadedError, UnknownTransactionError
+from app.engine.inbox import Inbox
 from app.engine.recovery import Recovery
-from app.engine.run import ObjectedError
-from app.main import assemble, caller_of, recovery_of
+from app.main import assemble, caller_of, inbox_of, recovery_of
 from app.settings import Settings
 from app.storage.errors import DatabaseUnavailableError
 from tests.simulation.faults import Branch, Fault
@@ -79,17 +80,27 @@ class Replica(Restarting):
         self.settings = settings
         self.parts: Parts | None = None
         self.recovery: Recovery | None = None
+        self.inbox: Inbox | None = None
         self.is_ready = False
 
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings
         self.is_ready = False
-        journal = SimulatedJournal(life, world.plan, world.committed, self.name, world.take)
+        journal = SimulatedJournal(
+            life,
+            world.plan,
+            world.committed,
+            self.name,
+            world.take,
+            world.oracle.heard,
+            world.oracle.taken_for_a_command,
+        )
         caller = caller_of(settings, CallTransport(world, self.name), life.clock, coordinator_id=COORDINATOR_ID)
         self.parts = assemble(
-            settings, journal, caller, life.clock, poll_s=lambda: POLL_S, tell=lambda transaction_id: None
+            settings, journal, caller, life.clock, poll_s=lambda: POLL_S, tell=self._tell_the_others, alone=False
         )
         self.recovery = recovery_of(self.parts)
+        self.inbox = inbox_of(self.parts, poll_s=lambda: POLL_S)
         life.spawn(self._start(life))
 
     async def _start(self, life: Process) -> None:
@@ -103,8 +114,23 @@ class Replica(Restarting):
             except DatabaseUnavailableError:
                 continue  # a supervisor starts it again
         await recovery.start()
+        assert self.inbox is not None
+        await self.inbox.start()
         if self.life is life:
             self.is_ready = True
+
+    def _tell_the_others(self, transaction_id: str) -> None:
+        """What LISTEN and NOTIFY do, where the database has them."""
+        if not self.world.notifies:
+            return
+        for replica in self.world.replicas:
+            if replica is not self and not self.world.plan.hits(Fault.NOTIFICATION_LOST):
+                self.world.network.notify(replica.name, partial(replica.hear, transaction_id))
+
+    def hear(self, transaction_id: str) -> None:
+        """A notification has arrived."""
+        if self.parts is not None:
+            self.parts.coordinator.runs.heard(transaction_id)
 
     def _changed(self, what: str, life: Process) -> None:
         super()._changed(what, life)
@@ -120,7 +146,7 @@ class Replica(Restarting):
 
         async def stop() -> None:
             await recovery.stop()
-            await parts.coordinator.stop(STOP_S)
+            await parts.coordinator.runs.stop(STOP_S)
             life.kill()
 
         life.spawn(stop())
@@ -160,11 +186,11 @@ async def _route(parts: Any, request: tuple[Any, ...]) -> Any:
         case ("get", transaction_id, prefer):
             return await transactions.get(transaction_id, parts, prefer)
         case ("cancel", transaction_id):
-            return await transactions.cancel(transaction_id, parts)
+            return await transactions.cancel(transaction_id, _Request(), parts)  # type: ignore[arg-type]
         case ("decision", transaction_id, *branch):
             return await transactions.get_decision(transaction_id, parts, *branch)
         case ("retry", transaction_id):
-            return await admin.retry(transaction_id, parts)
+            return await admin.retry(transaction_id, _Request(), parts)  # type: ignore[arg-type]
         case ("list",):
             return await transactions.list_newest(parts, TransactionsQuery(limit=500))
         case ("hung",):

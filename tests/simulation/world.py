@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, Final
 
 from app.calling import caller
-from app.engine import coordinator
+from app.engine import commands, coordinator
 from app.protocol.values import FINAL, HungReason
 from app.settings import Settings
 from holdfast.fence import execution
@@ -44,6 +44,8 @@ LIVENESS_MAX_S: Final = 60.0
 LOOK_S: Final = 0.25
 STRANGERS_S: Final = 4.0
 """Longer than a Try can take to leave its hold once faults are off; nobody waits for those of strangers."""
+SILENCE_S: Final = 0.3
+"""After so long a command's owner counts as dead: shorter than a lease."""
 SKEW_S: Final = 0.15
 ABSENT_CHANCE: Final = 0.2
 """In so many seeds some stay away for the first part of the liveness phase."""
@@ -113,6 +115,8 @@ class World:
         self.databases = {name: empty_participant(name) for name in self.participant_names}
         self.participants = [self._participant(name) for name in self.participant_names]
         self.clients = Clients(self)
+        self.notifies = not self.plan.hits_once(Fault.NO_NOTIFICATIONS)
+        """Replicas notify each other; some databases can't."""
         self._register()
 
     def _participant(self, name: str) -> SimulatedParticipant:
@@ -146,7 +150,8 @@ class World:
         return before
 
     def committed(self) -> None:
-        """The coordinator's database has committed something; for ablations to hook into."""
+        """The coordinator's database has committed something; ablations hook into this, too."""
+        self.oracle.check_commands()
 
     def replica_died(self) -> None:
         """A replica has crashed; likewise."""
@@ -405,7 +410,9 @@ def prepare() -> None:
         logger.propagate = False
         logger.addHandler(_errors)
     coordinator.os = _ids  # type: ignore[assignment, attr-defined]
-    coordinator.random = _ids  # type: ignore[assignment, attr-defined]
+    commands.os = _ids  # type: ignore[assignment, attr-defined]
+    commands.random = _ids  # type: ignore[assignment, attr-defined]
+    commands.SILENCE_S = SILENCE_S  # type: ignore[misc]
     caller.os = _ids  # type: ignore[assignment, attr-defined]
     execution.BACKOFF_CAP_S = 2.0  # type: ignore[misc]
     reaper.CLAIM_S = 2.0  # type: ignore[misc]

@@ -194,7 +194,8 @@ async def test_of_two_saves_of_one_transaction_the_stale_one_is_stale(journal: J
     """A run that was overtaken, and the one that overtook it, may be in one process."""
     recorded(engine, transaction(1), transaction(2))
     claim = transactions.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(1).id)
-    (claimed,) = await journal.read(transactions.find_claimed, await journal.write(transactions.claim, claim))
+    (taken,) = await journal.read(transactions.find_claimed, await journal.write(transactions.claim, claim))
+    claimed = taken.transaction
     saves = [
         (transactions.save, transactions.Save(before=each, after=each))
         for each in (transaction(1), claimed, transaction(2))

@@ -183,7 +183,9 @@ def test_a_claim_takes_what_is_due_the_longest_first_and_leases_it(engine: Engin
     recorded(engine, transaction(3), transaction(1), transaction(2), finished, transaction(5))
     (first,) = written(engine, transactions.claim, claim(63.0, limit=2))
     assert first == [transactions.Claimed(id=transaction(n).id, version=2) for n in (1, 2)]
-    taken = [replace(transaction(n), version=2, wake_at=1000.0) for n in (1, 2)]
+    taken = [
+        transactions.Taken(transaction=replace(transaction(n), version=2, wake_at=1000.0), commands=[]) for n in (1, 2)
+    ]
     assert found(engine, transactions.find_claimed, first) == taken
     (second,) = written(engine, transactions.claim, claim(63.0))
     assert [each.id for each in second] == [transaction(3).id]
@@ -226,7 +228,7 @@ def test_what_somebody_else_has_taken_since_is_left_to_them(engine: Engine) -> N
     recorded(engine, transaction(1), transaction(2))
     (claimed,) = written(engine, transactions.claim, claim(100.0))
     written(engine, transactions.claim, claim(None, id_=transaction(1).id))
-    assert [each.id for each in found(engine, transactions.find_claimed, claimed)] == [transaction(2).id]
+    assert [each.transaction.id for each in found(engine, transactions.find_claimed, claimed)] == [transaction(2).id]
     assert found(engine, transactions.find_claimed, []) == []
 
 

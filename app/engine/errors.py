@@ -1,0 +1,37 @@
+"""What the engine refuses to do, and why."""
+
+from app.protocol.messages import Objection
+from app.protocol.values import Transaction
+
+
+class OverloadedError(Exception):
+    """The coordinator is at capacity or stopping. Nothing was recorded; try again later."""
+
+
+class UnknownTransactionError(Exception):
+    """There is no transaction with this id."""
+
+
+class UnknownParticipantError(Exception):
+    """A participant that the request names isn't registered any more. Nothing was recorded."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class IdempotencyKeyConflictError(Exception):
+    """The key was used for another request, which began the transaction `transaction_id`."""
+
+    def __init__(self, transaction_id: str) -> None:
+        super().__init__(transaction_id)
+        self.transaction_id = transaction_id
+
+
+class ObjectedError(Exception):
+    """The transaction's state doesn't allow the command; `reason` says why."""
+
+    def __init__(self, reason: Objection, transaction: Transaction) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.transaction = transaction
