@@ -45,7 +45,6 @@ from app.protocol.policy import Policy
 from app.protocol.replacing import replace
 from app.protocol.values import (
     FINAL,
-    REFUSALS,
     Branch,
     BranchPhase,
     HungReason,
@@ -369,27 +368,19 @@ def _notice_hung_branches(transaction: Transaction, now: float, policy: Policy) 
         return bool(facts.traits & NEWLY_REFUSED or silent)
 
     noticed = Branches.of(transaction.branches).where(needs_attention)
-    return _changed(transaction, noticed, lambda branch: _hung(transaction, branch, now, policy))
-
-
-def _hung(transaction: Transaction, branch: Branch, now: float, policy: Policy) -> Branch:
-    """Mark a branch that needs an operator's attention. The mark stays until the branch is final."""
-    if branch.final:
-        return branch
     confirming = transaction.decision is Decision.CONFIRM
+    return _changed(transaction, noticed, lambda branch: _hung(branch, confirming=confirming, overdue=overdue))
+
+
+def _hung(branch: Branch, *, confirming: bool, overdue: bool) -> Branch:
+    """Mark a branch that needs an operator's attention. The mark stays until the branch is final."""
     if branch.last_answer is Answer.REFUSED:  # to a Confirm or Cancel: a Try's answer is cleared with its phase
         reason = HungReason.CONFIRM_REFUSED if confirming else HungReason.CANCEL_REFUSED
-    elif branch.hung_reason in REFUSALS:
-        return branch
-    elif _hung_at(transaction, policy) <= now or _many_failures(branch, policy):
+    elif overdue or branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING):
         reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
     else:
-        return branch
+        return branch  # the failures are those of a Try that is under way
     return replace(branch, hung_reason=reason)
-
-
-def _many_failures(branch: Branch, policy: Policy) -> bool:
-    return branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING) and branch.failures >= policy.hung_attempts
 
 
 def _is_silent(branch: Branch, failures: int, now: float, policy: Policy) -> bool:

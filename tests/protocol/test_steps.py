@@ -612,6 +612,43 @@ def test_a_try_that_fails_often_and_for_long_hangs(
     assert a.failures == failures + (not in_progress)
 
 
+@pytest.mark.parametrize("answer", [Answer.SUCCEEDED, Answer.REFUSED, Answer.UNANSWERED])
+def test_a_result_that_was_lost_cancels_if_it_is_that_of_a_hold(answer: Answer) -> None:
+    before = undecided(trying("a"), trying("b"))
+    result = step(before, NOW + 2, said("a", Operation.TRY, answer, too_long=True, error="the answer has 70 KiB"))
+    after = result.transaction
+    if answer is Answer.SUCCEEDED:
+        assert after.decided_at == NOW + 2
+        assert after.reason == Reason(code=ReasonCode.RESULT_TOO_LONG, branch="a", detail="the answer has 70 KiB")
+        assert called(result) == [("a", CANCEL, 1)]
+    else:
+        assert after.decision is (Decision.CANCEL if answer is Answer.REFUSED else Decision.UNDECIDED)
+        assert after.reason is None or after.reason.code is ReasonCode.REFUSED
+
+
+@pytest.mark.parametrize("decision", [Decision.CONFIRM, Decision.CANCEL])
+def test_a_long_answer_after_the_decision_is_an_answer(decision: Decision) -> None:
+    asked = confirming("a") if decision is Decision.CONFIRM else cancelling("a")
+    assert asked.calling is not None
+    result = step(decided(decision, asked), NOW + 2, said("a", asked.calling, Answer.SUCCEEDED, too_long=True))
+    assert (result.transaction.finished, result.transaction.reason) == (True, None)
+
+
+def test_a_hold_that_comes_after_the_decision_is_cancelled_however_long_its_answer() -> None:
+    reason = Reason(code=ReasonCode.REQUESTED)
+    before = decided(Decision.CANCEL, trying("a"), reason=reason)
+    result = step(before, NOW + 2, said("a", Operation.TRY, Answer.SUCCEEDED, too_long=True))
+    assert result.transaction.reason == reason
+    assert called(result) == [("a", CANCEL, 1)]
+
+
+def test_the_failures_of_a_try_under_way_are_none_of_the_cancel() -> None:
+    before = decided(Decision.CANCEL, trying("a", failures=7))
+    assert step(before, NOW + 2).transaction.hung_since is None
+    late = step(replace(before, wake_at=NOW + 75), NOW + 60)
+    assert late.transaction.branches[0].hung_reason is HungReason.CANCEL_UNANSWERED
+
+
 def test_what_waits_for_its_turn_is_not_hung() -> None:
     branches = in_order((trying("a", failures=7), Branch(name="b")), TryOrder.SEQUENTIAL)
     before = undecided(*branches, deadline=FAR, try_order=TryOrder.SEQUENTIAL)
