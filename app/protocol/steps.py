@@ -379,7 +379,7 @@ def _hung(branch: Branch, *, confirming: bool, overdue: bool) -> Branch:
     elif overdue or branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING):
         reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
     else:
-        return branch  # the failures are those of a Try that is under way
+        return branch  # the failures are those of a Try that is in progress
     return replace(branch, hung_reason=reason)
 
 
