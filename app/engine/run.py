@@ -7,6 +7,7 @@ call leaves.
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from app.protocol.steps import advance, broken, objection
 from app.protocol.values import CallRecord, Transaction
 from app.storage import calls, transactions
 from app.storage.commands import Heard
-from app.storage.errors import DatabaseError, DatabaseUnavailableError, StaleError
+from app.storage.errors import DatabaseError, DatabaseUnavailableError, LateError, StaleError
 from app.storage.group_commit import Journal
 from holdfast.wire import Answer
 
@@ -104,6 +105,8 @@ class Run:
         self._taken: list[asyncio.Future[Transaction]] = []
         """The futures that wait for the command in progress."""
         self._answers: list[Answered] = []
+        self._basis: tuple[Transaction, Sequence[Input]] = saved, ()
+        """What the last step was made from."""
         self._calls: set[asyncio.Task[None]] = set()
         self._arrived = asyncio.Event()
         self._halted = False
@@ -170,7 +173,12 @@ class Run:
     async def _steps(self, first: Step | None) -> None:
         step = first or self._advance(self.saved)
         while True:
-            transaction = await self._save(step) if step.must_save or self._heard else step.transaction
+            try:
+                transaction = await self._save(step) if step.must_save or self._heard else step.transaction
+            except LateError:
+                log.warning("event=decision_late transaction_id=%s", self.saved.id)
+                step = self._advance_again()
+                continue
             self._publish(transaction)
             if self._halted or (step.rests and not self._commands):
                 return
@@ -182,7 +190,13 @@ class Run:
             step = self._advance(transaction)
 
     def _advance(self, transaction: Transaction) -> Step:
-        return advance(transaction, self._inputs(transaction), self._context.clock(), self._context.policy)
+        self._basis = transaction, self._inputs(transaction)
+        return self._advance_again()
+
+    def _advance_again(self) -> Step:
+        """The next step from what the last one was made from, as things are now."""
+        transaction, inputs = self._basis
+        return advance(transaction, inputs, self._context.clock(), self._context.policy)
 
     def _inputs(self, transaction: Transaction) -> Sequence[Input]:
         """One command alone, or else all the answers so far: a command is checked against the current state."""
@@ -203,19 +217,27 @@ class Run:
 
     async def _save(self, step: Step) -> Transaction:
         made = tuple(self.history)  # a call that finishes during this save is left for the next one
-        heard, self._heard = tuple(self._heard), []
-        save = transactions.Save(before=self.saved, after=step.transaction, calls=made, heard=heard)
+        heard = tuple(self._heard)
+        save = transactions.Save(
+            before=self.saved, after=step.transaction, calls=made, heard=heard, is_late=self._lateness_of(step)
+        )
         self._saving = True
         try:
             before, self.saved = self.saved, await self._context.journal.write(transactions.save, save)
         finally:
             self._saving = False
         del self.history[: len(made)]
+        del self._heard[: len(heard)]
         if heard or self.saved.phase is not before.phase or self.saved.is_delayed is not before.is_delayed:
             self._context.tell(self.saved.id)
         if self.saved.finished:
             self._context.metrics.finished.labels(outcome=self.saved.outcome).inc()
         return self.saved
+
+    def _lateness_of(self, step: Step) -> Callable[[], bool] | None:
+        """What tells the writer whether it is too late for this step, by the clock that it was made by."""
+        clock, not_after = self._context.clock, step.not_after
+        return None if not_after == math.inf else lambda: clock() >= not_after
 
     def _publish(self, transaction: Transaction) -> None:
         self.latest = transaction

@@ -3,6 +3,7 @@
 Inputs are in the past tense (`Answered`), outputs in the imperative (`Call`). Values only; steps.py has the logic.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -93,7 +94,8 @@ class Step:
     """What to do next: save (if `must_save`), make `calls`, and come back with their answers or at `wake_at`.
 
     `rests` means that no call is in progress and none is due soon: the transaction is finished, or recovery claims it
-    at `transaction.wake_at`.
+    at `transaction.wake_at`. A step that isn't durable before `not_after` must not be saved: advance again from
+    the same state and inputs.
     """
 
     transaction: Transaction
@@ -101,3 +103,4 @@ class Step:
     must_save: bool
     rests: bool
     wake_at: float
+    not_after: float = math.inf

@@ -235,7 +235,7 @@ def _decide(transaction: Transaction, now: float) -> Transaction:
         reason = Reason(
             code=ReasonCode.HOLD_EXPIRED,
             branch=expired.name,
-            detail="the participant's hold expired before every branch held",
+            detail="the participant's hold expired before confirm could be decided",
         )
         return _decided(transaction, Decision.CANCEL, reason, now)
     if not branches.facts.traits & NOT_READY:
@@ -247,7 +247,8 @@ def _timed_out(transaction: Transaction) -> Reason:
     branches = Branches.of(transaction.branches)
     position = branches.first(NOT_READY)
     if position is None:
-        return Reason(code=ReasonCode.TIMED_OUT, detail="every branch held, but only after the deadline")
+        detail = "every branch held, but confirm could not be decided before the deadline"
+        return Reason(code=ReasonCode.TIMED_OUT, detail=detail)
     missing = branches[position]
     detail = missing.last_error or "the Try was not answered by the deadline"
     return Reason(code=ReasonCode.TIMED_OUT, branch=missing.name, detail=detail)
@@ -403,16 +404,18 @@ def _hung_at(transaction: Transaction, policy: Policy) -> float:
 
 
 def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now: float, policy: Policy) -> Step:
+    not_after = _not_after(before, after)
     if after.finished:
         after = replace(after, wake_at=None)
         must_save = not before.finished
-        return Step(transaction=after, calls=(), must_save=must_save, rests=True, wake_at=now)
+        return Step(transaction=after, calls=(), must_save=must_save, rests=True, wake_at=now, not_after=not_after)
     due_at = min(_due_times(after, now, policy))
     assert due_at < math.inf, "an unfinished transaction has something due"
     under_way = Branches.of(after.branches).facts.traits & CALLING
     if not under_way and due_at - now > policy.linger_s:
         after = replace(after, wake_at=due_at)
-        return Step(transaction=after, calls=(), must_save=after != before, rests=True, wake_at=due_at)
+        must_save = after != before
+        return Step(transaction=after, calls=(), must_save=must_save, rests=True, wake_at=due_at, not_after=not_after)
     renew_before_s = policy.lease_s / 3
     repeats = any(
         call.attempt > 1 for call in calls
@@ -423,7 +426,14 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
         after = replace(after, wake_at=now + policy.lease_s)
     assert after.wake_at is not None
     wake_at = min(due_at, after.wake_at - renew_before_s)
-    return Step(transaction=after, calls=calls, must_save=must_save, rests=False, wake_at=wake_at)
+    return Step(transaction=after, calls=calls, must_save=must_save, rests=False, wake_at=wake_at, not_after=not_after)
+
+
+def _not_after(before: Transaction, after: Transaction) -> float:
+    """From when on this step would be too late: a decision to confirm, at the limits that it was made within."""
+    if before.decision is after.decision or after.decision is not Decision.CONFIRM:
+        return math.inf
+    return min(after.deadline, Branches.of(after.branches).facts.hold_until)
 
 
 def _due_times(transaction: Transaction, now: float, policy: Policy) -> Iterable[float]:

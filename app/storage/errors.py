@@ -39,6 +39,10 @@ class StaleError(Exception):
     """Another process has written this transaction since it was read. The caller must stop working on it."""
 
 
+class LateError(Exception):
+    """This write was not made, because it could not be made in time. It never can be any more."""
+
+
 class UnreadableRowError(Exception):
     """This version can't read a row of `transactions`. The message starts with the row's id."""
 

@@ -2,7 +2,8 @@
 
 Writes that wait at the same time share one database transaction in one thread. A caller continues only when its write
 is durable. A failing write fails its own caller, not the batch. This module doesn't know what is written: a write is a
-function of a connection and of all the items that wait for it (the modules named after tables have them).
+function of a connection and of all the items that wait for it (the modules named after tables have them). An item may
+have `size_bytes`, and a function `is_late`, which is asked right before COMMIT: what is late is left out.
 
 SQL runs in threads and never on the event loop, so that no connection is held across an await. Errors are translated
 (errors.py) when they leave this module.
@@ -12,7 +13,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, overload
@@ -22,7 +23,14 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from app.storage.deferred import Deferred, finished
 from app.storage.engines import READERS, make_engine
-from app.storage.errors import ConcurrentWriteError, JournalClosedError, RetryWithError, translated, translating
+from app.storage.errors import (
+    ConcurrentWriteError,
+    JournalClosedError,
+    LateError,
+    RetryWithError,
+    translated,
+    translating,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +70,14 @@ class CommitFailedError(Exception):
         self.cause = cause
 
 
+class SomeLateError(Exception):
+    """Writes at these positions of the batch came too late. Nothing was committed; the batch is redone without them."""
+
+    def __init__(self, positions: Set[int]) -> None:
+        super().__init__(f"{len(positions)} writes came too late")
+        self.positions = positions
+
+
 class Journal:
     """Runs reads and writes on one database. Open it first and close it last."""
 
@@ -77,7 +93,8 @@ class Journal:
     async def write(self, function: WriteFunction[_Item, _Result], item: _Item) -> _Result:
         """Run `function(connection, items)` with this item among others, and return this item's result.
 
-        Returns once the result is durable. Raises what the function raised for this item, or JournalClosedError.
+        Returns once the result is durable. Raises what the function raised for this item, LateError if the item was
+        late, or JournalClosedError.
         """
         if self._closed:
             raise JournalClosedError
@@ -178,6 +195,8 @@ class Journal:
             return [failed.cause] * len(batch)
         except RetryWithError as retry:
             return self._outcomes([_with_the_surer_function(write, retry) for write in batch])
+        except SomeLateError as late:
+            return self._outcomes_without(batch, late.positions)
         except Exception as error:
             if not again and _was_cut_off(error):
                 return self._outcomes(batch, again=True)  # the connection died in the pool; nothing was committed
@@ -194,6 +213,12 @@ class Journal:
                     len(batch) - position - 1
                 )  # the database is gone: don't try the others
         return results
+
+    def _outcomes_without(self, batch: list[PendingWrite], late: Set[int]) -> list[Any]:
+        """The outcomes of a batch, redone without the writes at these positions, which are late for good."""
+        rest = [write for position, write in enumerate(batch) if position not in late]
+        outcomes = iter(self._outcomes(rest) if rest else ())
+        return [LateError() if position in late else next(outcomes) for position in range(len(batch))]
 
     def _commit_with_retries(self, batch: list[PendingWrite]) -> list[Any]:
         for _ in range(RETRIES_MAX):
@@ -222,6 +247,8 @@ class Journal:
                     assert len(answers) == len(positions), f"{function.__name__} must answer each item"
                     for position, answer in zip(positions, answers, strict=True):
                         results[position] = answer
+                if late := {position for position, write in enumerate(batch) if _is_late(write)}:
+                    raise SomeLateError(late)
             except BaseException:
                 transaction.rollback()
                 raise
@@ -233,6 +260,11 @@ class Journal:
                     raise
                 raise CommitFailedError(error) from error
         return results
+
+
+def _is_late(write: PendingWrite) -> bool:
+    is_late: Callable[[], bool] | None = getattr(write.item, "is_late", None)
+    return is_late is not None and is_late()
 
 
 def _with_the_surer_function(write: PendingWrite, retry: RetryWithError) -> PendingWrite:

@@ -76,12 +76,16 @@ class NotRegistered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """A step to save: the state last stored, the new state, the calls made in between, and the commands heard."""
+    """A step to save: the state last stored, the new state, the calls made in between, and the commands heard.
+
+    It isn't saved, and raises LateError, if `is_late` says so right before COMMIT. Once late it must stay late.
+    """
 
     before: Transaction
     after: Transaction
     calls: tuple[CallRecord, ...] = ()
     heard: tuple[Heard, ...] = ()
+    is_late: Callable[[], bool] | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -52,7 +52,10 @@ class _JumpingSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """`in_threads` counts the pieces of work that threads do for this loop."""
 
+    newest: "VirtualLoop | None" = None
+
     def __init__(self) -> None:
+        VirtualLoop.newest = self
         self.in_threads = 0
         self.turns = 0
         self.before_jump: list[Callable[[], None]] = []
@@ -71,6 +74,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             look()
         self._now += seconds
         self.turns = 0
+
+    def stall(self, seconds: float) -> None:
+        """Time passes while a thread works for the loop; called by that thread."""
+        assert self.in_threads, "only a thread can take time"
+        self._now += seconds
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*_Arguments], _Result], *args: *_Arguments
@@ -101,8 +109,10 @@ async def in_thread(awaitable: Awaitable[_Result]) -> _Result:
 
 
 def now() -> float:
-    """The coordinators' clock, in seconds since the epoch."""
-    return EPOCH + asyncio.get_running_loop().time()
+    """The coordinators' clock, in seconds since the epoch; in a thread, that of the loop that it works for."""
+    loop = asyncio._get_running_loop() or VirtualLoop.newest
+    assert loop is not None
+    return EPOCH + loop.time()
 
 
 async def pass_time(seconds: float) -> None:

@@ -4,6 +4,7 @@ A function raises AssertionError when the step breaks its rule. They compare the
 happened), so that a machine that deceives itself is found out too.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -134,6 +135,26 @@ def confirm_is_decided_while_every_hold_is_safe(edge: Edge) -> None:
     if edge.decides and edge.after.decision is Decision.CONFIRM:
         for ghost in edge.heard.branches:
             assert ghost.safe_until is None or edge.now < ghost.safe_until
+
+
+def a_decision_to_confirm_has_its_limit(edge: Edge) -> None:
+    """It must be durable while it is right: before the deadline, and while every hold is safe. No other has one."""
+    not_after = math.inf
+    if edge.decides and edge.after.decision is Decision.CONFIRM:
+        holds = [g.safe_until for g in edge.heard.branches if g.safe_until is not None]
+        not_after = min([edge.before.deadline, *holds])
+        assert edge.step.must_save, "it is made without being saved"
+    assert math.isclose(edge.step.not_after, not_after), f"it may be saved until {edge.step.not_after}"
+
+
+def what_came_too_late_is_not_decided_again(edge: Edge) -> None:
+    """Whoever could not save a step in time makes it again, from the same inputs: all rules hold for that one, too."""
+    not_after = edge.step.not_after
+    if not_after < math.inf:
+        again = steps.advance(edge.before, edge.inputs, not_after, edge.policy)
+        assert again.transaction.decision is Decision.CANCEL, "it is confirmed all the same"
+        assert again.not_after == math.inf, "it could be too late once more"
+        advance(edge.ghost, edge.before, edge.inputs, not_after, edge.policy)
 
 
 def nothing_stays_undecided_without_need(edge: Edge) -> None:
@@ -502,6 +523,8 @@ INVARIANTS: Final[tuple[Callable[[Edge], None], ...]] = (
     confirm_needs_every_hold,
     confirm_is_decided_before_the_deadline,
     confirm_is_decided_while_every_hold_is_safe,
+    a_decision_to_confirm_has_its_limit,
+    what_came_too_late_is_not_decided_again,
     cancel_reaches_every_branch_ever_tried,
     a_branch_never_tried_gets_no_cancel,
     confirmed_means_acknowledged,

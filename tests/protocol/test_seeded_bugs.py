@@ -3,6 +3,7 @@
 A bug is one function or one line of a table of app/protocol/ replaced at run time.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -109,6 +110,32 @@ def counts_the_ttl_from_the_last_try(patch: Patch) -> None:
         return original(replace(branch, tried_at=None), operation, now)
 
     wrap(patch, "_asking", asking)
+
+
+@bug("a_decision_to_confirm_has_its_limit")
+def saves_a_confirm_however_late_it_is(patch: Patch) -> None:
+    patch.setattr(steps, "_not_after", lambda before, after: math.inf)
+
+
+@bug("a_decision_to_confirm_has_its_limit")
+def saves_a_confirm_after_a_hold_has_expired(patch: Patch) -> None:
+    def not_after(original: Any, before: Transaction, after: Transaction) -> float:
+        return math.inf if original(before, after) == math.inf else after.deadline
+
+    wrap(patch, "_not_after", not_after)
+
+
+@bug("a_decision_to_confirm_has_its_limit")
+def sets_a_limit_to_what_follows_from_a_confirm(patch: Patch) -> None:
+    def not_after(original: Any, before: Transaction, after: Transaction) -> float:
+        return float(original(replace(before, decision=Decision.UNDECIDED), after))
+
+    wrap(patch, "_not_after", not_after)
+
+
+@bug("what_came_too_late_is_not_decided_again")
+def gives_a_decision_up_before_it_is_too_late(patch: Patch) -> None:
+    wrap(patch, "_not_after", lambda original, before, after: original(before, after) - 0.001)
 
 
 @bug("a_refusal_decides_at_once")

@@ -3,6 +3,7 @@
 The enumeration checks rules on everything that can happen; here is what exactly is recorded and said, on a few stories.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -157,7 +158,22 @@ def test_the_last_hold_decides_confirm_and_all_are_confirmed() -> None:
         must_save=True,
         rests=False,
         wake_at=NOW + 13,
+        not_after=DEADLINE,
     )
+
+
+def test_a_confirm_that_can_not_be_saved_in_time_is_cancelled_instead() -> None:
+    """From the same inputs; whose fault it was is on record."""
+    before, answer = undecided(held("a"), trying("b")), said("b", Operation.TRY, Answer.SUCCEEDED, hold_ttl_s=20.0)
+    result = step(before, NOW + 3, answer)
+    assert (result.transaction.decision, result.not_after) == (Decision.CONFIRM, NOW + 18)
+    again = step(before, result.not_after, answer)
+    assert again.transaction.reason == Reason(
+        code=ReasonCode.HOLD_EXPIRED,
+        branch="b",
+        detail="the participant's hold expired before confirm could be decided",
+    )
+    assert (called(again), again.not_after) == ([("a", CANCEL, 1), ("b", CANCEL, 1)], math.inf)
 
 
 def test_the_last_acknowledgement_finishes_it() -> None:
@@ -225,7 +241,7 @@ def test_the_deadline_cancels_and_names_the_branch_that_is_missing(last_error: s
 def test_when_every_branch_held_too_late_none_is_blamed() -> None:
     result = step(undecided(held("a"), trying("b")), DEADLINE, said("b", Operation.TRY, Answer.SUCCEEDED))
     assert result.transaction.reason == Reason(
-        code=ReasonCode.TIMED_OUT, detail="every branch held, but only after the deadline"
+        code=ReasonCode.TIMED_OUT, detail="every branch held, but confirm could not be decided before the deadline"
     )
     assert called(result) == [("a", CANCEL, 1), ("b", CANCEL, 1)]
 
@@ -237,7 +253,9 @@ def test_a_hold_that_runs_out_cancels_and_says_whose() -> None:
     assert result.transaction.decision is Decision.CANCEL
     assert result.transaction.decided_at == NOW + 2
     assert result.transaction.reason == Reason(
-        code=ReasonCode.HOLD_EXPIRED, branch="c", detail="the participant's hold expired before every branch held"
+        code=ReasonCode.HOLD_EXPIRED,
+        branch="c",
+        detail="the participant's hold expired before confirm could be decided",
     )
 
 
