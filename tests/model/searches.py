@@ -40,6 +40,7 @@ def _of_each_pair(search: Search) -> list[Search]:
 CONFIGURATIONS: Final = (
     *_of_each_pair(Search(name="parallel")),
     *_of_each_pair(Search(name="sequential", defines=("SEQUENTIAL",))),
+    *_of_each_pair(Search(name="deadline", defines=("DEADLINE",))),
     *_of_each_pair(Search(name="hard limit", defines=("HARD_LIMIT",))),
     *_of_each_pair(Search(name="re-acquire", defines=("REACQUIRE",))),
     *_of_each_pair(Search(name="liveness", defines=("LIVENESS",), endless=True)),
@@ -57,6 +58,7 @@ MISTAKES: Final = (
     _mistake("NO_VERSION_CHECK", "EFFECTS"),
     _mistake("FORGETS_DECISION", "EFFECTS"),
     _mistake("DECIDES_EARLY"),
+    _mistake("SAVES_LATE", "DEADLINE"),
     _mistake("CONFIRM_GIVEN_UP", "EFFECTS"),
     _mistake("NO_CANCEL_OF_UNANSWERED", "EFFECTS"),
     _mistake("LATE_ANSWERS", "EFFECTS"),
@@ -70,7 +72,7 @@ MISTAKES: Final = (
     _mistake("NO_REPETITION", "EFFECTS", "LIVENESS"),
     _mistake("NO_LEASE", "EFFECTS", "LIVENESS", endless=True),
 )
-"""EFFECTS: found by what participants did, and not by the rule that was broken; DECIDES_EARLY by its rule."""
+"""EFFECTS: found by what participants did, not by the rule that was broken; DECIDES_EARLY and SAVES_LATE by theirs."""
 
 REACHED: Final = tuple(
     Search(name=name, defines=(f"REACH={number}",), must_fail=True)

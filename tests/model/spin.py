@@ -114,7 +114,9 @@ def _in_words(line: str) -> str:
     return re.sub(r"(\w+) (\d+)", lambda found: _WORDS.get(found[0], found[0]), line.rstrip())
 
 
-_OF_THE_MODEL: Final = re.compile(r"(replica|participant) \d|  saved: |  not saved: |purged$|no more faults$")
+_OF_THE_MODEL: Final = re.compile(
+    r"(replica|participant) \d|  saved: |  not saved: |purged$|the deadline has passed$|no more faults$"
+)
 
 _WORDS: Final = {
     f"{kind} {number}": str(value)

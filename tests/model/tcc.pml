@@ -12,6 +12,7 @@
  * Configurations, by -D:
  *   KIND_0, KIND_1  the kinds of the branches; else both are TCC
  *   SEQUENTIAL   the second Try leaves only when the first branch holds; else both leave at once
+ *   DEADLINE     the deadline passes once, for good, and a decision to confirm takes its time to become durable
  *   HARD_LIMIT   participants give a hold up without being told (hold_max_s)
  *   REACQUIRE    and a late Confirm may have it again
  *   LIVENESS     at some time the faults end: a message is delivered once, nobody crashes or is overtaken early; one
@@ -68,6 +69,12 @@
 #define MAY_CONFIRM(r) (IS_READY(r, 0) || IS_READY(r, 1))
 #else
 #define MAY_CONFIRM(r) (IS_READY(r, 0) && IS_READY(r, 1))
+#endif
+
+#ifdef MISTAKE_SAVES_LATE                    /* whether it is too late is looked at when it is decided, and then no more */
+#define IS_IN_TIME true
+#else
+#define IS_IN_TIME !is_late
 #endif
 
 #ifdef MISTAKE_CALLS_BEFORE_SAVE             /* the decision is saved when everything has been called */
@@ -139,6 +146,16 @@ bool calling[4];       /* its own call to the branch has not ended */
 #define IS_READY(r, b) (PHASE(r, b) == READY(KIND(b)))
 #define OPERATION(r, b) ASKS(KIND(b), PHASE(r, b))
 
+#ifdef DEADLINE
+bool is_late;          /* the deadline has passed, or a hold may have run out */
+bool is_deciding[2];   /* waits until its decision to confirm is durable, and does nothing else meanwhile */
+#define IS_LATE is_late
+#define IS_DECIDING(r) is_deciding[r]
+#else
+#define IS_LATE false
+#define IS_DECIDING(r) false
+#endif
+
 /* --- the network: a set of requests and a set of answers for every branch ---------------------------------------- */
 
 byte requests[2];
@@ -204,6 +221,9 @@ bool must_save;
 
 inline forget(r) {
   decision[r] = NONE; is_current[r] = false;
+#ifdef DEADLINE
+  is_deciding[r] = false;
+#endif
   PHASE(r, 0) = NONE; PHASE(r, 1) = NONE;
   CALLING(r, 0) = false; CALLING(r, 1) = false
 }
@@ -215,6 +235,7 @@ inline save(r) {
     rule(is_current[r]);                                                        /* a deposed replica's save fails */
     rule(row_decision == NONE || row_decision == Decision_UNDECIDED || row_decision == decision[r]);
     rule(decision[r] != Decision_CONFIRM || row_decision == Decision_CONFIRM || BOTH_HOLD);
+    rule(decision[r] != Decision_CONFIRM || row_decision == Decision_CONFIRM || !IS_LATE);
     printf("  saved: Decision %d, BranchPhase %d, BranchPhase %d\n", decision[r], PHASE(r, 0), PHASE(r, 1));
     row_decision = decision[r]; row_phase[0] = PHASE(r, 0); row_phase[1] = PHASE(r, 1);
     is_current[1 - r] = false; is_current[r] = true;
@@ -238,11 +259,34 @@ inline check_end() {
 inline advance(r) {
   if
   :: decision[r] == Decision_UNDECIDED && IS_REFUSED(r) -> decide(r, Decision_CANCEL)
-  :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) -> decide(r, Decision_CONFIRM)
+  :: decision[r] == Decision_UNDECIDED && MAY_CONFIRM(r) -> confirm(r)
   :: else
   fi;
   follow(r)
 }
+
+inline confirm(r) {
+#ifdef DEADLINE
+  if
+  :: is_late -> decide(r, Decision_CANCEL)
+  :: else -> is_deciding[r] = true
+  fi
+#else
+  decide(r, Decision_CONFIRM)
+#endif
+}
+
+#ifdef DEADLINE
+/* Right before COMMIT; what is too late is decided again. */
+inline commit(r) {
+  is_deciding[r] = false;
+  if
+  :: IS_IN_TIME -> decide(r, Decision_CONFIRM)
+  :: else -> decide(r, Decision_CANCEL)
+  fi;
+  follow(r)
+}
+#endif
 
 inline decide(r, it) {
   decision[r] = it; must_save = true
@@ -329,15 +373,19 @@ proctype replica(byte r) {
 end:
   do
   :: d_step { r == 0 && !begun -> printf("replica %d begins the transaction\n", r); begin(r) }
-  :: d_step { decision[r] == Decision_UNDECIDED && IS_UP(r) ->
+  :: d_step { decision[r] == Decision_UNDECIDED && !IS_DECIDING(r) && IS_UP(r) ->
        printf("replica %d: the deadline has passed, a hold may run out, or somebody cancels\n", r);
        decide(r, Decision_CANCEL); follow(r) }
+#ifdef DEADLINE
+  :: d_step { is_deciding[r] -> printf("replica %d commits its decision\n", r); commit(r) }
+  :: d_step { r == 0 && !is_late -> printf("the deadline has passed\n"); is_late = true }
+#endif
 #ifndef MISTAKE_NO_RECOVERY                                     /* else nobody claims what another left */
   :: d_step { MAY_CLAIM(r) && IS_UP(r) && (!IS_CALM || LEASE_HAS_LAPSED(r)) ->
        printf("replica %d claims\n", r); claim(r) }
 #endif
   :: d_step { WORKS(r) && !IS_CALM -> printf("replica %d crashes\n", r); forget(r) }
-  :: d_step { WORKS(r) && !IS_CALM ->                              /* the lease: known answers ride along */
+  :: d_step { WORKS(r) && !IS_DECIDING(r) && !IS_CALM ->           /* the lease: known answers ride along */
        printf("replica %d renews its lease\n", r); save(r) }
 #ifndef LIVENESS
   :: d_step { r == 0 && finished && row_decision != NONE ->

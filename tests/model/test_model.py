@@ -122,7 +122,7 @@ def test_every_pair_of_kinds_is_searched_in_every_configuration() -> None:
     searched: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for each in CONFIGURATIONS:
         searched.setdefault(each.defines[:-2], set()).add(each.defines[-2:])
-    assert set(searched) == {(), ("SEQUENTIAL",), ("HARD_LIMIT",), ("REACQUIRE",), ("LIVENESS",)}
+    assert set(searched) == {(), ("SEQUENTIAL",), ("DEADLINE",), ("HARD_LIMIT",), ("REACQUIRE",), ("LIVENESS",)}
     assert all(of_one == pairs for of_one in searched.values())
 
 
