@@ -24,6 +24,7 @@ from app.main import assemble, caller_of, create_app, inbox_of, recovery_of
 from app.storage import calls, tables, transactions
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import CommitFailedError, Journal, PendingWrite, settle
+from holdfast.wire import Decision
 from tests.engine.processes import Moment, Plan, Point, Process, ProcessLoop
 from tests.harness.checker import check
 from tests.harness.evidence import Evidence, HistoryCall, Hold, Known, known_of
@@ -55,6 +56,8 @@ class Scenario:
     timeout_s: float = 30.0
     try_order: str = "parallel"
     answer_at: str = "decision"
+    decisions_stall_s: float = 0.0
+    """The database takes so long for each decision to confirm, before its COMMIT."""
     clients: int = 1
     """So many begin it at once, under one key."""
     script: Script = field(default_factory=dict)
@@ -118,7 +121,7 @@ class InlineJournal(Journal):
         self.engine = crash_run.environment.engine
         self._writing_engine = self.engine.execution_options(holdfast_writes=True)
         self._crash_run = crash_run
-        self._loop = asyncio.get_running_loop()
+        self._loop = crash_run.loop
         self._waiting: list[PendingWrite] = []
         self._is_writing = False
         self._closed = False
@@ -149,6 +152,8 @@ class InlineJournal(Journal):
             self._loop.call_soon(self._write_all)
 
     def _commit_together(self, batch: list[PendingWrite]) -> list[Any]:
+        if any(_decides_to_confirm(write.item) for write in batch):
+            self._loop.stall(self._crash_run.scenario.decisions_stall_s)
         results = super()._commit_together(batch)
         written = [
             write.function.__name__
@@ -160,6 +165,12 @@ class InlineJournal(Journal):
             if self._crash_run.plan.loses_reply_of(" ".join(written)):
                 raise CommitFailedError(OperationalError("the reply was lost", None, ConnectionError()))
         return results
+
+
+def _decides_to_confirm(item: Any) -> bool:
+    if not isinstance(item, transactions.Save):
+        return False
+    return item.before.decision is not item.after.decision is Decision.CONFIRM
 
 
 class CallTransport(httpx.AsyncBaseTransport):

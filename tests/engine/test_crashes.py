@@ -106,6 +106,13 @@ SCENARIOS: Final = [
         reason=("hold_expired", "flight"),
         script={("flight", TRY): [Reply(headers={"Tcc-Hold-Ttl": "3"})], ("hotel", TRY): [BUSY_FOR_LONG]},
     ),
+    Scenario(
+        name="a hold ends before the decision is durable",
+        phase="cancelled",
+        reason=("hold_expired", "flight"),
+        script={("flight", TRY): [Reply(headers={"Tcc-Hold-Ttl": "3"})]},
+        decisions_stall_s=3.0,
+    ),
     Scenario(name="Confirm works the second time", phase="confirmed", script={("hotel", CONFIRM): [BUSY, Reply()]}),
     Scenario(
         name="Cancel works the third time",

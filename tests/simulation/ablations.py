@@ -20,7 +20,7 @@ from app.engine import recovery, run
 from app.protocol import kinds, steps
 from app.protocol.messages import Step
 from app.protocol.values import BranchPhase
-from app.storage import commands, queries, tables, transactions
+from app.storage import commands, group_commit, queries, tables, transactions
 from app.storage.bulk import EXPECTED
 from holdfast.fence import execution, rows
 from holdfast.fence.execution import Happening, Outcome
@@ -152,6 +152,11 @@ def repeats() -> None:
 @ablation("no Confirm after the deadline or a hold's end")
 def hold_limits() -> None:
     steps._hold_until = lambda transaction, branch, answered, policy: transaction.deadline + 1e9
+
+
+@ablation("no decision to confirm becomes durable after the deadline or a hold's end")
+def late_decisions_are_not_saved() -> None:
+    group_commit._is_late = lambda write: False
 
 
 @ablation("what can't end is listed as hung")

@@ -128,6 +128,7 @@ class Branch(StrEnum):
 
     ADOPTED = "adopted by another replica"
     STALE = "overtaken: StaleError"
+    TOO_LATE = "decision to confirm too late to be saved"
     OVERTAKEN_CALL = "call of a replica that had been overtaken when it left"
     TOMBSTONE = "tombstone written by an empty cancel"
     LATE_TRY = "late Try refused by the fence"

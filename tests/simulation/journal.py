@@ -34,26 +34,14 @@ class DriverError(Exception):
 class SimulatedJournal(Journal):
     """The journal of one life of one replica."""
 
-    def __init__(
-        self,
-        process: Process,
-        plan: Plan,
-        committed: Callable[[], None],
-        name: str,
-        take: Callable[[str, str], str | None],
-        heard: Callable[[str, str], None],
-        taken_for_a_command: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, process: Process, world: Any, name: str) -> None:
         engine = DirectEngine(raw(coordinator_engine()))
         self.engine: Any = engine
         self._writing_engine: Any = engine.execution_options(holdfast_writes=True)
         self._process = process
-        self._plan = plan
-        self._committed = committed
+        self._world = world
+        self._plan: Plan = world.plan
         self._name = name
-        self._take = take
-        self._heard = heard
-        self._taken_for_a_command = taken_for_a_command
         self._waiting: list[PendingWrite] = []
         self._is_writing = False
         self._closed = False
@@ -69,6 +57,9 @@ class SimulatedJournal(Journal):
             result = await future
         except errors.StaleError:
             self._plan.count(Branch.STALE)
+            raise
+        except errors.LateError:
+            self._plan.count(Branch.TOO_LATE)
             raise
         self._notice(function, result)
         return result
@@ -86,20 +77,26 @@ class SimulatedJournal(Journal):
             return
         for heard in item.heard:
             self._plan.count(Branch.HEARD if heard.objection is None else Branch.OBJECTED)
-            self._heard(item.after.id, heard.id)
+            self._world.oracle.heard(item.after.id, heard.id)
 
     def _note_owner(self, function: Callable[..., Sequence[Any]], item: Any, result: Any) -> None:
         """Whose a transaction is from this commit on, known or not to those who had it before."""
         if function is transactions.claim:
             for claimed in result:
-                before = self._take(self._process.name, claimed.id)
+                before = self._world.take(self._process.name, claimed.id)
                 if before is not None and not before.startswith(f"{self._name}."):
                     self._plan.count(Branch.ADOPTED)
                     if item.version is not None:
                         self._plan.count(Branch.TAKEN_FOR_A_COMMAND)
-                        self._taken_for_a_command(before, claimed.id)
+                        self._world.oracle.taken_for_a_command(before, claimed.id)
         elif function is transactions.record and isinstance(result, transactions.Recorded) and result.created:
-            self._take(self._process.name, result.transaction_id)
+            self._world.take(self._process.name, result.transaction_id)
+
+    def _note_decision(self, item: Any, result: Any) -> None:
+        """A decision is durable from now on, by the clock of the replica that made it."""
+        is_saved = isinstance(item, transactions.Save) and not isinstance(result, Exception)
+        if is_saved and item.before.decision is not item.after.decision:
+            self._world.oracle.decided(item.after, self._process.clock())
 
     async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         return await self.write(function, item)
@@ -157,7 +154,8 @@ class SimulatedJournal(Journal):
         for write, result in zip(batch, results, strict=True):
             self._note_owner(write.function, write.item, result)
             self._note_commands(write.item, result)
-        self._committed()
+            self._note_decision(write.item, result)
+        self._world.committed()
         if self._plan.hits(Fault.COMMIT_REPLY_LOST):
             if any(write.function is transactions.save for write in batch):
                 self._plan.count(Branch.AMBIGUOUS)

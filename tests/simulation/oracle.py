@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
+from app.protocol.values import Transaction
+from holdfast.wire import Decision
 from tests.harness import ledger
 from tests.harness.checker import Violation, check
 from tests.harness.evidence import Account, Effect, Evidence, HistoryCall, Hold, known_of
@@ -84,6 +86,14 @@ class Oracle:
             self._check_overtaken(call)
         self._under_way[call] += 1
         return call
+
+    def decided(self, transaction: Transaction, at: float) -> None:
+        """A decision has become durable, at this time by the clock of the replica that made it."""
+        if transaction.decision is Decision.CONFIRM:
+            holds = [branch.hold_until for branch in transaction.branches if branch.hold_until is not None]
+            if at >= min([transaction.deadline, *holds]):
+                self.violated("durable_in_time", transaction.id, "confirm became durable after the deadline or a hold")
+            self._check_limits(transaction.id, at, transaction.deadline)
 
     def is_confirmed(self, transaction_id: str) -> bool:
         """Whether confirm is durably decided."""

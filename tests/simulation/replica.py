@@ -86,15 +86,7 @@ class Replica(Restarting):
     def _assemble(self, life: Process) -> None:
         world, settings = self.world, self.settings
         self.is_ready = False
-        journal = SimulatedJournal(
-            life,
-            world.plan,
-            world.committed,
-            self.name,
-            world.take,
-            world.oracle.heard,
-            world.oracle.taken_for_a_command,
-        )
+        journal = SimulatedJournal(life, world, self.name)
         caller = caller_of(settings, CallTransport(world, self.name), life.clock, coordinator_id=COORDINATOR_ID)
         self.parts = assemble(
             settings, journal, caller, life.clock, poll_s=lambda: POLL_S, tell=self._tell_the_others, alone=False
