@@ -8,11 +8,16 @@ from functools import wraps
 import pytest
 from sqlalchemy import Connection, Engine
 
-from app.protocol.values import ReasonCode, Transaction
-from app.storage import calls, transactions
+from app.engine.run import PendingCommand, Run
+from app.protocol.messages import Objection, Step
+from app.protocol.values import BranchPhase, ReasonCode, Transaction
+from app.storage import calls, commands, transactions
+from app.storage.commands import Asked, Heard
 from holdfast.wire import Decision, Operation
+from tests.engine.test_commands import RESOLVE
 from tests.harness.network import Network, Reply
 from tests.harness.replica import BRANCHES, Replica, begin_of, stored
+from tests.harness.transactions import written
 from tests.harness.virtual_time import VirtualLoop, in_virtual_time, now
 
 TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
@@ -118,3 +123,30 @@ async def test_others_of_the_same_batch_are_confirmed(
     assert [each.phase for each in ended] == ["cancelled", "confirmed", "confirmed"]
     for each in ended:
         network.check(each.id)
+
+
+@in_virtual_time
+async def test_what_was_objected_to_in_the_same_step_is_saved_with_the_next(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command of the inbox is heard once: its outcome is not lost with the save that came too late."""
+    network, something = Network(engine, now), Run._something
+    asked = []
+
+    async def with_a_command(self: Run, step: Step) -> None:
+        await something(self, step)
+        held = sum(branch.phase is BranchPhase.HELD for branch in self.latest.branches) + len(self._answers)
+        if held == len(BRANCHES) and not asked:
+            asked.append(Asked(id="c-1", transaction_id=self.saved.id, at=now(), command=RESOLVE))
+            written(engine, commands.ask, *asked)
+            self.ask(PendingCommand(command=RESOLVE, id="c-1"))
+
+    monkeypatch.setattr(Run, "_something", with_a_command)
+    async with Replica(database_url, network) as replica:
+        stalled = stall_decisions(monkeypatch, 5.0)
+        ended = await replica.finish(begin_of(timeout_s=5.0))
+        assert stalled == [ended.id]
+    with engine.connect() as connection:
+        standing = commands.find_standing(connection, "c-1")
+    assert standing.heard == Heard(id="c-1", objection=Objection.NOT_DECIDED)
+    check_cancelled(engine, network, ended)
