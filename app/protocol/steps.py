@@ -370,17 +370,15 @@ def _notice_hung_branches(transaction: Transaction, now: float, policy: Policy) 
 
     noticed = Branches.of(transaction.branches).where(needs_attention)
     confirming = transaction.decision is Decision.CONFIRM
-    return _changed(transaction, noticed, lambda branch: _hung(branch, confirming=confirming, overdue=overdue))
+    return _changed(transaction, noticed, lambda branch: _hung(branch, confirming=confirming))
 
 
-def _hung(branch: Branch, *, confirming: bool, overdue: bool) -> Branch:
+def _hung(branch: Branch, *, confirming: bool) -> Branch:
     """Mark a branch that needs an operator's attention. The mark stays until the branch is final."""
     if branch.last_answer is Answer.REFUSED:  # to a Confirm or Cancel: a Try's answer is cleared with its phase
         reason = HungReason.CONFIRM_REFUSED if confirming else HungReason.CANCEL_REFUSED
-    elif overdue or branch.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING):
-        reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
     else:
-        return branch  # the failures are those of a Try that is in progress
+        reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
     return replace(branch, hung_reason=reason)
 
 

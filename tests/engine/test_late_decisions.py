@@ -131,7 +131,7 @@ async def test_what_was_objected_to_in_the_same_step_is_saved_with_the_next(
 ) -> None:
     """A command of the inbox is heard once: its outcome is not lost with the save that came too late."""
     network, something = Network(engine, now), Run._something
-    asked = []
+    asked: list[Asked] = []
 
     async def with_a_command(self: Run, step: Step) -> None:
         await something(self, step)
