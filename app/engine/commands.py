@@ -115,7 +115,7 @@ class Commands:
             for _ in range(ROUNDS_MAX):
                 if standing.heard is not None or standing.is_final or self._runs.stopping:
                     break
-                await self._take_over(asked.transaction_id)
+                await self._take_over(asked)
                 standing = await self._listen(asked, changed)
         return standing
 
@@ -130,14 +130,19 @@ class Commands:
                 return standing
             await wait_for_event(changed, min(left_s, self._poll_s()))
 
-    async def _take_over(self, transaction_id: str) -> None:
-        """Take the transaction from an owner that has been silent."""
-        run = self._runs.active(transaction_id)
+    async def _take_over(self, asked: Asked) -> None:
+        """Take the transaction from an owner that has been silent.
+
+        The transaction is read before the command: if the owner hears it after that, the version differs, and the claim
+        takes nothing.
+        """
+        run = self._runs.active(asked.transaction_id)
         if run is not None:  # recovery has taken it over meanwhile
             await run.look()
             return
-        transaction = await self._stored(transaction_id)
-        if not transaction.finished:
+        transaction = await self._stored(asked.transaction_id)
+        standing = await self._context.journal.read(commands.find_standing, asked.id)
+        if standing.heard is None and not transaction.finished:
             await asyncio.shield(self._claiming(transaction))
 
     async def _take(self, transaction: Transaction, pending: PendingCommand) -> bool:

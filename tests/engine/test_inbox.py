@@ -140,6 +140,42 @@ async def test_an_owner_that_is_silent_loses_the_transaction(database_url: str, 
     network.check(begun.id)
 
 
+@pytest.mark.parametrize("heard_before", [transactions.find, commands.find_standing, transactions.claim])
+@in_virtual_time
+async def test_an_owner_that_answers_at_the_last_moment_keeps_the_transaction(
+    heard_before: Any, database_url: str, engine: Engine
+) -> None:
+    """After the second of silence, before any of what the replica that was asked does to take the transaction over."""
+    network = Network(engine, now, {("car", TRY): [SILENT]})
+    options: dict[str, Any] = {"lease_s": 30.0, "recovers": False}
+    async with Replica(database_url, network, **options) as one, Replica(database_url, network, **options) as two:
+        begun = await one.coordinator.begin(begin_of())
+        await until(lambda: len(network.asked) == 3)
+        await one.inbox.stop()
+        read, write = two.journal.read, two.journal.write
+        asked_at = now()
+
+        async def hear(function: Any) -> None:
+            if function is heard_before and now() - asked_at >= SILENCE_S and None in outcomes(engine):
+                one.runs.heard(begun.id)
+                await until(lambda: outcomes(engine) == ["applied"])
+
+        async def read_later(function: Any, *args: Any) -> Any:
+            await hear(function)
+            return await read(function, *args)
+
+        async def write_later(function: Any, item: Any) -> Any:
+            await hear(function)
+            return await write(function, item)
+
+        two.journal.read, two.journal.write = read_later, write_later  # type: ignore[method-assign]
+        version = stored(engine, begun.id).version
+        assert (await two.command(begun.id, CANCELS)).decision is Decision.CANCEL
+        assert (stored(engine, begun.id).version, len(two.runs)) == (version + 1, 0)
+        await one.end_of(begun.id)
+    network.check(begun.id)
+
+
 @in_virtual_time
 async def test_a_command_whose_replica_dies_is_carried_out_all_the_same(database_url: str, engine: Engine) -> None:
     network = Network(engine, now, {("car", TRY): [SILENT]})

@@ -40,7 +40,8 @@ from tests.simulation.scheduler import Process, Runaway, Scheduler, pass_time
 TRANSACTIONS: Final = 20
 BEGIN_WITHIN_S: Final = 3.0
 SAFETY_MAX_S: Final = 8.0
-LIVENESS_MAX_S: Final = 60.0
+LIVENESS_MAX_S: Final = 180.0
+"""A participant that asks half of its questions in vain, because a replica stays away, pauses ever longer."""
 LOOK_S: Final = 0.25
 STRANGERS_S: Final = 4.0
 """Longer than a Try can take to leave its hold once faults are off; nobody waits for those of strangers."""
