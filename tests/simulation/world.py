@@ -47,6 +47,8 @@ STRANGERS_S: Final = 4.0
 """Longer than a Try can take to leave its hold once faults are off; nobody waits for those of strangers."""
 SILENCE_S: Final = 0.3
 """After so long a command's owner counts as dead: shorter than a lease."""
+SETTLED_S: Final = 2.0
+"""Longer than a call that has left can take, and the save of its answer, once faults are off."""
 SKEW_S: Final = 0.15
 ABSENT_CHANCE: Final = 0.2
 """In so many seeds some stay away for the first part of the liveness phase."""
@@ -290,7 +292,14 @@ class World:
             if not is_ended
         }
 
+    async def _let_nothing_more_leave(self) -> None:
+        """What hangs is still tried, and could succeed between two looks: no call reaches a participant any more."""
+        if await self._hung():
+            self.network.severed |= {(a.name, b.name) for a in self.replicas for b in self.participants}
+            await pass_time(SETTLED_S)
+
     async def _check_end(self) -> None:
+        await self._let_nothing_more_leave()
         parts = (await self._serving()).parts
         _, listed = await answer(self, parts, ("list",))
         _, hung = await answer(self, parts, ("hung",))
