@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -21,6 +20,7 @@ from app.storage.engines import is_embedded, normal_url
 from app.storage.errors import DatabaseError
 from app.storage.group_commit import Journal
 from app.storage.migrations import FINISH_COMMAND, NotMigratedError, finish, migrate, schema_fault
+from app.trust import is_loopback
 from holdfast.version import __version__
 
 if sys.platform != "win32":
@@ -101,7 +101,7 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
         migrate(settings.database_url)
     elif fault := asyncio.run(_schema_fault(settings)):
         return _fail(fault)
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         log.warning(
             "event=exposed host=%s Holdfast has no authentication yet: anyone who can reach this port can begin, "
             "cancel and resolve transactions. Keep it on a private network.",
@@ -203,13 +203,6 @@ async def _schema_fault(settings: Settings) -> str | None:
         return await journal.read(schema_fault)
     finally:
         await journal.close()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _fault(error: ErrorDetails) -> str:

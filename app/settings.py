@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
 from app.protocol.policy import Policy
+from app.trust import ANY_HOST, LOOPBACK_HOSTS, TrustedHosts, is_loopback
 from holdfast.wire import DOCUMENT_BYTES_MAX, ENVELOPE_BYTES_MAX
 
 BRANCHES_LIMIT: Final = 1000
@@ -36,6 +37,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address that `python -m app serve` listens on")
     port: int = Field(
         8000, ge=0, le=65535, description="port that `python -m app serve` listens on; 0 picks a free one"
+    )
+    trusted_hosts: str | None = Field(
+        None,
+        description="names that clients may use for the coordinator: host or host:port, comma-separated; by default "
+        "those of loopback if it listens there, else any",
     )
     participants: Annotated[dict[ParticipantName, RegistryBody], NoDecode] = Field(
         default_factory=dict,
@@ -136,6 +142,7 @@ class Settings(BaseSettings):
                 "HOLDFAST_MEMORY_MAX_BYTES must be at least four times HOLDFAST_BODY_MAX_BYTES; raise the one or lower "
                 "the other"
             )
+        _ = self.hosts  # raises if it can't be read
         allowed = self.allowed
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):
@@ -145,6 +152,11 @@ class Settings(BaseSettings):
     @property
     def allowed(self) -> AllowedEndpoints:
         return AllowedEndpoints.parse(self.allowed_endpoints)
+
+    @property
+    def hosts(self) -> TrustedHosts:
+        default = LOOPBACK_HOSTS if is_loopback(self.host) else ANY_HOST
+        return TrustedHosts.parse(default if self.trusted_hosts is None else self.trusted_hosts)
 
     @property
     def policy(self) -> Policy:

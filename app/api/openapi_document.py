@@ -10,7 +10,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from app.api.problems import ProblemDocument
+from app.api.host_check import is_open
+from app.api.problems import ProblemDocument, responses
 
 DESCRIPTION: Final = "All-or-nothing transactions across HTTP services: try, then confirm or cancel."
 TAGS: Final = [
@@ -19,6 +20,8 @@ TAGS: Final = [
     {"name": "admin", "description": "For operators: what is stuck, and what you can do about it."},
     {"name": "health", "description": "Probes and metrics for whatever runs the process."},
 ]
+_BEFORE_ROUTES: Final = {str(status): answer for status, answer in responses("untrusted-host").items()}
+"""What is answered before a route runs, whatever the route."""
 
 
 def install(app: FastAPI) -> None:
@@ -32,7 +35,10 @@ def _completed(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str
     for route in app.routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             for method in route.methods or ():
-                _restore_examples(route, document["paths"][route.path_format][method.lower()])
+                operation = document["paths"][route.path_format][method.lower()]
+                _restore_examples(route, operation)
+                if not is_open(route.path_format):
+                    operation["responses"] |= _BEFORE_ROUTES
     return document
 
 

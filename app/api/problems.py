@@ -97,6 +97,11 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "method-not-allowed": Kind(
         405, "This path doesn't support this method", "The `Allow` header lists the methods that it supports."
     ),
+    "untrusted-host": Kind(
+        421,
+        "The coordinator isn't asked under this name",
+        "Use a name that HOLDFAST_TRUSTED_HOSTS admits, or add this one to it. A proxy passes on its clients' Host.",
+    ),
     "overloaded": Kind(
         503,
         "The coordinator is at capacity",

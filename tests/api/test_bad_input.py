@@ -289,7 +289,7 @@ async def test_every_problem_has_a_page(service: Service) -> None:
         assert kind.title in page.text
         assert kind.advice in page.text
         assert str(kind.status) in page.text
-    assert {kind.status for kind in CATALOGUE.values()} == {400, 404, 405, 409, 413, 422, 500, 503}
+    assert {kind.status for kind in CATALOGUE.values()} == {400, 404, 405, 409, 413, 421, 422, 500, 503}
 
 
 async def test_a_defect_is_a_problem_without_details(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ async def test_a_defect_is_a_problem_without_details(service: Service, monkeypat
 
     monkeypatch.setattr(service.parts.registry, "all", broken)
     transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get("/v1/participants")
     check_problem(answer, 500, "internal-error")
     assert "secret" not in answer.text

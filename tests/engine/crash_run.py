@@ -326,7 +326,7 @@ class CrashRun:
         content = b"" if body is None else json.dumps(body).encode()
         request = httpx.Request(
             method,
-            f"http://coordinator{path}",
+            f"http://localhost{path}",
             headers={"Content-Type": "application/json"} | dict(headers or {}),
             content=content,
         )

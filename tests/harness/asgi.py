@@ -30,13 +30,24 @@ class Answer:
 
 
 async def ask(
-    app: ASGIApp, method: str, target: str, *, headers: Sequence[Header] = (), body: Sequence[bytes | None] = (b"",)
+    app: ASGIApp,
+    method: str,
+    target: str,
+    *,
+    headers: Sequence[Header] = (),
+    body: Sequence[bytes | None] = (b"",),
+    host: bytes | None = b"localhost",
+    http_version: str = "1.1",
 ) -> Answer:
-    """Send a request; `body` is its pieces, and None among them is a client that leaves there."""
+    """Send a request; `body` is its pieces, and None among them is a client that leaves there.
+
+    `host` is added to the headers, unless they have one.
+    """
     path, _, query = target.partition("?")
-    scope: Any = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"}
+    scope: Any = {"type": "http", "asgi": {"version": "3.0"}, "http_version": http_version, "scheme": "http"}
     scope |= {"method": method, "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode()}
-    scope |= {"headers": list(headers), "client": ("127.0.0.1", 1), "server": ("coordinator", 80), "root_path": ""}
+    named = [] if host is None or any(name == b"host" for name, _ in headers) else [(b"host", host)]
+    scope |= {"headers": [*named, *headers], "client": ("127.0.0.1", 1), "server": ("coordinator", 80), "root_path": ""}
     pieces = list(body)
     sent: list[Message] = []
 

@@ -205,7 +205,7 @@ async def running(
     )
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://coordinator", timeout=None) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
             yield Service(app=app, client=client, participants=participants)
 
 

@@ -7,11 +7,13 @@ import json
 import os
 import sys
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from app.settings import Settings
+from app.trust import Authority, TrustedHosts
 from tests.harness.fault_server import Action, FaultServer, Raw, Reply
 from tests.harness.repository import ROOT, listed_by_git
 
@@ -140,6 +142,15 @@ def test_ports_are_published_on_loopback_only_and_once() -> None:
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
     assert len({port.split(":")[1] for port in published}) == len(published)
+
+
+def test_the_coordinator_answers_under_the_names_that_compose_uses() -> None:
+    """And under no other: its port is published on loopback, where a browser reaches it."""
+    hosts = TrustedHosts.parse(COMPOSE["services"]["coordinator"]["environment"]["HOLDFAST_TRUSTED_HOSTS"])
+    asked = urlsplit(COMPOSE["x-example"]["environment"]["HOLDFAST_URL"]).netloc
+    for name in (asked, "127.0.0.1:8000", "localhost:8000"):
+        assert hosts.trusts(Authority.parse(name)), name
+    assert not hosts.trusts(Authority.parse("rebound.example:8000"))
 
 
 @pytest.mark.parametrize("name", ["coordinator", "migrate"])
