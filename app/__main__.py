@@ -117,6 +117,7 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         access_log=False,
+        proxy_headers=False,  # uvicorn takes any text from loopback for an address
         log_config=None,
         lifespan="on",
         timeout_graceful_shutdown=int(settings.shutdown_timeout_s + GRACE_S),

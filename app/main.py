@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from app.api import admin, health, openapi_document, participants, problems, transactions
 from app.api.body_limit import BodyLimit
+from app.api.client_address import ClientAddress
 from app.api.dependencies import Parts
 from app.api.host_check import HostCheck
 from app.api.rendering import exported
@@ -77,6 +78,7 @@ def create_app(
     problems.install(app)
     openapi_document.install(app)
     app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)
+    app.add_middleware(ClientAddress, proxies=settings.proxies)
     app.add_middleware(HostCheck, trusted=settings.hosts)  # last, so that nothing comes before it
     return app
 

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
 from app.protocol.policy import Policy
-from app.trust import ANY_HOST, LOOPBACK_HOSTS, TrustedHosts, is_loopback
+from app.trust import ANY_HOST, LOOPBACK_HOSTS, TrustedHosts, TrustedProxies, is_loopback
 from holdfast.wire import DOCUMENT_BYTES_MAX, ENVELOPE_BYTES_MAX
 
 BRANCHES_LIMIT: Final = 1000
@@ -42,6 +42,9 @@ class Settings(BaseSettings):
         None,
         description="names that clients may use for the coordinator: host or host:port, comma-separated; by default "
         "those of loopback if it listens there, else any",
+    )
+    trusted_proxies: str = Field(
+        "", description="addresses and networks whose `X-Forwarded-For` is believed, comma-separated"
     )
     participants: Annotated[dict[ParticipantName, RegistryBody], NoDecode] = Field(
         default_factory=dict,
@@ -142,7 +145,7 @@ class Settings(BaseSettings):
                 "HOLDFAST_MEMORY_MAX_BYTES must be at least four times HOLDFAST_BODY_MAX_BYTES; raise the one or lower "
                 "the other"
             )
-        _ = self.hosts  # raises if it can't be read
+        _ = self.hosts, self.proxies  # raise if they can't be read
         allowed = self.allowed
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):
@@ -157,6 +160,10 @@ class Settings(BaseSettings):
     def hosts(self) -> TrustedHosts:
         default = LOOPBACK_HOSTS if is_loopback(self.host) else ANY_HOST
         return TrustedHosts.parse(default if self.trusted_hosts is None else self.trusted_hosts)
+
+    @property
+    def proxies(self) -> TrustedProxies:
+        return TrustedProxies.parse(self.trusted_proxies)
 
     @property
     def policy(self) -> Policy:

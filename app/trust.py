@@ -84,6 +84,43 @@ class TrustedHosts:
         return self.any or (asked is not None and any(pattern.matches(asked) for pattern in self.patterns))
 
 
+@dataclass(frozen=True, slots=True)
+class TrustedProxies:
+    """The parsed form of HOLDFAST_TRUSTED_PROXIES."""
+
+    networks: tuple[Network, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse addresses and networks, comma-separated. Raises ValueError with a message that names the faulty one."""
+        networks = []
+        for entry in filter(None, (part.strip() for part in text.split(","))):
+            network = _network(entry)
+            if network is None:
+                raise ValueError(
+                    f"HOLDFAST_TRUSTED_PROXIES: {entry!r} must be an address or a network, such as 10.0.0.0/8"
+                )
+            networks.append(network)
+        return cls(tuple(networks))
+
+    def client(self, peer: str, forwarded_for: str) -> str:
+        """The address that a request comes from: the last one that no trusted proxy has.
+
+        `forwarded_for` is read from its end, where the nearest proxy wrote. What is no address ends the search, because
+        whoever stands before it could have written anything.
+        """
+        if not self.networks:
+            return peer
+        hops = [_hop(text) for text in forwarded_for.split(",")]
+        client = parse_address(peer)
+        while hops and client is not None and any(client in network for network in self.networks):
+            nearer = hops.pop()
+            if nearer is None:
+                break
+            client = nearer
+        return peer if client is None else str(client)
+
+
 def is_loopback(host: str) -> bool:
     """Whether who listens on `host` can be reached from this machine only."""
     address = parse_address(host)
@@ -110,6 +147,16 @@ def _host_pattern(entry: str) -> _HostPattern:
             "for example holdfast.internal, *.internal, 10.0.0.0/8 or [::1]:8000"
         )
     return _HostPattern(host, network, port)
+
+
+def _hop(text: str) -> Address | None:
+    """An address, to which some proxies add a port."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return parse_address(text)
 
 
 def _network(text: str) -> Network | None:
