@@ -259,6 +259,48 @@ def failed(settings: dict[str, str], command: str = "serve") -> str:
     return said[0]
 
 
+async def test_a_web_page_of_another_name_can_do_nothing(coordinator: CoordinatorProcess) -> None:
+    """DNS rebinding: its name resolves to this machine, and its browser says so."""
+    async with httpx.AsyncClient(base_url=coordinator.url, headers={"Host": "rebound.example"}) as page:
+        answer = await page.put("/v1/participants/evil", json={"base_url": "http://127.0.0.1:9"})
+        assert (answer.status_code, answer.json()["type"]) == (421, "/problems/untrusted-host")
+        assert (await page.get("/healthz")).status_code == 200
+    assert "evil" not in [each["name"] for each in (await get(coordinator.url, "/v1/participants"))["items"]]
+
+
+@pytest.mark.parametrize(
+    ("proxies", "said", "recorded"),
+    [
+        ("", "the CFO (approved)", "127.0.0.1"),
+        ("", "203.0.113.7", "127.0.0.1"),
+        ("127.0.0.1", "the CFO (approved)", "127.0.0.1"),
+        ("127.0.0.1", "the CFO, 203.0.113.7", "203.0.113.7"),
+    ],
+)
+async def test_who_resolves_is_an_address_and_of_a_trusted_proxy_s_word(
+    settings: dict[str, str], participants: FaultServer, proxies: str, said: str, recorded: str
+) -> None:
+    participants.script("/payment/confirm", [Reply(410)])
+    coordinator = await started(settings | {"HOLDFAST_TRUSTED_PROXIES": proxies})
+    try:
+        begun = (await begin(coordinator.url)).json()
+        path = f"/v1/transactions/{begun['id']}"
+
+        async def hangs() -> object:
+            return (await get(coordinator.url, path))["hung"]
+
+        await until(hangs)
+        async with httpx.AsyncClient(base_url=coordinator.url, headers={"X-Forwarded-For": said}) as client:
+            answer = await client.post(
+                f"/v1/admin/transactions/{begun['id']}/branches/payment/resolve",
+                json={"as": "confirmed", "reason": "seen in the ledger"},
+            )
+        by = [branch["resolution"]["by"] for branch in answer.json()["branches"] if branch["resolution"]]
+        assert by == [f"operator at {recorded}"]
+    finally:
+        await asyncio.to_thread(coordinator.__exit__)
+
+
 @on_servers
 async def test_a_server_s_database_is_served_once_it_is_migrated(settings: dict[str, str], database_url: str) -> None:
     on_a_server = settings | {"HOLDFAST_DATABASE_URL": re.sub(r"\+\w+:", ":", database_url)}
