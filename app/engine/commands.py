@@ -168,9 +168,11 @@ class Commands:
 
     async def _claim(self, transaction: Transaction) -> None:
         """Claim the transaction if it still is as it was seen, after a run of this process that was overtaken."""
-        leaving = self._runs.get(transaction.id)
-        if leaving is not None:
-            await leaving.ended.wait()
+        run = self._runs.get(transaction.id)
+        if run is not None and not run.leaving:
+            return  # recovery has started it meanwhile, and it takes commands
+        if run is not None:
+            await run.ended.wait()
         claim = transactions.Claim(
             due_by=None,
             lease_until=self._context.clock() + self._context.policy.lease_s,

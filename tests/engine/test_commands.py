@@ -117,6 +117,30 @@ async def test_a_hung_transaction_that_is_undecided_is_cancelled_at_its_deadline
 
 
 @in_virtual_time
+async def test_a_command_that_meets_recovery_is_for_the_run_that_has_started(database_url: str, engine: Engine) -> None:
+    """It saw a transaction that nobody was working on, and waits neither for that run's end nor for its calls."""
+    network = Network(engine, now, {("car", TRY): [LATER, SILENT]})
+    async with Replica(database_url, network, recovers=False) as replica:
+        begun = await replica.coordinator.begin(begin_of())
+        await until(lambda: len(replica.runs) == 0)
+        await pass_time(13.0)
+        find = replica.coordinator.find
+
+        async def find_just_before_recovery(transaction_id: str) -> Transaction:
+            seen = await find(transaction_id)
+            await replica.recovery.run_once()
+            return seen
+
+        replica.coordinator.commands._find = find_just_before_recovery
+        began = now()
+        answer = await replica.command(begun.id, CancelRequested())
+        assert answer.decision is Decision.CANCEL
+        assert now() - began < CALL_TIMEOUT_S / 2
+        await replica.end_of(begun.id)
+    network.check(begun.id)
+
+
+@in_virtual_time
 async def test_commands_at_once_take_the_transaction_over_once(database_url: str, engine: Engine) -> None:
     """Or the second would take it away from the run of the first, and both would have to try again."""
     network = Network(engine, now, {("car", TRY): [Reply(status=503, headers={"Retry-After": "20"}), SILENT]})

@@ -370,7 +370,6 @@ def takes_a_failed_try_for_a_failure_after_the_decision(patch: Patch) -> None:
 @bug("hung_stays_until_the_branch_is_final")
 def a_retry_clears_the_hang(patch: Patch) -> None:
     wrap(patch, "_due_at_once", lambda original, branch: replace(original(branch), hung_reason=None))
-    patch.setattr(steps, "REFUSALS", frozenset())
     patch.setattr(branches, "REFUSALS", frozenset())
 
 
@@ -415,12 +414,16 @@ def stays_on_the_list_when_it_hangs_no_longer(patch: Patch) -> None:
 
 @bug("hung_is_noticed")
 def silence_never_hangs(patch: Patch) -> None:
-    patch.setattr(steps, "_many_failures", lambda branch, policy: False)
+    mark = steps._hung
+
+    def hung(branch: Branch, *, confirming: bool) -> Branch:
+        return mark(branch, confirming=confirming) if branch.last_answer is Answer.REFUSED else branch
+
+    patch.setattr(steps, "_hung", hung)
 
 
 @bug("hung_is_noticed")
 def forgets_that_it_was_refused(patch: Patch) -> None:
-    patch.setattr(steps, "REFUSALS", frozenset())
     patch.setattr(branches, "REFUSALS", frozenset())
 
 
