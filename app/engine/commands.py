@@ -8,10 +8,10 @@ comes of it, the transaction is taken over. What is allowed is up to app.protoco
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
-from app.engine.errors import ObjectedError, OverloadedError, UnknownTransactionError
+from app.engine.errors import ObjectedError, OverloadedError
 from app.engine.run import PendingCommand, RunEndedError, take_over
 from app.engine.runs import Runs
 from app.engine.waiters import wait_for_event
@@ -31,7 +31,7 @@ SILENCE_S: Final = 1.0
 
 
 class Commands:
-    """Carries out commands. `find` looks a transaction up.
+    """Carries out commands.
 
     `poll_s` says how often to look for an outcome where nobody tells, in seconds. With `alone`, no other process uses
     the database, and no command needs the inbox.
@@ -41,12 +41,10 @@ class Commands:
         self,
         *,
         runs: Runs,
-        find: Callable[[str], Awaitable[Transaction]],
         poll_s: Callable[[], float],
         alone: bool,
     ) -> None:
         self._runs = runs
-        self._find = find
         self._poll_s = poll_s
         self._alone = alone
         self._context = runs.context
@@ -69,7 +67,7 @@ class Commands:
             elif self._runs.stopping:
                 raise OverloadedError
             else:
-                transaction = await self._find(transaction_id)
+                transaction = await self._runs.find(transaction_id)
                 _check(transaction, command)
                 if transaction.finished:
                     return transaction  # nothing left to do: it already is as requested
@@ -98,7 +96,7 @@ class Commands:
         standing = await self._until_heard(asked)
         if standing.heard is None and not await self._context.journal.write(commands.withdraw, asked.id):
             standing = await self._context.journal.read(commands.find_standing, asked.id)  # heard just now
-        transaction = await self._stored(transaction_id)
+        transaction = await self._runs.find_stored(transaction_id)
         if standing.heard is not None:
             if standing.heard.objection is not None:
                 raise ObjectedError(standing.heard.objection, transaction)
@@ -140,7 +138,7 @@ class Commands:
         if run is not None:  # recovery has taken it over meanwhile
             await run.look()
             return
-        transaction = await self._stored(asked.transaction_id)
+        transaction = await self._runs.find_stored(asked.transaction_id)
         standing = await self._context.journal.read(commands.find_standing, asked.id)
         if standing.heard is None and not transaction.finished:
             await asyncio.shield(self._claiming(transaction))
@@ -182,12 +180,6 @@ class Commands:
         for taken in await take_over(self._context.journal, claim):
             if await self._runs.adopt(taken, self._asked.get(transaction.id, ())):
                 self._asked.pop(transaction.id, None)
-
-    async def _stored(self, transaction_id: str) -> Transaction:
-        transaction = await self._context.journal.read(transactions.find, transaction_id)
-        if transaction is None:
-            raise UnknownTransactionError(transaction_id)
-        return transaction
 
 
 def _check(transaction: Transaction, command: Command) -> None:

@@ -92,7 +92,7 @@ class Coordinator:
             tell=tell,
             clock=clock,
         )
-        self.commands: Final = Commands(runs=self.runs, find=self.find, poll_s=poll_s, alone=alone)
+        self.commands: Final = Commands(runs=self.runs, poll_s=poll_s, alone=alone)
         self._beginning = 0
 
     async def begin(self, request: Begin) -> Transaction:
@@ -118,13 +118,7 @@ class Coordinator:
 
     async def find(self, transaction_id: str) -> Transaction:
         """The transaction as it stands. Raises UnknownTransactionError."""
-        run = self.runs.active(transaction_id)
-        if run is not None:
-            return run.latest
-        transaction = await self._journal.read(transactions.find, transaction_id)
-        if transaction is None:
-            raise UnknownTransactionError(transaction_id)
-        return transaction
+        return await self.runs.find(transaction_id)
 
     async def find_decision(self, transaction_id: str, branch: str | None) -> StoredDecision:
         """What is durably decided, about one branch if named. Raises UnknownTransactionError.

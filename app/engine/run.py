@@ -24,7 +24,7 @@ from app.protocol.policy import Policy
 from app.protocol.steps import advance, broken, objection
 from app.protocol.values import CallRecord, Transaction
 from app.storage import calls, transactions
-from app.storage.commands import Heard
+from app.storage.commands import Heard, WithdrawnError
 from app.storage.errors import DatabaseError, DatabaseUnavailableError, LateError, StaleError
 from app.storage.group_commit import Journal
 from holdfast.wire import Answer
@@ -179,6 +179,10 @@ class Run:
                 log.warning("event=decision_late transaction_id=%s", self.saved.id)
                 step = self._advance_again()
                 continue
+            except WithdrawnError as withdrawn:
+                self._forget(withdrawn.command_id)
+                step = self._advance_again()
+                continue
             self._publish(transaction)
             if self._halted or (step.rests and not self._commands):
                 return
@@ -197,6 +201,14 @@ class Run:
         """The next step from what the last one was made from, as things are now."""
         transaction, inputs = self._basis
         return advance(transaction, inputs, self._context.clock(), self._context.policy)
+
+    def _forget(self, command_id: str) -> None:
+        """Go on without a command whose effect was not saved."""
+        transaction, inputs = self._basis
+        if any(heard.id == command_id and heard.objection is None for heard in self._heard):
+            inputs = ()  # it was the only one
+        self._basis = transaction, inputs
+        self._heard = [heard for heard in self._heard if heard.id != command_id]
 
     def _inputs(self, transaction: Transaction) -> Sequence[Input]:
         """One command alone, or else all the answers so far: a command is checked against the current state."""

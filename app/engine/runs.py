@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from app.calling.caller import Caller
 from app.calling.registry import Registry
+from app.engine.errors import UnknownTransactionError
 from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Context, PendingCommand, Place, Run, hand_over
 from app.engine.waiters import Waiters
@@ -18,6 +19,7 @@ from app.metrics import Metrics
 from app.protocol.messages import Step
 from app.protocol.policy import Policy
 from app.protocol.values import CallRecord, Transaction
+from app.storage import transactions
 from app.storage.errors import DatabaseError
 from app.storage.group_commit import Journal
 from app.storage.transactions import Taken
@@ -76,6 +78,18 @@ class Runs:
         """The run that speaks for this transaction; one that is leaving may have been overtaken."""
         run = self._runs.get(transaction_id)
         return None if run is None or run.leaving else run
+
+    async def find(self, transaction_id: str) -> Transaction:
+        """The transaction as it stands. Raises UnknownTransactionError."""
+        run = self.active(transaction_id)
+        return await self.find_stored(transaction_id) if run is None else run.latest
+
+    async def find_stored(self, transaction_id: str) -> Transaction:
+        """The transaction as it is in the database. Raises UnknownTransactionError."""
+        transaction = await self.context.journal.read(transactions.find, transaction_id)
+        if transaction is None:
+            raise UnknownTransactionError(transaction_id)
+        return transaction
 
     def place_of(self, transaction_id: str) -> Place | None:
         """What the transaction counts as while this process is working on it, and None when it isn't."""

@@ -15,7 +15,6 @@ from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, selec
 
 from app.protocol.messages import BranchResolved, CancelRequested, Command, Objection, RetryRequested
 from app.protocol.values import ReasonCode, Settled
-from app.storage.errors import StaleError
 from app.storage.tables import commands, transactions
 
 log = logging.getLogger(__name__)
@@ -48,6 +47,14 @@ class Standing:
 
     heard: Heard | None
     is_final: bool
+
+
+class WithdrawnError(Exception):
+    """The command that this save carries out was withdrawn before anybody heard it. Nothing was saved."""
+
+    def __init__(self, command_id: str) -> None:
+        super().__init__(command_id)
+        self.command_id = command_id
 
 
 class _Cancel(msgspec.Struct, tag="cancel"):
@@ -96,15 +103,15 @@ def remove_forgotten(connection: Connection, items: Sequence[float]) -> list[int
 
 
 def write_outcomes(connection: Connection, heard: Sequence[Heard]) -> None:
-    """Write what came of commands, as part of the save that carries them out.
+    """Write what came of commands, as part of the save that carries them out, once that owns the transaction.
 
-    Raises StaleError if one isn't waiting: another process has heard it, so it owns the transaction now.
+    Raises WithdrawnError for one that isn't waiting: nobody but the owner hears commands.
     """
     for each in heard:
         outcome = APPLIED if each.objection is None else each.objection.value
         waiting = update(commands).where(commands.c.id == each.id, _WAITS)
         if connection.execute(waiting.values(outcome=outcome)).rowcount != 1:
-            raise StaleError(f"command {each.id}")
+            raise WithdrawnError(each.id)
 
 
 def remove(connection: Connection, transaction_ids: Sequence[str]) -> None:

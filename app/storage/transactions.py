@@ -183,7 +183,8 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded 
 def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
     """Write steps of transactions, each only if the row still has the version that was read.
 
-    Returns them with their new versions. Raises StaleError for a single item, and SomeStaleError for several.
+    Returns them with their new versions. Raises StaleError for a single item, and SomeStaleError for several, and
+    WithdrawnError if a command that a step carries out was withdrawn.
     """
     try:
         return _save(connection, items)

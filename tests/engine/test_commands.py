@@ -124,14 +124,14 @@ async def test_a_command_that_meets_recovery_is_for_the_run_that_has_started(dat
         begun = await replica.coordinator.begin(begin_of())
         await until(lambda: len(replica.runs) == 0)
         await pass_time(13.0)
-        find = replica.coordinator.find
+        find = replica.runs.find
 
         async def find_just_before_recovery(transaction_id: str) -> Transaction:
             seen = await find(transaction_id)
             await replica.recovery.run_once()
             return seen
 
-        replica.coordinator.commands._find = find_just_before_recovery
+        replica.runs.find = find_just_before_recovery  # type: ignore[method-assign]
         began = now()
         answer = await replica.command(begun.id, CancelRequested())
         assert answer.decision is Decision.CANCEL

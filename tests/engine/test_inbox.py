@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from app.engine.commands import SILENCE_S
 from app.engine.errors import ObjectedError, OverloadedError
 from app.engine.inbox import FORGOTTEN_S
 from app.engine.notifications import POLL_S
-from app.protocol.messages import CancelRequested, RetryRequested
+from app.protocol.messages import CancelRequested, Command, RetryRequested
 from app.storage import commands, tables, transactions
 from app.storage.commands import Asked
 from holdfast.wire import Decision, Operation
@@ -109,10 +110,10 @@ async def test_what_the_owner_objects_to_is_objected_to_everywhere(database_url:
         before = begun
         await until(lambda: stored(engine, begun.id).decision is Decision.CONFIRM)
 
-        async def outdated(_: str) -> Any:
+        async def outdated(transaction_id: str) -> Any:
             return before
 
-        two.coordinator.commands._find = outdated
+        two.runs.find = outdated  # type: ignore[method-assign]
         version = stored(engine, begun.id).version
         with pytest.raises(ObjectedError, match="already-decided") as raised:
             await two.command(begun.id, CANCELS)
@@ -300,6 +301,41 @@ async def test_a_stop_gives_up_and_takes_the_command_back(database_url: str, eng
         with pytest.raises(OverloadedError):
             await asking
         assert rows(engine) == []
+
+
+@pytest.mark.parametrize("command", [CANCELS, RESOLVE])
+@in_virtual_time
+async def test_one_that_is_withdrawn_while_its_owner_saves_it_changes_nothing(
+    command: Command, database_url: str, engine: Engine
+) -> None:
+    """Cancel would have been carried out, resolve be objected to. The owner goes on, with what it knew."""
+    network = Network(engine, now, {("car", TRY): [Reply(delay_s=1.0)]})
+    options: dict[str, Any] = {"recovers": False}  # whoever lost it would leave it for good
+    async with Replica(database_url, network, **options) as one, Replica(database_url, network, **options) as two:
+        begun = await one.coordinator.begin(begin_of())
+        await until(lambda: len(network.asked) == 3)
+        write = one.journal.write
+
+        async def withdrawn_first(function: Any, item: Any) -> Any:
+            if function is transactions.save and item.heard and None in outcomes(engine):
+                two.runs.stopping = True  # the replica that was asked withdraws it
+                await until(lambda: rows(engine) == [])
+            return await write(function, item)
+
+        one.journal.write = withdrawn_first  # type: ignore[method-assign]
+
+        async def found(transaction_id: str) -> Any:
+            return begun if command is CANCELS else replace(begun, decision=Decision.CONFIRM, decided_at=now())
+
+        two.runs.find = found  # type: ignore[method-assign]
+        version = stored(engine, begun.id).version
+        with pytest.raises((OverloadedError, ObjectedError)):
+            await two.command(begun.id, command)
+        assert stored(engine, begun.id).version == version
+        ended = await one.end_of(begun.id)
+    assert ended.phase == "confirmed"
+    assert rows(engine) == []
+    network.check(begun.id)
 
 
 # --- whoever dies, wherever ------------------------------------------------------------------------------------------

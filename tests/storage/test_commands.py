@@ -72,14 +72,27 @@ def test_the_save_that_carries_it_out_writes_the_outcome(engine: Engine, objecti
 
 
 def test_nobody_hears_a_command_again(engine: Engine) -> None:
-    """Whoever comes second doesn't own the transaction any more; nothing of its step is kept, nor of its batch."""
+    """Nothing of such a step is kept, nor of its batch."""
     recorded(engine, transaction(1), transaction(2))
     written(engine, commands.ask, asked(1))
     written(engine, transactions.save, save(1, Heard(id="c-1", objection=None)))
-    with pytest.raises(StaleError):
+    with pytest.raises(commands.WithdrawnError):
         written(engine, transactions.save, save(2, Heard(id="c-1", objection=Objection.ALREADY_DECIDED)))
     assert found(engine, transactions.find, transaction(2).id).version == 1
     assert standing(engine, 1).heard == Heard(id="c-1", objection=None)
+
+
+@pytest.mark.parametrize("objection", [None, Objection.ALREADY_DECIDED])
+def test_a_save_that_carries_out_what_was_withdrawn_is_told_which(engine: Engine, objection: Objection | None) -> None:
+    recorded(engine, transaction(1))
+    written(engine, commands.ask, asked(1), asked(2))
+    assert written(engine, commands.withdraw, "c-2") == [True]
+    heard = [Heard(id=id_, objection=objection) for id_ in ("c-1", "c-2")]
+    with pytest.raises(commands.WithdrawnError) as raised:
+        written(engine, transactions.save, save(1, *heard))
+    assert raised.value.command_id == "c-2"
+    assert waiting(engine, 1) == ["c-1"]
+    assert found(engine, transactions.find, transaction(1).id).version == 1
 
 
 def test_a_stale_save_hears_nothing(engine: Engine) -> None:
