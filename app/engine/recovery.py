@@ -1,24 +1,25 @@
 """Claims due transactions and starts a run for each: those that rest, and those whose process died.
 
 The two are alike: a crash is only a longer pause between two steps. Any number of replicas can run this, because a
-claim is one conditional write. A failing participant gets a limited share of the places: its further transactions are
-postponed by a lease, so that those of other participants come first. Doesn't advance transactions itself.
+claim is one conditional write. A participant that keeps its callers waiting gets a limited share of the places: further
+transactions that need it next are postponed by a lease, so that others come first. Doesn't advance transactions itself.
 """
 
 import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 from app.background import RepeatingTask
 from app.calling.registry import Registry
 from app.engine.memory_budget import MemoryBudget
-from app.engine.run import Place, take_over
+from app.engine.run import Place, Run, take_over
 from app.engine.runs import Runs
 from app.metrics import Metrics
+from app.protocol.steps import awaited
 from app.protocol.values import Transaction
 from app.storage import transactions
 from app.storage.errors import DatabaseError
@@ -44,13 +45,23 @@ STOP_MAX_S: Final = 2.0
 PAUSE_MIN_S: Final = 0.02
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Adopted:
-    """A claimed transaction in progress. `place` is where it counts now: it may become hung after the claim."""
+    """A claimed transaction in progress, as it stood when recovery last looked.
 
-    place: Place
+    `place` is where it counts: it may become hung after the claim.
+    """
+
     since: float
+    place: Place
+    seen: Transaction
     waits_for: frozenset[str]
+
+    def look(self, run: Run) -> None:
+        """See how far it has got, and for whom it waits now."""
+        self.place = run.place
+        if run.latest is not self.seen:
+            self.seen, self.waits_for = run.latest, _waits_for(run.latest)
 
 
 class Recovery:
@@ -80,11 +91,12 @@ class Recovery:
 
     async def run_once(self) -> int:
         """Claim what is due and start it; returns how many transactions were claimed."""
-        self._adopted = {
-            id_: replace(each, place=place)
-            for id_, each in self._adopted.items()
-            if (place := self._runs.place_of(id_)) is not None
-        }
+        for id_, adopted in list(self._adopted.items()):
+            run = self._runs.get(id_)
+            if run is None:
+                del self._adopted[id_]
+            else:
+                adopted.look(run)
         return await self._claim(Place.ADOPTED, hung=False) + await self._claim(Place.HUNG, hung=True)
 
     async def _claim(self, place: Place, *, hung: bool) -> int:
@@ -111,7 +123,8 @@ class Recovery:
         for taken in claimed:
             waits_for = _waits_for(taken.transaction)
             if all(slow[each] < SLOW_MAX for each in waits_for):  # otherwise it is due again when its lease ends
-                self._adopted[taken.transaction.id] = _Adopted(place=place, since=now, waits_for=waits_for)
+                seen = taken.transaction
+                self._adopted[seen.id] = _Adopted(since=now, place=place, seen=seen, waits_for=waits_for)
                 await self._runs.adopt(taken)
                 self._metrics.claimed.inc()
         return len(claimed)
@@ -149,9 +162,8 @@ class Recovery:
 
 
 def _waits_for(transaction: Transaction) -> frozenset[str]:
-    """Who has yet to answer: participants by name, inline endpoints by host."""
+    """Who has to answer next: participants by name, inline endpoints by host."""
     return frozenset(
         urlsplit(branch.endpoints.confirm_url).netloc if branch.endpoints else str(branch.participant)
-        for branch in transaction.branches
-        if not branch.final
+        for branch in awaited(transaction)
     )

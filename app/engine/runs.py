@@ -91,11 +91,6 @@ class Runs:
             raise UnknownTransactionError(transaction_id)
         return transaction
 
-    def place_of(self, transaction_id: str) -> Place | None:
-        """What the transaction counts as while this process is working on it, and None when it isn't."""
-        run = self._runs.get(transaction_id)
-        return None if run is None else run.place
-
     def unsaved_calls(self, transaction_id: str) -> list[CallRecord]:
         """The calls that have finished since the transaction was last saved, oldest first."""
         run = self._runs.get(transaction_id)

@@ -104,6 +104,19 @@ def is_at_rest(transaction: Transaction, policy: Policy) -> bool:
     return transaction.finished or transaction.wake_at == min(_due_times(transaction, -math.inf, policy))
 
 
+def awaited(transaction: Transaction) -> list[Branch]:
+    """The branches whose answers the transaction needs next: called, or to be called, and not only after others."""
+    branches = Branches.of(transaction.branches)
+    may_try = _may_try(transaction)
+
+    def is_awaited(facts: Facts) -> bool:
+        if facts.traits & CALLING or facts.due < math.inf:
+            return True
+        return facts.try_due < math.inf if may_try else bool(facts.traits & FOLLOWS_DECISION)
+
+    return [branches[position] for position in branches.where(is_awaited)]
+
+
 def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
     """The transaction set aside after a broken invariant: listed as hung, and retried later.
 

@@ -23,7 +23,7 @@ from app.protocol.messages import (
     Step,
 )
 from app.protocol.policy import Policy
-from app.protocol.steps import advance, broken, is_at_rest, objection
+from app.protocol.steps import advance, awaited, broken, is_at_rest, objection
 from app.protocol.values import (
     Branch,
     BranchPhase,
@@ -105,6 +105,9 @@ def called(result: Step) -> list[tuple[str, Operation, int]]:
 
 def back_off_of(branch: Branch, phase: BranchPhase, failures: int) -> float:
     return back_off_s("t", replace(branch, phase=phase), failures, POLICY)
+
+
+DONE = confirming("c", phase=BranchPhase.CONFIRMED, calling=None)
 
 
 # --- all goes well -----------------------------------------------------------------------------------------------
@@ -827,6 +830,29 @@ def test_whether_anybody_works_on_what_was_read_can_be_told(before: Transaction)
     assert retried.calls
     read = [replace(branch, calling=None) for branch in retried.transaction.branches]
     assert not is_at_rest(replace(retried.transaction, branches=tuple(read)), POLICY)
+
+
+@pytest.mark.parametrize(
+    ("transaction", "names"),
+    [
+        (begun(), "ab"),
+        (begun(branches=in_order(begun().branches, TryOrder.SEQUENTIAL)), "a"),
+        (undecided(held("a"), trying("b")), "b"),
+        (undecided(held("a"), trying("b", calling=None, next_attempt_at=NOW + 4)), "b"),
+        (undecided(held("a"), held("b")), ""),
+        (decided(Decision.CANCEL, trying("a"), cancelling("b", phase=BranchPhase.CANCELLED, calling=None)), "a"),
+        (
+            decided(
+                Decision.CANCEL, trying("a", calling=None), cancelling("b", phase=BranchPhase.CANCELLED, calling=None)
+            ),
+            "a",
+        ),
+        (decided(Decision.CONFIRM, held("a"), confirming("b"), DONE), "ab"),
+        (decided(Decision.CONFIRM, DONE, confirming("b", calling=None, next_attempt_at=NOW + 4)), "b"),
+    ],
+)
+def test_who_is_awaited_has_not_answered_and_its_turn_has_come(transaction: Transaction, names: str) -> None:
+    assert "".join(branch.name for branch in awaited(transaction)) == names
 
 
 def test_nobody_works_on_what_is_finished() -> None:
