@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from app.log_format import LogFormat, formatter_of
 from app.main import create_app
 from app.settings import Settings
 from app.storage.engines import is_embedded, normal_url
@@ -44,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--finish", action="store_true", help="finish the upgrade, once no process of the version before runs"
     )
     asked = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         settings = Settings()
+        _log_to_stderr(settings.log_format)
         return _migrate(settings, finishes=asked.finish) if asked.command == "migrate" else _serve(settings)
     except ValidationError as error:
         return _fail("; ".join(_fault(each) for each in error.errors()))
@@ -62,6 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(
             f"HOLDFAST_DATABASE_URL: the database can't be used ({error}); check that its folder exists and is writable"
         )
+
+
+def _log_to_stderr(log_format: LogFormat) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter_of(log_format))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _migrate(settings: Settings, *, finishes: bool) -> int:

@@ -203,7 +203,6 @@ def recovery_of(parts: Parts) -> Recovery:
         journal=parts.journal,
         runs=parts.coordinator.runs,
         registry=parts.registry,
-        metrics=parts.metrics,
         memory=parts.memory,
         lease_s=parts.settings.lease_s,
         clock=parts.clock,

@@ -18,7 +18,9 @@ class Metrics:
         for outcome in Outcome:  # from the start, so that the first mixed one is an increase
             self.finished.labels(outcome=outcome)
         self.claimed = Counter(
-            "holdfast_transactions_claimed", "Transactions that recovery took over", registry=self.registry
+            "holdfast_transactions_claimed",
+            "Transactions taken over from a process that left them in the middle of a call",
+            registry=self.registry,
         )
         self.purged = Counter(
             "holdfast_transactions_purged", "Transactions deleted after their retention", registry=self.registry

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
+from app.log_format import LogFormat
 from app.protocol.policy import Policy
 from app.trust import ANY_HOST, LOOPBACK_HOSTS, TrustedHosts, TrustedProxies, is_loopback
 from holdfast.wire import DOCUMENT_BYTES_MAX, ENVELOPE_BYTES_MAX
@@ -105,6 +106,8 @@ class Settings(BaseSettings):
     )
     lease_s: Seconds = Field(15.0, description="lease duration: after this much silence another replica takes over")
     shutdown_timeout_s: Seconds = Field(10.0, description="how long work in progress may take to finish after SIGTERM")
+
+    log_format: LogFormat = Field(LogFormat.TEXT, description="`text`, or `json`: one object a line")
 
     retention_days: float = Field(
         30.0,

@@ -11,14 +11,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from app.background import RepeatingTask
 from app.calling.registry import Registry
 from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Place, Run, take_over
 from app.engine.runs import Runs
-from app.metrics import Metrics
 from app.protocol.steps import awaited
 from app.protocol.values import Transaction
 from app.storage import transactions
@@ -73,7 +71,6 @@ class Recovery:
         journal: Journal,
         runs: Runs,
         registry: Registry,
-        metrics: Metrics,
         memory: MemoryBudget,
         lease_s: float,
         clock: Callable[[], float],
@@ -81,7 +78,6 @@ class Recovery:
         self._journal = journal
         self._runs = runs
         self._registry = registry
-        self._metrics = metrics
         self._memory = memory
         self._lease_s = lease_s
         self._clock = clock
@@ -126,7 +122,6 @@ class Recovery:
                 seen = taken.transaction
                 self._adopted[seen.id] = _Adopted(since=now, place=place, seen=seen, waits_for=waits_for)
                 await self._runs.adopt(taken)
-                self._metrics.claimed.inc()
         return len(claimed)
 
     def _room(self, place: Place, now: float) -> int:
@@ -163,7 +158,4 @@ class Recovery:
 
 def _waits_for(transaction: Transaction) -> frozenset[str]:
     """Who has to answer next: participants by name, inline endpoints by host."""
-    return frozenset(
-        urlsplit(branch.endpoints.confirm_url).netloc if branch.endpoints else str(branch.participant)
-        for branch in awaited(transaction)
-    )
+    return frozenset(branch.asked_of for branch in awaited(transaction))

@@ -16,6 +16,7 @@ from enum import StrEnum
 from app.calling.caller import Caller
 from app.calling.registry import Registry
 from app.engine.errors import ObjectedError
+from app.engine.events import log_save
 from app.engine.memory_budget import MemoryBudget, size_of
 from app.engine.waiters import Waiters, wait_for_event
 from app.metrics import Metrics
@@ -242,6 +243,7 @@ class Run:
         del self._heard[: len(heard)]
         if heard or self.saved.phase is not before.phase or self.saved.is_delayed is not before.is_delayed:
             self._context.tell(self.saved.id)
+        log_save(before, self.saved, self._basis[1])
         if self.saved.finished:
             self._context.metrics.finished.labels(outcome=self.saved.outcome).inc()
         return self.saved
@@ -320,6 +322,7 @@ class Run:
         try:
             await self._context.journal.write(transactions.save, save)
             del self.history[: len(made)]
+            log_save(self.saved, after, ())
         except Exception as error:  # the state itself may be what can't be written
             log.warning("event=set_aside_failed transaction_id=%s error=%s", self.saved.id, type(error).__name__)
 

@@ -18,6 +18,7 @@ from app.engine.waiters import Waiters
 from app.metrics import Metrics
 from app.protocol.messages import Step
 from app.protocol.policy import Policy
+from app.protocol.steps import was_interrupted
 from app.protocol.values import CallRecord, Transaction
 from app.storage import transactions
 from app.storage.errors import DatabaseError
@@ -116,6 +117,9 @@ class Runs:
             return False
         if transaction.id in self._runs:
             return False
+        if was_interrupted(transaction):
+            log.info("event=recovered transaction_id=%s", transaction.id)
+            self.context.metrics.claimed.inc()
         waiting = [PendingCommand(command=asked.command, id=asked.id) for asked in taken.commands]
         place = Place.ADOPTED if transaction.hung_since is None else Place.HUNG
         self._start(transaction, place=place, commands=[*waiting, *commands])

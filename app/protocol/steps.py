@@ -117,6 +117,17 @@ def awaited(transaction: Transaction) -> list[Branch]:
     return [branches[position] for position in branches.where(is_awaited)]
 
 
+def was_interrupted(transaction: Transaction) -> bool:
+    """Whether a process worked on this unfinished transaction, as it is stored, and left it in the middle of a call.
+
+    Otherwise it waits: each of the next calls has its time.
+    """
+    facts = Branches.of(transaction.branches).facts
+    if transaction.decision is Decision.UNDECIDED:
+        return facts.try_due == -math.inf
+    return facts.due == -math.inf or bool(facts.traits & FOLLOWS_DECISION)
+
+
 def broken(transaction: Transaction, now: float, policy: Policy) -> Transaction:
     """The transaction set aside after a broken invariant: listed as hung, and retried later.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 from typing import Final, assert_never
+from urllib.parse import urlsplit
 
 from app.protocol.replacing import replace
 from holdfast.json_text import NULL, JsonText
@@ -172,6 +173,11 @@ class Branch:
     @property
     def final(self) -> bool:
         return self.phase in FINAL
+
+    @property
+    def asked_of(self) -> str:
+        """Who is called: a participant by its name, inline endpoints by their host."""
+        return urlsplit(self.endpoints.confirm_url).netloc if self.endpoints else str(self.participant)
 
     @property
     def is_delayed(self) -> bool:

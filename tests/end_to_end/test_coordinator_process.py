@@ -248,6 +248,19 @@ async def test_another_host_than_loopback_is_warned_of_once(settings: dict[str, 
     assert "authentication" in warnings[0]
 
 
+async def test_a_process_logs_json_from_its_first_line_on(settings: dict[str, str]) -> None:
+    """Those of uvicorn, too."""
+    process = await started(settings | {"HOLDFAST_LOG_FORMAT": "json", "HOLDFAST_HOST": "0.0.0.0"})
+    process.terminate()
+    await asyncio.to_thread(process.wait_end)
+    lines = [json.loads(line) for line in process.lines]
+    assert {"time", "level", "logger"} <= set.intersection(*(set(line) for line in lines))
+    (exposed,) = [line for line in lines if line.get("event") == "exposed"]
+    assert (exposed["level"], exposed["host"]) == ("WARNING", "0.0.0.0")
+    assert any(line.get("event") == "serving" and "http://" in line["message"] for line in lines)
+    assert any(line["logger"].startswith("uvicorn") for line in lines)
+
+
 def failed(settings: dict[str, str], command: str = "serve") -> str:
     """What `python -m app` says when it must not start; it says it in one line, without a traceback."""
     process = CoordinatorProcess(settings, command=command)
@@ -384,3 +397,7 @@ def test_a_misspelled_setting_is_warned_of(tmp_path: Path) -> None:
     settings = {"HOLDFAST_DATABASE_URL": f"sqlite:///{tmp_path / 'holdfast.db'}", "HOLDFAST_CALL_TIMEOUT": "9"}
     with CoordinatorProcess(settings) as process:
         assert [line for line in process.lines if "HOLDFAST_CALL_TIMEOUT " in line and "WARNING" in line]
+
+
+def test_another_format_is_refused(settings: dict[str, str]) -> None:
+    assert "HOLDFAST_LOG_FORMAT" in failed(settings | {"HOLDFAST_LOG_FORMAT": "xml"})
