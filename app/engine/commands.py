@@ -61,13 +61,13 @@ class Commands:
             await asyncio.sleep(random.uniform(0, PAUSE_S * round_))  # so that two replicas don't keep colliding
             done: asyncio.Future[Transaction] = asyncio.get_running_loop().create_future()
             pending = PendingCommand(command=command, done=done)
+            transaction = await self._runs.find(transaction_id)
             run = self._runs.active(transaction_id)
             if run is not None and not run.latest.finished:
                 run.ask(pending)
             elif self._runs.stopping:
                 raise OverloadedError
             else:
-                transaction = await self._runs.find(transaction_id)
                 _check(transaction, command)
                 if transaction.finished:
                     return transaction  # nothing left to do: it already is as requested

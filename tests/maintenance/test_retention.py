@@ -93,7 +93,7 @@ async def test_it_goes_batch_by_batch_until_only_the_young_is_left(
 ) -> None:
     monkeypatch.setattr(retention, "BATCH_MAX", 4)
     finished(engine, *(KEPT_S + n for n in range(10)), KEPT_S - 100.0, 5.0)
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica)
         assert [(await service.run_once(), count(engine)) for _ in range(4)] == [
             (True, 8),
@@ -130,7 +130,7 @@ async def test_it_runs_by_itself_beside_the_traffic_and_stops_at_once(database_u
 @in_virtual_time
 async def test_without_a_retention_nothing_is_purged(database_url: str, engine: Engine) -> None:
     finished(engine, 2 * KEPT_S)
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica, retention_s=0.0)
         await service.start()
         await pass_time(3600.0)
@@ -146,7 +146,7 @@ async def test_a_record_that_a_person_resolved_is_kept_and_looked_at_once_a_swee
     by_hand = Resolution(settled=Settled.CANCELLED, by="ada", at=5.0, reason="refunded")
     finished(engine, *(KEPT_S + n for n in range(6)), branches=(replace(CAR, resolution=by_hand),))
     finished(engine, KEPT_S)
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica)
         looked: list[bool] = []
         while not looked or looked[-1]:
@@ -162,7 +162,7 @@ async def test_what_can_not_be_exported_is_not_deleted_and_tried_again(
     finished(engine, *(KEPT_S + n for n in range(3)))
     export = Refusing()
     export.full = True
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica, export)
         with caplog.at_level(logging.ERROR):
             await service.start()
@@ -217,7 +217,7 @@ async def test_a_stop_lets_a_batch_come_to_its_end(database_url: str, engine: En
             reached.set()
             assert go.wait(10)
 
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica, Slow())
         await service.start()
         assert await asyncio.to_thread(reached.wait, 10)
@@ -312,7 +312,7 @@ async def test_who_falls_silent_is_replaced_and_who_stops_hands_over(
 @in_virtual_time
 async def test_who_was_frozen_while_it_exported_deletes_nothing(database_url: str, engine: Engine) -> None:
     finished(engine, *(KEPT_S + n for n in range(3)))
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         other = retention_of(replica)
         thawed = asyncio.Event()
 
@@ -337,7 +337,7 @@ async def test_the_lease_is_kept_while_an_export_takes_long(
     database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished(engine, KEPT_S)
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         ends = asyncio.Event()
 
         async def slowly(*_: Any) -> None:
@@ -379,7 +379,7 @@ async def test_one_that_can_not_be_exported_holds_up_no_other(
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         odd = tables.calls.c.transaction_id == ids[4]
         connection.execute(update(tables.calls).where(odd).values(operation="unheard"))
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica, Export(tmp_path, exported))
         await service.start()
         await pass_time(3 * retention.RETRY_PAUSE_S)
@@ -412,7 +412,7 @@ async def test_what_was_exported_is_not_exported_again_because_it_can_not_be_del
         return delete_finished(connection, items)
 
     monkeypatch.setattr(purge, "delete_finished", fails)
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica, Export(tmp_path, exported))
         await service.start()
         await pass_time(10 * retention.RETRY_PAUSE_S)
@@ -433,7 +433,7 @@ async def test_what_is_remembered_as_exported_is_bounded(
 ) -> None:
     monkeypatch.setattr(retention, "EXPORTED_MAX", 3)
     finished(engine, KEPT_S, KEPT_S + 1.0)
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica, Refusing())
         service._exported |= {f"old-{number}": None for number in range(3)}
         await service.run_once()
@@ -450,7 +450,7 @@ async def test_leftovers_that_can_not_be_deleted_hold_up_nothing(
         raise DatabaseUnavailableError("lock timeout")
 
     monkeypatch.setattr(purge, "delete_leftover_calls", fails)
-    async with Replica(database_url, Network(engine, now), recovers=False) as replica:
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
         service = retention_of(replica)
         await service.start()
         await pass_time(1.5 * retention.RETRY_PAUSE_S)

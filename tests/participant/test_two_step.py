@@ -14,6 +14,7 @@ import pytest
 from holdfast import Hold, Refused
 from holdfast.testing import Branch, FakeCoordinator
 from tests.harness.participant_app import SeatRequest, Service, running
+from tests.harness.search_share import share
 from tests.participant.crashing_service import Gateway
 
 LEASE_S = 36
@@ -135,7 +136,7 @@ async def settle(branch: Branch) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite+aiosqlite", "postgresql+psycopg"])
 async def test_every_two_steps_and_every_death_end_well(payment: Payment) -> None:
-    for steps in itertools.product(STEPS, repeat=2):
+    for steps in share([*itertools.product(STEPS, repeat=2)]):
         branch = payment.branch()
         for step in steps:
             await take(step, branch)
@@ -146,7 +147,7 @@ async def test_every_two_steps_and_every_death_end_well(payment: Payment) -> Non
 @pytest.mark.parametrize("kind", ["sqlite"])
 @pytest.mark.parametrize("first", ["try", "try dies marked", "try dies handled"])
 async def test_every_two_more_steps_after_a_try_end_well(payment: Payment, first: str) -> None:
-    for steps in itertools.product(STEPS, repeat=2):
+    for steps in share([*itertools.product(STEPS, repeat=2)]):
         branch = payment.branch()
         for step in (first, *steps):
             await take(step, branch)
@@ -157,7 +158,7 @@ async def test_every_two_more_steps_after_a_try_end_well(payment: Payment, first
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql+asyncpg"])
 async def test_the_reaper_alone_ends_what_crashed(payment: Payment) -> None:
     """Nobody calls again: the time of the hold passes, and every crash of a release is ended too."""
-    for steps in itertools.product(STEPS, repeat=2):
+    for steps in share([*itertools.product(STEPS, repeat=2)]):
         if any("confirm" in step for step in steps):
             continue
         branch = payment.branch()

@@ -13,6 +13,11 @@ from tests.harness.search_share import share
 from tests.protocol.enumeration import enumerate_all, steps_to_the_end
 
 SETS = [frozenset(each) for each in chain.from_iterable(combinations(Operation, n) for n in range(len(Operation)))]
+CASES = [
+    pytest.param(operations, place, id=f"{'+'.join(sorted(operations)) or 'nothing'}-{place}")
+    for operations in SETS
+    for place in (0, 1)
+]
 
 
 def with_kind(patch: pytest.MonkeyPatch, operations: Set[Operation]) -> Kind:
@@ -27,10 +32,13 @@ def with_kind(patch: pytest.MonkeyPatch, operations: Set[Operation]) -> Kind:
     return kind
 
 
-@pytest.mark.parametrize("operations", SETS, ids=lambda operations: "+".join(sorted(operations)) or "nothing")
-def test_any_set_of_operations_keeps_every_rule(operations: Set[Operation], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("operations", "place"), share(CASES))
+def test_any_set_of_operations_keeps_every_rule(
+    operations: Set[Operation], place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a TCC branch, or after it."""
     kind = with_kind(monkeypatch, operations)
-    run = enumerate_all(share([(kind, Kind.TCC), (Kind.TCC, kind)]))
+    run = enumerate_all([((kind, Kind.TCC), (Kind.TCC, kind))[place]])
     assert all(steps_to_the_end(state) <= 10 for state in run.states)
     asked = {b.calling for s in run.states for b in s.transaction.branches if b.kind is kind} - {None}
     assert asked == (operations if Operation.TRY in operations else operations & {Operation.CONFIRM})
