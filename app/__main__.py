@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from app.api.http_protocol import bounded
 from app.log_format import LogFormat, formatter_of
 from app.main import create_app
 from app.settings import Settings
@@ -123,6 +124,7 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=bounded(settings.body_max_bytes),
         access_log=False,
         proxy_headers=False,  # uvicorn takes any text from loopback for an address
         log_config=None,

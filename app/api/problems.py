@@ -60,6 +60,14 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "The request body is too large",
         "A begin may be HOLDFAST_BODY_MAX_BYTES long, any other request 64 KiB. Send a smaller body.",
     ),
+    "head-too-large": Kind(
+        431, "The request has too many headers", "A head may have 100 headers and 32 KiB. Send fewer or shorter ones."
+    ),
+    "request-timeout": Kind(
+        408,
+        "The request didn't arrive in time",
+        "The head must arrive within 10 seconds, and the body within 60 seconds more. Nothing was recorded.",
+    ),
     "idempotency-key-conflict": Kind(
         409,
         "This idempotency key was used for another request",

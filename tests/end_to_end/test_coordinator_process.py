@@ -238,6 +238,11 @@ async def test_what_users_see_first(
         assert (await client.get(f"{coordinator.url}/openapi.json")).status_code == 200
 
 
+async def test_a_head_that_is_too_large_is_refused(coordinator: CoordinatorProcess) -> None:
+    answer = await asyncio.to_thread(httpx.get, coordinator.url, headers={"X-Long": "v" * 40_000})
+    assert (answer.status_code, answer.json()["type"]) == (431, "/problems/head-too-large")
+
+
 async def test_another_host_than_loopback_is_warned_of_once(settings: dict[str, str]) -> None:
     process = await started(settings | {"HOLDFAST_HOST": "0.0.0.0"})
     process.terminate()
