@@ -161,10 +161,16 @@ class BeginRequest(_Body):
         return identity_of(self._sent, _canonical(envelope), payloads, earlier=self._earlier_hash)
 
     def _earlier_hash(self) -> str:
-        """What version 0.1 recorded. It parsed payloads, so numbers that are one double are equal."""
+        """What version 0.1 recorded; empty if it refused such a request.
+
+        It parsed payloads, so numbers that are one double are equal.
+        """
         document = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         for branch, request in zip(document["branches"], self.branches, strict=True):
-            branch["payload"] = json.loads(request.payload)
+            try:
+                branch["payload"] = json.loads(request.payload)
+            except ValueError:  # an integer of thousands of digits, which it refused (sys.set_int_max_str_digits)
+                return ""
             if branch["payload"] == {}:  # the default was left out
                 del branch["payload"]
         return hashlib.sha256(_canonical(document).encode()).hexdigest()
