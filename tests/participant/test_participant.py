@@ -367,6 +367,7 @@ def test_what_does_not_fit_is_said_when_it_is_decorated(sqlite_url: str) -> None
     def fits(hold: Hold[SeatRequest], session: Session) -> None: ...
     def depends(hold: Hold, session: Session, stock: Any = STOCK) -> None: ...  # type: ignore[type-arg]
     def also_depends(hold: Hold, session: Annotated[Session, Depends(dict)]) -> None: ...  # type: ignore[type-arg]
+    def postponed(hold: Hold, session: "Annotated[Session, Depends(dict)]") -> None: ...  # type: ignore[type-arg]
     def from_header(hold: Hold, session: Session, agent: str = Header("")) -> None: ...  # type: ignore[type-arg]
 
     for handler, says in (
@@ -376,6 +377,7 @@ def test_what_does_not_fit_is_said_when_it_is_decorated(sqlite_url: str) -> None
         (unknown, "NotDefined"),
         (depends, r"Depends\(...\) of parameter 'stock' is for routes only"),
         (also_depends, r"Depends\(...\) of parameter 'session'"),
+        (postponed, r"Depends\(...\) of parameter 'session'"),
         (from_header, r"Header\(...\) of parameter 'agent'"),
     ):
         with pytest.raises(TypeError, match=says):

@@ -250,7 +250,7 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
         inspect.signature(function).bind(object(), object())
     except TypeError:
         raise TypeError(f"{name} must accept two positional arguments: (hold, session)") from None
-    _check_dependencies(parameters, name)
+    _check_dependencies(parameters, function, name)
     annotation = parameters[0].annotation
     if annotation is inspect.Parameter.empty:
         return _Inherited
@@ -267,12 +267,9 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
 def _check_session(handler: Handler) -> None:
     """Raise TypeError if the handler's annotation doesn't match the session that it will get."""
     parameters = list(inspect.signature(handler.function).parameters.values())
-    annotation = parameters[1].annotation if len(parameters) > 1 else inspect.Parameter.empty
-    if isinstance(annotation, str):
-        try:
-            annotation = _evaluated(annotation, inspect.unwrap(handler.function), handler.name)
-        except Exception:  # imported for type checkers only, so it can't be evaluated
-            return
+    annotation = inspect.Parameter.empty
+    if len(parameters) > 1:
+        annotation = _annotation_of(parameters[1], handler.function, handler.name)
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if not isinstance(annotation, type):
@@ -290,15 +287,26 @@ def _discard(awaitable: Any) -> None:
         awaitable.close()
 
 
-def _check_dependencies(parameters: list[inspect.Parameter], name: str) -> None:
+def _check_dependencies(parameters: list[inspect.Parameter], function: Callable[..., Any], name: str) -> None:
     """Raise TypeError for a parameter that FastAPI would inject: it does so for routes, not for handlers."""
     for parameter in parameters:
-        for marker in (parameter.default, *getattr(parameter.annotation, "__metadata__", ())):
+        annotation = _annotation_of(parameter, function, name)
+        for marker in (parameter.default, *getattr(annotation, "__metadata__", ())):
             if type(marker).__module__ == "fastapi.params":
                 raise TypeError(
                     f"{name}: {type(marker).__name__}(...) of parameter {parameter.name!r} is for routes only; "
                     "a handler gets (hold, session): call the dependency inside the handler"
                 )
+
+
+def _annotation_of(parameter: inspect.Parameter, function: Callable[..., Any], name: str) -> Any:
+    """The annotation, evaluated if it is postponed; as it is if it is imported for type checkers only."""
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    try:
+        return _evaluated(parameter.annotation, inspect.unwrap(function), name)
+    except Exception:
+        return parameter.annotation
 
 
 def _evaluated(annotation: str, function: Callable[..., Any], name: str) -> Any:
