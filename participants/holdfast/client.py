@@ -63,13 +63,16 @@ class Reason(_Frozen):
 
 
 class BranchRecord(_Frozen):
-    """Where a branch stands. Source: docs/reference/protocol.md, section 3, "The transaction resource"."""
+    """Where a branch stands. Source: docs/reference/protocol.md, section 3, "The transaction resource".
+
+    Numbers in `payload` and `result` keep every digit: `Decimal(str(number))` has them.
+    """
 
     name: str
     phase: str
     participant: str | None = None
-    payload: JsonValue = None
-    result: JsonValue = None
+    payload: Any = None
+    result: Any = None
     attempts: dict[str, int] = Field(default_factory=dict)
     last_error: JsonValue = None
 

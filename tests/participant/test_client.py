@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import httpx
@@ -411,6 +412,18 @@ async def test_get_and_cancel(make: Make) -> None:
         ("GET", "/v1/transactions/a%2Fb"),
         ("POST", "/v1/transactions/t-1/cancel"),
     ]
+
+
+async def test_what_it_reports_has_every_digit(make: Make) -> None:
+    texts = ["1234567890123456.78", "1E400", "-0.0", "9007199254740993", "0.123456789012345678901234567890"]
+    branch = '{"name": "seats", "phase": "held", "payload": {"amounts": [%s]}, "result": [%s]}' % (
+        (", ".join(texts),) * 2
+    )
+    document = json.dumps({**CONFIRMED, "branches": []}).replace("[]", f"[{branch}]")
+    client, _, _ = make(lambda request: httpx.Response(200, content=document))
+    (found,) = (await client.get("t-1")).branches
+    for numbers in (found.payload["amounts"], found.result):
+        assert [Decimal(str(number)) for number in numbers] == [Decimal(text) for text in texts]
 
 
 async def test_wait_asks_until_the_end(make: Make) -> None:
