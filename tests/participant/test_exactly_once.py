@@ -149,6 +149,83 @@ async def test_a_commit_in_a_handler_raises_and_leaves_nothing(
             assert await branch.phase() == ("trying" if two_step else None)
 
 
+AMONG_OTHERS = [
+    "SELECT 1; COMMIT",
+    "UPDATE effects SET operation = 'x'; commit work; SELECT 1",
+    "SELECT ';'; /* ; */ -- ;\n COMMIT; BEGIN",
+    "SELECT 1; END",
+    "SELECT $body$ ; $body$; ROLLBACK; SELECT 1",
+]
+
+
+@pytest.mark.parametrize("several", AMONG_OTHERS)
+@pytest.mark.parametrize("two_step", [False, True])
+@pytest.mark.parametrize("kind", ["postgresql+psycopg"])
+async def test_a_commit_among_other_statements_raises_and_leaves_nothing(
+    url: str, kind: str, two_step: bool, several: str
+) -> None:
+    def handler(hold: AnyHold, session: Session) -> None:
+        session.execute(written())
+        session.connection().exec_driver_sql(several)
+
+    async with running(url, kind) as service:
+        participant = participant_of(service.database, handler, two_step=two_step)
+        async with FakeCoordinator(participant) as coordinator:
+            assert (await coordinator.branch().try_()).problem == "handler-failed"
+            assert not await service.effects()
+
+
+HARMLESS = [
+    "SELECT '; commit'",
+    "SELECT 'it''s; commit;'",
+    "SELECT E'it\\'s; commit;'",
+    'SELECT 1 AS "; commit; "',
+    "SELECT $$; commit; $$",
+    "DO $$ BEGIN PERFORM 1; END $$",
+    "CREATE FUNCTION pg_temp.one() RETURNS integer BEGIN ATOMIC SELECT 1; END",
+    "SELECT 1 /* ; commit; */; SELECT 2 -- ; commit",
+    "SAVEPOINT a; ROLLBACK TO a; RELEASE a;",
+]
+
+
+@pytest.mark.parametrize("statement", HARMLESS)
+@pytest.mark.parametrize("kind", ["postgresql+psycopg"])
+async def test_what_only_looks_like_a_commit_is_let_through(url: str, kind: str, statement: str) -> None:
+    def handler(hold: AnyHold, session: Session) -> None:
+        session.execute(written())
+        session.connection().exec_driver_sql(statement)
+
+    async with running(url, kind) as service:
+        participant = participant_of(service.database, handler)
+        async with FakeCoordinator(participant) as coordinator:
+            assert (await coordinator.branch().try_()).ok
+            assert await service.effects() == {"try": 1}
+
+
+@pytest.mark.parametrize(
+    "several", ["SELECT 1; COMMIT", "SELECT 'it\\'s; '; ALTER TABLE effects ADD n INTEGER; SELECT 1"]
+)
+@pytest.mark.parametrize("kind", ["mariadb+pymysql"])
+async def test_on_mysql_too_where_the_driver_sends_several(url: str, kind: str, several: str) -> None:
+    async with running(url, kind) as service:
+        together = {"client_flag": pymysql.constants.CLIENT.MULTI_STATEMENTS}
+        engine = create_engine(make_url(url).set(drivername=kind), connect_args=together)
+
+        def handler(hold: AnyHold, session: Session) -> None:
+            session.execute(written())
+            session.connection().exec_driver_sql("SELECT 'it\\'s; commit; '")
+            if hold.attempt == 1:
+                session.connection().exec_driver_sql(several)
+
+        participant = participant_of(engine, handler)
+        async with FakeCoordinator(participant) as coordinator:
+            branch = coordinator.branch()
+            assert (await branch.try_()).problem == "handler-failed"
+            assert not await service.effects()
+            assert (await branch.try_()).ok
+        engine.dispose()
+
+
 UNDONE: dict[str, Callable[[Session], Any]] = {
     "session": lambda session: session.rollback(),
     "connection": lambda session: session.connection().rollback(),

@@ -27,7 +27,7 @@ _MYSQL: Final = ("mysql", "mariadb")
 _BLANK: Final = r"(?:\s|/\*.*?\*/|--[^\n]*(?:\n|$))*"
 _ENDS: Final = re.compile(
     rf"{_BLANK}(?:commit|end|abort|rollback(?!\s+(?:work\s+|transaction\s+)?to\b)|begin|start\s+transaction"
-    rf"|prepare\s+transaction|set\s+(?:session\s+|@@)?autocommit|xa)\b|.*;\s*commit\s*;?\s*$",
+    rf"|prepare\s+transaction|set\s+(?:session\s+|@@)?autocommit|xa)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _COMMITS_IMPLICITLY: Final = re.compile(
@@ -35,6 +35,14 @@ _COMMITS_IMPLICITLY: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Statements for which MySQL and MariaDB commit the transaction implicitly."""
+_CREATES: Final = re.compile(rf"{_BLANK}create\b", re.IGNORECASE | re.DOTALL)
+"""Its body may have semicolons and END in it."""
+_QUOTED: Final = r""""(?:[^"]|"")*"|`[^`]*`|/\*.*?\*/|--[^\n]*"""
+_OPAQUE: Final = re.compile(
+    rf"e'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$|{_QUOTED}", re.IGNORECASE | re.DOTALL
+)
+_OPAQUE_ON_MYSQL: Final = re.compile(rf"'(?:[^'\\]|\\.|'')*'|{_QUOTED}", re.DOTALL)
+"""Literals, quoted names and comments, in which a semicolon ends no statement."""
 _SETS_SAVEPOINT: Final = re.compile(rf"{_BLANK}savepoint\b", re.IGNORECASE | re.DOTALL)
 
 
@@ -165,13 +173,21 @@ def _on_statement(connection: Connection, cursor: Any, statement: str, *_: Any) 
     if guard is None:
         return
     dialect = connection.dialect.name
-    if _ENDS.match(statement) or (dialect in _MYSQL and _COMMITS_IMPLICITLY.match(statement)):
-        guard.broken = _COMMITS
-        raise RuntimeError(_COMMITS)
+    for one in _statements(statement, dialect):
+        if _ENDS.match(one) or (dialect in _MYSQL and _COMMITS_IMPLICITLY.match(one)):
+            guard.broken = _COMMITS
+            raise RuntimeError(_COMMITS)
     if dialect == "sqlite":
         if _SETS_SAVEPOINT.match(statement):
             _begin_on_sqlite(connection)
         guard.was_open = _sqlite_is_open(connection)
+
+
+def _statements(text: str, dialect: str) -> list[str]:
+    """The statements in `text`: some drivers send several at once."""
+    if ";" not in text or _CREATES.match(text):
+        return [text]
+    return (_OPAQUE_ON_MYSQL if dialect in _MYSQL else _OPAQUE).sub(" ", text).split(";")
 
 
 def _on_error(context: ExceptionContext) -> None:
