@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from app.protocol.values import Branch, BranchPhase, HungReason, Transaction
 from app.storage import calls, errors, participants, queries, tables, transactions
-from app.storage.mapping import branch_rows
+from app.storage.group_commit import Journal
+from app.storage.mapping import branch_rows, transaction_of
 from app.storage.participants import RegisteredParticipant
 from holdfast.json_text import text_of
 from holdfast.wire import Decision
@@ -216,12 +217,28 @@ def test_a_claim_reads_no_document(engine: Engine) -> None:
         )
 
 
-def test_rows_are_parsed_when_no_database_transaction_is_open(engine: Engine) -> None:
+async def test_rows_are_parsed_when_no_database_transaction_is_open(
+    engine: Engine, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsing large documents can outlast the idle limit of a session, and would hold its locks."""
+    id_ = transaction(1).id
     recorded(engine, transaction(1))
-    with engine.connect() as connection:
-        one = transactions.find(connection, transaction(1).id)
-        some = transactions.find_all(connection, [transaction(1).id])
-    assert some.finish() == [one.finish()] == [transaction(1)]
+    in_use, at_parsing = [0], list[int]()
+    event.listen(journal.engine, "checkout", lambda *_: in_use.append(in_use.pop() + 1))
+    event.listen(journal.engine, "checkin", lambda *_: in_use.append(in_use.pop() - 1))
+
+    def parsed(*row: Any) -> Transaction:
+        at_parsing.append(in_use[0])
+        return transaction_of(*row)
+
+    monkeypatch.setattr(transactions, "transaction_of", parsed)
+    assert await journal.read(transactions.find, id_) == transaction(1)
+    assert await journal.read(transactions.find_all, [id_]) == [transaction(1)]
+    assert (await journal.read(queries.list_newest, queries.Filter(), 10, None)).transactions == [transaction(1)]
+    (claimed,) = await journal.write(transactions.claim, claim(100.0))
+    (taken,) = await journal.read(transactions.find_claimed, [claimed])
+    assert taken.transaction.id == id_
+    assert at_parsing == [0] * 4
 
 
 def test_what_somebody_else_has_taken_since_is_left_to_them(engine: Engine) -> None:
