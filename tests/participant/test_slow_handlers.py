@@ -2,6 +2,9 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +16,10 @@ from sqlalchemy.util import await_only
 
 from holdfast import Hold, NotNow, Participant
 from holdfast.fence import database
+from holdfast.participant import running as limits
 from holdfast.testing import FakeCoordinator
+from tests.harness.coordinator_app import Received, until
+from tests.harness.coordinator_app import running as coordinating
 from tests.harness.participant_app import SeatRequest, Service, running
 
 ASYNCHRONOUS = ["sqlite+aiosqlite", "postgresql+asyncpg", "mysql+asyncmy"]
@@ -21,12 +27,14 @@ asynchronous = pytest.mark.parametrize("kind", ASYNCHRONOUS)
 servers = pytest.mark.parametrize("kind", ["postgresql+psycopg", "postgresql+asyncpg", "mariadb+pymysql"])
 either_form = pytest.mark.parametrize("two_step", [False, True])
 UNLIMITED_S = 300
+THIRTEEN = {"quantity": 13}
 
 
 class Gate:
-    """A handler that hangs for the seat request of 13 until it is opened."""
+    """The handler of one operation, or of each, that hangs for the seat request of 13 until it is opened."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, operation: str | None = None) -> None:
+        self._operation = operation
         self._asynchronous = isinstance(service.database, AsyncEngine)
         self._loop = asyncio.get_running_loop()
         self.arrived, self._opened, self._thread_opened = asyncio.Event(), asyncio.Event(), threading.Event()
@@ -34,7 +42,7 @@ class Gate:
         service.behave.append(self.act)
 
     def act(self, operation: str, hold: Hold[SeatRequest]) -> Any:
-        if hold.payload.quantity != 13:
+        if hold.payload.quantity != 13 or self._operation not in (None, operation):
             return None
         self.calls += 1
         self._loop.call_soon_threadsafe(self.arrived.set)
@@ -76,6 +84,49 @@ async def test_repeats_of_a_hanging_call_are_busy_at_once_and_take_no_connection
         assert (await stuck.try_()).body == {"done": True}, "the repeat hears what the slow call came to"
         assert gate.calls == 1
         assert (await stuck.confirm()).ok
+
+
+@pytest.mark.parametrize("operation", ["try", "confirm"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql+asyncpg", "mariadb+pymysql"])
+async def test_a_handler_that_outlasts_the_coordinators_call_is_not_lost(
+    url: str, kind: str, operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator stops listening and asks again; whoever authorised meanwhile is asked no second time."""
+    monkeypatch.setattr(limits, "BUSY_AFTER_S", 0.0)
+    impatient = coordinating(f"sqlite:///{tmp_path / 'coordinator.db'}", call_timeout_s=0.3)
+    async with running(url, kind, two_step=True) as service, impatient as coordinator, served(service) as client:
+        gate = Gate(service, operation)
+        calls: list[asyncio.Task[httpx.Response]] = []
+
+        async def serve(received: Received) -> httpx.Response:
+            path = received.path.removeprefix("/seats")
+            calls.append(asyncio.create_task(client.post(path, content=received.content, headers=received.headers)))
+            return await asyncio.shield(calls[-1])  # a server goes on when its client has gone
+
+        for path in ("/seats/try", "/seats/confirm", "/seats/cancel"):
+            coordinator.participants.script(path, [serve])
+        await coordinator.register("seats")
+        begun = asyncio.create_task(coordinator.begin({"branches": [{"participant": "seats", "payload": THIRTEEN}]}))
+        await gate.arrived.wait()
+
+        async def has_heard_busy() -> bool:
+            return any(call.done() and call.result().status_code == 503 for call in calls)
+
+        await until(has_heard_busy)
+        gate.open()
+        transaction = (await begun).json()
+        transaction = await coordinator.until_finished(transaction["id"])
+        assert transaction["outcome"] == "confirmed"
+        assert [each for each, _ in service.holds] == ["try", "confirm"]
+        await asyncio.gather(*calls)
+
+
+@asynccontextmanager
+async def served(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    app = FastAPI()
+    app.include_router(service.participant.router)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s", timeout=60) as client:
+        yield client
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql+psycopg", "postgresql+asyncpg", "mariadb+pymysql"])
