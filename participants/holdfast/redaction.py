@@ -1,8 +1,8 @@
 """Keeps payloads out of the SDK's log, because the message of any exception may quote one.
 
-A filter on the logger `holdfast` rewrites the exception of a log record: stack and types stay, messages are removed
-unless the SDK raised the exception. Database errors keep their SQLSTATE or driver code, validation errors their types.
-Standard library only; must not format anything else.
+A filter on the logger `holdfast` rewrites the exception of a log record: of the stack the handler's part stays, and the
+types; messages are removed unless the SDK raised the exception. Database errors keep their SQLSTATE or driver code,
+validation errors their types. Standard library only; must not format anything else.
 """
 
 import logging
@@ -16,6 +16,7 @@ CHAIN_MAX: Final = 10
 FRAMES_MAX: Final = 30
 """Maximum number of stack frames that are described; the innermost ones."""
 LOGGER: Final = "holdfast"
+_CALLS_HANDLERS: Final = "holdfast.fence.handlers"
 
 
 class WithoutValues(logging.Filter):
@@ -57,13 +58,23 @@ def summary(error: BaseException) -> str:
 def _one(error: BaseException, *, depth: int) -> Iterator[str]:
     if error.__traceback__ is not None:
         yield "Traceback (most recent call last; the SDK logs no messages of exceptions):"
-        frames = traceback.format_list(traceback.extract_tb(error.__traceback__)[-FRAMES_MAX:])
+        frames = traceback.format_list(traceback.extract_tb(_from_the_handler(error.__traceback__))[-FRAMES_MAX:])
         yield "".join(frames).rstrip("\n")
     yield summary(error)
     if isinstance(error, BaseExceptionGroup) and depth < CHAIN_MAX:
         for member in error.exceptions[:CHAIN_MAX]:
             for line in _one(member, depth=depth + 1):
                 yield "\n".join(f"  | {part}" for part in line.splitlines())
+
+
+def _from_the_handler(trace: TracebackType) -> TracebackType:
+    """The stack without the SDK's way to the handler; all of it if the exception doesn't come from a handler."""
+    start, current = trace, trace
+    while current.tb_next is not None:
+        if current.tb_frame.f_globals.get("__name__") == _CALLS_HANDLERS:
+            start = current.tb_next
+        current = current.tb_next
+    return start
 
 
 def _details(error: BaseException) -> Iterator[str]:

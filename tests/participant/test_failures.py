@@ -363,6 +363,27 @@ async def test_no_log_line_of_a_task_group_carries_a_payload(
     assert "ExceptionGroup" in caplog.text
 
 
+@pytest.mark.parametrize("two_step", [False, True])
+async def test_a_failing_handler_is_described_by_its_own_stack(
+    url: str, kind: str, two_step: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The SDK's way to it is the same each time, and longer than all the rest."""
+
+    def fails(operation: str, hold: Hold[SeatRequest]) -> None:
+        raise ValueError
+
+    async with running(url, kind, two_step=two_step) as service, FakeCoordinator(service.participant) as coordinator:
+        service.behave.append(fails)
+        caplog.clear()
+        assert (await coordinator.branch({"quantity": 1}).try_()).problem == "handler-failed"
+        (record,) = [each for each in caplog.records if "handler_failed" in each.getMessage()]
+    lines = logging.Formatter().format(record).splitlines()
+    assert len(lines) <= 12, "one for the event and one for the stack, three a frame, one for the exception"
+    assert "in fails" in lines[-3]
+    assert lines[-1] == "ValueError"
+    assert "holdfast/fence" not in "".join(lines)
+
+
 @sqlite_only
 async def test_the_sdks_own_messages_and_the_kinds_of_errors_stay(
     service: Service, caplog: pytest.LogCaptureFixture
