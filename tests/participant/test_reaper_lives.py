@@ -117,6 +117,37 @@ async def test_whatever_a_handler_raises_the_reaper_lives(
         assert (await bad.cancel()).ok, "and it ends when the handler is mended"
 
 
+@pytest.mark.parametrize("two_step", [False, True])
+@pytest.mark.parametrize(
+    "poison", [asyncio.CancelledError, lambda: BaseExceptionGroup("several", [asyncio.CancelledError()]), SystemExit]
+)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql+psycopg", "mariadb+pymysql"])
+async def test_whatever_a_def_handler_raises_the_round_goes_on(
+    url: str, kind: str, poison: Callable[[], BaseException], two_step: bool
+) -> None:
+    """It runs in a thread, where a cancellation can't be that of the reaper."""
+    async with (
+        running(url, kind, two_step=two_step) as service,
+        FakeCoordinator(service.participant, decision="cancel") as coordinator,
+    ):
+        bad, good = coordinator.branch({"quantity": 13}), coordinator.branch({"quantity": 1}, hold_ttl_s=61)
+        for branch in (bad, good):
+            assert (await branch.try_()).ok
+
+        def cancel(operation: str, hold: Any) -> None:
+            if hold.payload.quantity == 13:
+                raise poison()
+
+        service.behave.append(cancel)
+        coordinator.pass_time(62)
+        assert await coordinator.reap() == 1
+        assert await good.phase() == "cancelled"
+        assert (await bad.cancel()).status == 500
+        service.behave.clear()
+        coordinator.pass_time(DAY_S)
+        assert await coordinator.reap() == 1, "and it ends when the handler is mended"
+
+
 @pytest.mark.parametrize("kind", ["sqlite"])
 async def test_a_round_that_fails_badly_is_not_the_last(url: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(url, kind, reap_interval_s=0.001) as service:
