@@ -16,6 +16,8 @@ from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, cre
 from holdfast import Participant
 from holdfast.autogenerate import include_object, render_item
 from holdfast.fence.rows import ADDED, TABLE_NAME
+from holdfast.testing import FakeCoordinator
+from tests.harness.databases import on_servers
 
 TEMPLATES = Path(alembic.__file__).parent / "templates" / "generic"
 HOOKS: dict[str, Any] = {"include_object": include_object, "render_item": render_item, "compare_type": True}
@@ -113,6 +115,25 @@ def test_participants_share_a_metadata_that_has_a_schema(sqlite_url: str) -> Non
     assert seats.table is meals.table
     assert seats.table.fullname == "shop.holdfast_branches"
     engine.dispose()
+
+
+@on_servers
+async def test_participants_that_share_a_schema_hold_and_confirm(engine: Engine) -> None:
+    schema = engine.url.database
+    if engine.dialect.name == "postgresql":
+        schema = "shop"
+        with engine.begin() as connection:
+            connection.execute(text("CREATE SCHEMA shop"))
+    metadata = MetaData(schema=schema)
+    for name in ("seats", "meals"):
+        participant = Participant(name, engine, coordinator_url="http://coordinator", metadata=metadata)
+        participant.on_try(lambda hold, session: None)
+        await participant.create_table()
+        async with participant.lifespan(), FakeCoordinator(participant) as coordinator:
+            branch = coordinator.branch()
+            assert (await branch.try_()).ok
+            assert (await branch.confirm()).ok
+    assert inspect(engine).has_table(TABLE_NAME, schema=schema)
 
 
 def test_the_users_own_tables_are_left_to_alembic() -> None:
