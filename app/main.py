@@ -13,6 +13,7 @@ from app.api.body_limit import BodyLimit
 from app.api.client_address import ClientAddress
 from app.api.dependencies import Parts
 from app.api.host_check import HostCheck
+from app.api.path_prefix import PathPrefix
 from app.api.rendering import exported
 from app.calling.caller import Caller
 from app.calling.registry import Registry
@@ -79,7 +80,9 @@ def create_app(
     openapi_document.install(app)
     app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)
     app.add_middleware(ClientAddress, proxies=settings.proxies)
-    app.add_middleware(HostCheck, trusted=settings.hosts)  # last, so that nothing comes before it
+    app.add_middleware(HostCheck, trusted=settings.hosts)
+    if settings.root_path:
+        app.add_middleware(PathPrefix, prefix=settings.root_path)  # last, so that nothing comes before it
     return app
 
 

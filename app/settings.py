@@ -5,6 +5,7 @@ environment.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -23,6 +24,11 @@ BRANCHES_LIMIT: Final = 1000
 
 TIMEOUT_LIMIT_S: Final = 200_000_000_000
 """Upper bound of HOLDFAST_TIMEOUT_MAX_S, some 6,300 years: a deadline is a date, and dates end with the year 9999."""
+
+OWN_SEGMENTS: Final = frozenset({"v1", "docs", "openapi.json", "problems", "healthz", "readyz", "metrics", "admin"})
+"""What the coordinator's own paths begin with."""
+
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -46,6 +52,9 @@ class Settings(BaseSettings):
     )
     trusted_proxies: str = Field(
         "", description="addresses and networks whose `X-Forwarded-For` is believed, comma-separated"
+    )
+    root_path: str = Field(
+        "", description="path of a proxy below which clients reach the coordinator, such as `/holdfast`"
     )
     participants: Annotated[dict[ParticipantName, RegistryBody], NoDecode] = Field(
         default_factory=dict,
@@ -132,6 +141,14 @@ class Settings(BaseSettings):
         if not isinstance(value, dict):
             return value
         return {name: {"base_url": body} if isinstance(body, str) else body for name, body in value.items()}
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_path_is_a_path(cls, value: str) -> str:
+        path = value.rstrip("/")
+        if not _PATH.fullmatch(path) or path.strip("/").split("/")[0] in OWN_SEGMENTS:
+            raise ValueError("must be empty or a path such as /holdfast, and none of the coordinator's own")
+        return path
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

@@ -125,7 +125,8 @@ async def begin(
     except DatabaseError as error:  # not 503, which would mean that nothing was recorded
         log.warning("event=wait_failed transaction_id=%s error=%s", begun.id, error.kind)
         transaction = begun
-    return _begun(transaction, answer_at, preferences)
+    location = f"{parts.settings.root_path}/v1/transactions/{transaction.id}"
+    return _begun(transaction, location, answer_at, preferences)
 
 
 router.add_api_route(
@@ -346,10 +347,10 @@ def _waiting(answer_at: str, preferences: Preferences, wait_default_s: float) ->
     return ("record", 0.0) if preferences.respond_async else (answer_at, wait_default_s)
 
 
-def _begun(transaction: Transaction, answer_at: str, preferences: Preferences) -> Response:
+def _begun(transaction: Transaction, location: str, answer_at: str, preferences: Preferences) -> Response:
     """201 if confirmed, 202 if not finished, 409 if cancelled, which no client can mistake for success."""
     body = transaction_json(transaction)
-    headers = {"Location": f"/v1/transactions/{transaction.id}"} | preferences.applied
+    headers = {"Location": location} | preferences.applied
     cancelled = transaction.decision is Decision.CANCEL
     if cancelled and (transaction.finished or answer_at != "end"):
         reason = transaction.reason
