@@ -1,11 +1,11 @@
 """Which connections the transport keeps, for how long, and which of them it takes again: in virtual time."""
 
-import asyncio
 from typing import Any
 
 import httpx
 import pytest
 
+from app.calling.resolver import Resolver
 from app.calling.transport import Transport
 from tests.harness.virtual_time import in_virtual_time, now, pass_time
 
@@ -138,19 +138,18 @@ async def test_closing_closes_what_is_idle_and_looks_after_nothing_more() -> Non
         ("https://a/", "a", 443),
         ("http://a:8080/", "a", 8080),
         ("https://[::1]:8443/", "::1", 8443),
+        ("http://xn--bcher-kva.example/", "xn--bcher-kva.example", 80),
     ],
 )
 @in_virtual_time
-async def test_a_connection_goes_to_the_port_of_the_url(url: str, host: str, port: int) -> None:
+async def test_a_connection_goes_to_the_host_and_port_of_the_url(url: str, host: str, port: int) -> None:
+    class Refuses(Resolver):
+        async def addresses(self, host: str, port: int) -> Any:
+            asked.append((host, port))
+            raise OSError("unknown")
 
-    transport = Transport(response_max_bytes=1000)
-    made: list[Any] = []
-
-    async def create_connection(factory: Any, *args: Any, ssl: Any) -> Any:
-        made.append((*args, ssl is not None))
-        raise ConnectionRefusedError(111, "refused")
-
-    asyncio.get_running_loop().create_connection = create_connection  # type: ignore[method-assign, assignment]
-    with pytest.raises(httpx.ConnectError, match="refused"):
+    asked: list[Any] = []
+    transport = Transport(response_max_bytes=1000, resolver=Refuses())
+    with pytest.raises(httpx.ConnectError, match=f"can't look up {host}: unknown"):
         await transport.handle_async_request(httpx.Request("POST", url, content=b"{}"))
-    assert made == [(host, port, url.startswith("https"))]
+    assert asked == [(host, port)]

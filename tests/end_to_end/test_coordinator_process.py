@@ -16,6 +16,7 @@ import pytest
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.databases import on_servers
 from tests.harness.fault_server import FaultServer, Peer, Reply
+from tests.harness.repository import ROOT
 
 WAIT_TIMEOUT_S: Final = 40.0
 Json = dict[str, Any]
@@ -192,6 +193,51 @@ async def test_sigterm_without_anything_under_way_exits_0_at_once(coordinator: C
     assert (await get(coordinator.url, "/readyz")) == {"status": "ready"}
     coordinator.terminate()
     assert await asyncio.to_thread(coordinator.wait_end) == 0, coordinator.log
+
+
+HANGING_NAMES: Final = """
+import socket
+real = socket.getaddrinfo
+def getaddrinfo(host, *args, **how):
+    if str(host).startswith("hangs"):
+        name_server = socket.create_connection(("127.0.0.1", %d))
+        name_server.sendall(b"POST /name-server HTTP/1.1\\r\\nHost: a\\r\\nContent-Length: 0\\r\\n\\r\\n")
+        name_server.recv(1)  # it never answers
+    return real(host, *args, **how)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+async def test_look_ups_that_hang_delay_neither_other_names_nor_sigterm(
+    settings: dict[str, str], participants: FaultServer, tmp_path: Path
+) -> None:
+    participants.script("/name-server", [Gate()])
+    (tmp_path / "sitecustomize.py").write_text(HANGING_NAMES % httpx.URL(participants.url()).port)
+    hanging = {f"hangs{n}": f"http://hangs{n}.test:1/" for n in range(40)}
+    local = {"local": participants.url("/inventory").replace("127.0.0.1", "localhost")}
+    process = await started(
+        settings
+        | {
+            "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT), str(ROOT / "participants"))),
+            "HOLDFAST_PARTICIPANTS": json.dumps(hanging | local),
+            "HOLDFAST_ALLOWED_ENDPOINTS": "http://*:*",
+        }
+    )
+    try:
+        async with httpx.AsyncClient(timeout=WAIT_TIMEOUT_S) as client:
+            for name in hanging:
+                transaction = {"branches": [{"participant": name}], "answer_at": "record"}
+                answer = await client.post(f"{process.url}/v1/transactions", json=transaction)
+                assert answer.status_code == 202
+            await participants.wait_for_requests(len(hanging), "/name-server")
+            answer = await client.post(f"{process.url}/v1/transactions", json={"branches": [{"participant": "local"}]})
+            assert answer.status_code == 201, answer.text
+        process.terminate()
+        assert await asyncio.to_thread(process.wait_end) == 0, process.log
+        assert "Traceback" not in process.log
+        assert "never retrieved" not in process.log
+    finally:
+        await asyncio.to_thread(process.__exit__)
 
 
 async def refused(url: str) -> bool:
