@@ -8,14 +8,14 @@ llhttp parses the messages. docs/decisions/0006-transport.md says why this isn't
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final, cast
 
 import httptools
 import httpx
 
-from app.calling.resolver import Address, Resolver
+from app.calling.connector import Connector
+from app.calling.resolver import Resolver
 
 HEAD_BYTES_MAX: Final = 65_536
 """Maximum size of a response's head, including the informational responses before it."""
@@ -43,7 +43,7 @@ class Transport(httpx.AsyncBaseTransport):
     ) -> None:
         self._response_max_bytes = response_max_bytes
         self._idle_max_s = idle_max_s
-        self._resolver = resolver or Resolver()
+        self._connector = Connector(resolver or Resolver())
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._sweep_at: asyncio.TimerHandle | None = None
 
@@ -79,30 +79,16 @@ class Transport(httpx.AsyncBaseTransport):
     async def _connect(self, url: httpx.URL) -> "_Connection":
         host, port = url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
         try:
-            addresses = await self._resolver.addresses(host, port)
+            connected = await self._connector.connect(host, port)
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: _Connection(self._response_max_bytes),
+                sock=connected,
+                ssl=self._tls if url.scheme == "https" else None,
+                server_hostname=host if url.scheme == "https" else None,
+            )
         except OSError as error:
-            raise httpx.ConnectError(f"can't look up {host}: {error}") from error
-        try:
-            return await self._connect_to(addresses, host, self._tls if url.scheme == "https" else None)
-        except OSError as error:
-            raise httpx.ConnectError(f"can't connect: {error}") from error
-
-    async def _connect_to(self, addresses: Sequence[Address], host: str, tls: ssl.SSLContext | None) -> "_Connection":
-        loop = asyncio.get_running_loop()
-        for place, (*_, (address, port, *_)) in enumerate(addresses, 1):
-            try:
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self._response_max_bytes),
-                    *(address, port),
-                    ssl=tls,
-                    server_hostname=host if tls else None,
-                )
-            except OSError:
-                if place == len(addresses):
-                    raise
-            else:
-                return connection
-        raise AssertionError("a look-up finds at least one address")
+            raise httpx.ConnectError(str(error)) from error
+        return connection
 
     def _take(self, origin: Origin) -> "_Connection | None":
         """The most recently used idle connection, so that the others age and are closed."""

@@ -369,7 +369,7 @@ async def test_names_that_hang_delay_no_call_to_another(
     caplog.set_level(logging.DEBUG, "asyncio")
     transport = Transport(response_max_bytes=1000)
     async with FaultServer() as server, asyncio.timeout(LIMIT_S):
-        server.script("/try", [Reply(200, {}, closes=True)])
+        server.script("/try", [Reply(200, {})])
         calls = [asyncio.create_task(posted(transport, f"http://hangs{n}.test/try")) for n in range(64)]
         await asyncio.sleep(0)
         for host in ("localhost", "127.0.0.1"):
