@@ -59,7 +59,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        carrier = transport or Transport(response_max_bytes=settings.response_max_bytes)
+        carrier = transport or Transport(
+            response_max_bytes=settings.response_max_bytes, age_max_s=settings.connection_age_max_s
+        )
         async with running(settings, carrier, clock or anchored_clock(), open_journal) as parts:
             app.state.parts = parts
             yield

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
         description="what requests and transactions in progress may take in memory; further begins are answered 503",
     )
     calls_max: int = Field(1000, ge=1, description="maximum number of concurrent calls to all participants")
+    connection_age_max_s: Seconds = Field(
+        60.0, description="after this time a connection to a participant isn't used for further calls"
+    )
     inflight_max: int = Field(
         10_000, ge=1, description="maximum number of transactions in progress; further ones are answered 503"
     )

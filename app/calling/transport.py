@@ -6,9 +6,11 @@ llhttp parses the messages. docs/decisions/0006-transport.md says why this isn't
 """
 
 import asyncio
+import math
 import ssl
 from collections import deque
 from functools import cached_property
+from random import uniform
 from typing import Any, Final, cast
 
 import httptools
@@ -24,6 +26,9 @@ FRAMING_FACTOR: Final = 8
 IDLE_MAX_S: Final = 4.0
 """Idle connections are closed after this long, just before uvicorn and Node.js would close them under a call."""
 
+AGE_SPREAD: Final = 0.8
+"""The smallest share of its maximum age that a connection gets: those of one moment don't all end at one moment."""
+
 TRUNCATED: Final = "truncated"
 """Extension of a response whose body was longer than the limit; it ends there."""
 
@@ -35,14 +40,21 @@ class Transport(httpx.AsyncBaseTransport):
     """Sends requests whose body is in memory and returns responses, cut off after `response_max_bytes` of their body.
 
     Raises httpx.ConnectError if nothing was sent. Any other httpx.TransportError means that the request may have
-    arrived. Belongs to the event loop that first uses it.
+    arrived. A connection older than `age_max_s` isn't used again, so that calls reach a name's new addresses. Belongs
+    to the event loop that first uses it.
     """
 
     def __init__(
-        self, *, response_max_bytes: int, idle_max_s: float = IDLE_MAX_S, resolver: Resolver | None = None
+        self,
+        *,
+        response_max_bytes: int,
+        idle_max_s: float = IDLE_MAX_S,
+        age_max_s: float = math.inf,
+        resolver: Resolver | None = None,
     ) -> None:
         self._response_max_bytes = response_max_bytes
         self._idle_max_s = idle_max_s
+        self._age_max_s = age_max_s
         self._connector = Connector(resolver or Resolver())
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._sweep_at: asyncio.TimerHandle | None = None
@@ -50,7 +62,10 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request once, over an idle connection or a new one, and return the response."""
         origin = (request.url.scheme, request.url.netloc)
-        connection = self._take(origin) or await self._connect(request.url)
+        connection = self._take(origin)
+        if connection is None:
+            connection = await self._connect(request.url)
+            connection.expires_at = self._expiry()
         try:
             response = await connection.exchange(_message(request, await _body(request)))
         except BaseException:
@@ -93,11 +108,19 @@ class Transport(httpx.AsyncBaseTransport):
     def _take(self, origin: Origin) -> "_Connection | None":
         """The most recently used idle connection, so that the others age and are closed."""
         idle = self._idle.get(origin)
-        while idle:
-            connection = idle.pop()
-            if connection.reusable:
-                return connection
+        if idle:
+            now = asyncio.get_running_loop().time()
+            while idle:
+                connection = idle.pop()
+                if connection.reusable:
+                    if now < connection.expires_at:
+                        return connection
+                    connection.close()
         return None
+
+    def _expiry(self) -> float:
+        """When a new connection is too old for another request; at different times for those that are made together."""
+        return asyncio.get_running_loop().time() + self._age_max_s * uniform(AGE_SPREAD, 1.0)
 
     def _keep(self, origin: Origin, connection: "_Connection") -> None:
         loop = asyncio.get_running_loop()
@@ -140,6 +163,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, response_max_bytes: int) -> None:
         self.idle_since = 0.0
+        self.expires_at = 0.0
         self._response_max_bytes = response_max_bytes
         self._parser = httptools.HttpResponseParser(self)
         self._answered: asyncio.Future[httpx.Response] | None = None

@@ -1,12 +1,14 @@
 """Which connections the transport keeps, for how long, and which of them it takes again: in virtual time."""
 
+import asyncio
+from itertools import pairwise
 from typing import Any
 
 import httpx
 import pytest
 
 from app.calling.resolver import Resolver
-from app.calling.transport import Transport
+from app.calling.transport import AGE_SPREAD, Transport
 from tests.harness.virtual_time import in_virtual_time, now, pass_time
 
 IDLE_MAX_S = 4.0
@@ -18,6 +20,7 @@ class Connection:
     def __init__(self) -> None:
         self.reusable = True
         self.idle_since = 0.0
+        self.expires_at = 0.0
         self.closed_at: float | None = None
 
     async def exchange(self, message: bytes) -> httpx.Response:
@@ -31,8 +34,8 @@ class Connection:
 class Connects(Transport):
     """Makes connections that lead nowhere; `asked` are the URLs that it made them for."""
 
-    def __init__(self) -> None:
-        super().__init__(response_max_bytes=1000, idle_max_s=IDLE_MAX_S)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(response_max_bytes=1000, idle_max_s=IDLE_MAX_S, **options)
         self.asked: list[httpx.URL] = []
         self.made: list[Connection] = []
 
@@ -48,6 +51,7 @@ class Connects(Transport):
         """As many connections as requests: each takes one before any gives its own back."""
         connections = [await self._connect(httpx.URL("http://a/try")) for _ in range(count)]
         for connection in connections:
+            connection.expires_at = self._expiry()
             self._keep(("http", b"a"), connection)
 
 
@@ -118,6 +122,45 @@ async def test_one_that_can_not_be_used_again_is_closed_and_not_kept() -> None:
     await transport.ask()
     assert connection.closed_at == began
     assert not any(transport._idle.values())
+
+
+@in_virtual_time
+async def test_a_connection_in_steady_use_is_replaced_when_it_is_too_old() -> None:
+    transport = Connects(age_max_s=60.0)
+    began = now()
+    while now() < began + 600.0:
+        await transport.ask()
+        await pass_time(1.0)
+    made_at = [connection.closed_at for connection in transport.made]
+    assert made_at.pop() is None
+    ages = [closed - opened for opened, closed in pairwise([began, *made_at])]  # type: ignore[operator]
+    assert 9 <= len(ages) <= 13
+    assert all(60.0 * AGE_SPREAD <= age <= 61.0 for age in ages), ages
+    assert len({round(age) for age in ages}) > 1, "not all at the same age"
+    await transport.aclose()
+
+
+@in_virtual_time
+async def test_an_old_connection_is_closed_and_a_younger_one_is_used() -> None:
+    transport = Connects(age_max_s=60.0)
+    await transport.ask_at_once(2)
+    younger, older = transport.made
+    older.expires_at = asyncio.get_running_loop().time() + 2.0
+    await pass_time(2.0)
+    await transport.ask()
+    assert (older.closed_at, younger.closed_at) == (now(), None)
+    assert len(transport.made) == 2
+    await transport.aclose()
+
+
+@in_virtual_time
+async def test_without_an_age_a_connection_lives_as_long_as_it_is_used() -> None:
+    transport = Connects()
+    for _ in range(1000):
+        await transport.ask()
+        await pass_time(1.0)
+    assert len(transport.made) == 1
+    await transport.aclose()
 
 
 @in_virtual_time

@@ -195,6 +195,19 @@ async def test_sigterm_without_anything_under_way_exits_0_at_once(coordinator: C
     assert await asyncio.to_thread(coordinator.wait_end) == 0, coordinator.log
 
 
+@pytest.mark.parametrize(("age_max_s", "is_shared"), [("60", True), ("0.000001", False)])
+async def test_connections_to_participants_have_a_maximum_age(
+    settings: dict[str, str], participants: FaultServer, age_max_s: str, *, is_shared: bool
+) -> None:
+    process = await started(settings | {"HOLDFAST_CONNECTION_AGE_MAX_S": age_max_s})
+    try:
+        assert (await begin(process.url, branches=[{"participant": "inventory"}])).status_code == 201
+        first, second = (request.connection for request in participants.requests)
+        assert (first == second) is is_shared
+    finally:
+        await asyncio.to_thread(process.__exit__)
+
+
 HANGING_NAMES: Final = """
 import socket
 real = socket.getaddrinfo
