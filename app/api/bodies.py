@@ -34,6 +34,7 @@ class _Branch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: _Text = _UNSET
     participant: _Text = _UNSET
     endpoints: _Endpoints | msgspec.UnsetType | None = _UNSET
+    call_timeout_s: float | msgspec.UnsetType | None = _UNSET
     payload: msgspec.Raw | msgspec.UnsetType = _UNSET
 
 

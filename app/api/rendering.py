@@ -89,6 +89,7 @@ def _branch_json(branch: Branch) -> dict[str, Any]:
         "participant": branch.participant,
         "endpoints": endpoints
         and {"try": endpoints.try_url, "confirm": endpoints.confirm_url, "cancel": endpoints.cancel_url},
+        "call_timeout_s": branch.call_timeout_s,
         "phase": branch.phase,
         "payload": msgspec.Raw(branch.payload),
         "result": branch.result and msgspec.Raw(branch.result),

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from app.api.examples import TRANSACTION_ID
 from app.api.pagination import CURSOR_CHARS_MAX
-from app.calling.registration import ParticipantName
+from app.calling.registration import CALL_TIMEOUT_MAX_S, ParticipantName
 from app.engine.coordinator import Begin
 from app.protocol.identity import Identity, identity_of
 from app.protocol.values import (
@@ -72,6 +72,13 @@ class BranchRequest(_Body):
         default=None, description="the name of a registered participant", examples=["inventory"]
     )
     endpoints: EndpointsBody | None = Field(default=None, description="the URLs of a branch without a participant")
+    call_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=CALL_TIMEOUT_MAX_S,
+        description="time limit of a call to `endpoints`, in seconds; defaults to HOLDFAST_CALL_TIMEOUT_S",
+        examples=[20],
+    )
     payload: Any = Field(
         default_factory=lambda: EMPTY_OBJECT, description="any JSON; every call of this branch carries it as it is"
     )
@@ -82,6 +89,8 @@ class BranchRequest(_Body):
             raise ValueError("give either participant or endpoints, not both")
         if self.participant is None and self.name is None:
             raise ValueError("a branch with endpoints needs a name")
+        if self.participant is not None and self.call_timeout_s is not None:
+            raise ValueError("call_timeout_s is for endpoints; a participant has its own in the registry")
         return self
 
     @property
@@ -256,6 +265,7 @@ class BranchBody(BaseModel):
     name: str
     participant: str | None
     endpoints: EndpointsBody | None
+    call_timeout_s: float | None
     phase: BranchPhase
     payload: Any
     result: Any
@@ -355,5 +365,9 @@ def _branch(request: BranchRequest) -> Branch:
         urls = request.endpoints
         endpoints = Endpoints(try_url=urls.try_url, confirm_url=urls.confirm_url, cancel_url=urls.cancel_url)
     return Branch(
-        name=request.branch_name, participant=request.participant, endpoints=endpoints, payload=request.payload
+        name=request.branch_name,
+        participant=request.participant,
+        endpoints=endpoints,
+        call_timeout_s=request.call_timeout_s,
+        payload=request.payload,
     )

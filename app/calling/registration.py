@@ -1,9 +1,11 @@
 """The registry entry of a participant, as clients and HOLDFAST_PARTICIPANTS provide it. A value and its limits."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+CALL_TIMEOUT_MAX_S: Final = 3600.0
+"""Longest time limit of a call that a registry entry or a branch may set."""
 ParticipantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -18,7 +20,7 @@ class RegistryBody(BaseModel):
     call_timeout_s: float | None = Field(
         default=None,
         gt=0,
-        le=3600,
+        le=CALL_TIMEOUT_MAX_S,
         description="time limit of a whole call, in seconds; defaults to HOLDFAST_CALL_TIMEOUT_S",
     )
     concurrency_max: int = Field(default=64, ge=1, le=10_000, description="maximum number of concurrent calls")

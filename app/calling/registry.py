@@ -72,7 +72,10 @@ class Registry:
                 return url
             origin = f"{url.scheme}://{url.netloc.decode()}"
             return Target(
-                url=url, timeout_s=self._call_timeout_s, slots_of=origin, concurrency_max=INLINE_CONCURRENCY_MAX
+                url=url,
+                timeout_s=branch.call_timeout_s or self._call_timeout_s,
+                slots_of=origin,
+                concurrency_max=INLINE_CONCURRENCY_MAX,
             )
         assert branch.participant is not None, "a branch has a participant or endpoints"
         registered = self._participants.get(branch.participant)

@@ -143,6 +143,8 @@ class Endpoints:
 class Branch:
     """One participant's part of a transaction. `payload` and `result` are JSON texts that nothing here looks into.
 
+    `call_timeout_s` is the time limit of a call to `endpoints`; None means the coordinator's default.
+
     `after` names the branches that must have done their part before the decision when its own first call leaves.
     `failures` counts failed calls since the phase began, and `last_answer` is the last answer since then; "still
     working" is left out of both. `tried_at` is the time before the first Try was sent, from which a hold's TTL is
@@ -152,6 +154,7 @@ class Branch:
     name: str
     participant: str | None = None
     endpoints: Endpoints | None = None
+    call_timeout_s: float | None = None
     kind: Kind = Kind.TCC
     after: tuple[str, ...] = ()
     payload: JsonText = NULL

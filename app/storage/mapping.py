@@ -25,9 +25,12 @@ from holdfast.json_text import JsonText
 from holdfast.wire import Answer, Decision
 
 
-class _Definition(msgspec.Struct, kw_only=True):
+class _Definition(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a version before doesn't know it ignores, so only what it can do without may be added without a FORMAT."""
+
     endpoints: tuple[str, str, str] | None
     payload: msgspec.Raw
+    call_timeout_s: float | None = None
 
 
 class _ReasonState(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -156,7 +159,8 @@ def _definition(branch: Branch) -> str:
     """The JSON document of what never changes in a branch and isn't searched."""
     endpoints = branch.endpoints
     urls = (endpoints.try_url, endpoints.confirm_url, endpoints.cancel_url) if endpoints else None
-    return _ENCODER.encode(_Definition(endpoints=urls, payload=msgspec.Raw(branch.payload))).decode()
+    definition = _Definition(endpoints=urls, payload=msgspec.Raw(branch.payload), call_timeout_s=branch.call_timeout_s)
+    return _ENCODER.encode(definition).decode()
 
 
 def _progress(transaction: Transaction) -> _Progress:
@@ -191,6 +195,7 @@ def _branch(row: Any, state: _BranchState) -> Branch:
         endpoints=Endpoints(try_url=endpoints[0], confirm_url=endpoints[1], cancel_url=endpoints[2])
         if endpoints
         else None,
+        call_timeout_s=definition.call_timeout_s,
         payload=_text(definition.payload),
         result=None if state.result is msgspec.UNSET else _text(state.result),
         resolution=Resolution(settled=resolution.settled, by=resolution.by, at=resolution.at, reason=resolution.reason)

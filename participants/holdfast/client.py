@@ -41,13 +41,15 @@ CAUSE_CHARS_MAX: Final = 200
 class Branch:
     """A branch of a new transaction: a registered `participant`, or `endpoints` (try, confirm, cancel).
 
-    `name` defaults to the participant. `payload` is anything that pydantic can convert to JSON.
+    `name` defaults to the participant. `payload` is anything that pydantic can convert to JSON. `call_timeout_s` limits
+    a call to `endpoints`; a participant has its own limit in the registry.
     """
 
     participant: str | None = None
     payload: Any = None
     name: str | None = None
     endpoints: Mapping[Literal["try", "confirm", "cancel"], str] | None = None
+    call_timeout_s: float | None = None
 
 
 class _Frozen(BaseModel):
@@ -399,7 +401,12 @@ def _status(response: httpx.Response) -> str:
 def _branch(branch: Branch | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(branch, Branch):
         return {member: to_jsonable_python(value) for member, value in branch.items()}
-    wanted = {"name": branch.name, "participant": branch.participant, "endpoints": branch.endpoints}
+    wanted = {
+        "name": branch.name,
+        "participant": branch.participant,
+        "endpoints": branch.endpoints,
+        "call_timeout_s": branch.call_timeout_s,
+    }
     named = {member: to_jsonable_python(value) for member, value in wanted.items() if value is not None}
     return {**named, "payload": to_jsonable_python(branch.payload)}
 

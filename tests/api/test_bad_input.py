@@ -47,6 +47,11 @@ BODIES: Final[dict[str, tuple[Any, str]]] = {
     "both participant and endpoints": (branches(INLINE | BRANCH), "participant or endpoints"),
     "endpoints without a name": (branches({"endpoints": endpoints("card")}), "name"),
     "endpoints incomplete": (branches({"name": "c", "endpoints": {"try": "http://127.0.0.1/t"}}), "confirm"),
+    **{
+        f"time limit of a call is {limit}": (branches(INLINE | {"call_timeout_s": limit}), "call_timeout_s")
+        for limit in (0, -1, 3601, "5", True)
+    },
+    "time limit of a call to a participant": (branches(BRANCH | {"call_timeout_s": 5}), "registry"),
     "duplicate branch names": (branches(BRANCH, BRANCH), "inventory"),
     "duplicate by default": (branches(BRANCH, INLINE | {"name": "inventory"}), "inventory"),
     "too many branches": (branches(*({"name": f"b{n}"} | BRANCH for n in range(65))), "64"),

@@ -34,7 +34,7 @@ FIELDS: Final = {
     *("created_at", "deadline", "decided_at", "finished_at", "next_attempt_at", "branches", "try_order"),
 }
 BRANCH_FIELDS: Final = {
-    *("name", "participant", "endpoints", "phase", "payload", "result", "attempts", "last_error"),
+    *("name", "participant", "endpoints", "call_timeout_s", "phase", "payload", "result", "attempts", "last_error"),
     *("hung_reason", "next_attempt_at", "resolution"),
 }
 
@@ -270,6 +270,20 @@ async def test_the_deadline_cancels_what_is_not_held(service: Service) -> None:
     assert (transaction["reason"]["code"], transaction["reason"]["branch"]) == ("timed_out", "card")
     assert {"/inventory/cancel", "/payment/cancel"} <= set(service.participants.paths())
     assert not {"/inventory/confirm", "/payment/confirm"} & set(service.participants.paths())
+
+
+async def test_a_branch_given_by_urls_may_have_a_time_limit_of_its_own(service: Service) -> None:
+    gate = Gate()
+    service.participants.script("/slow/try", [gate, reply(200)])
+    slow = {"name": "slow", "endpoints": endpoints("slow"), "call_timeout_s": 0.02}
+    card = {"name": "card", "endpoints": endpoints("card")}
+    body = (await service.begin({"branches": [slow, card]}, idempotency_key='"k"')).json()
+    assert [branch["call_timeout_s"] for branch in body["branches"]] == [0.02, None]
+    assert await service.get(body["id"]) == body
+    calls = (await service.json(f"/v1/transactions/{body['id']}/calls"))["items"]
+    assert [call["error"] for call in calls if call["branch"] == "slow"] == ["no answer within 0.02 s", None, None]
+    other = await service.begin({"branches": [slow | {"call_timeout_s": 0.03}, card]}, idempotency_key='"k"')
+    check_problem(other, 409, "idempotency-key-conflict")
 
 
 async def test_a_branch_given_by_urls_is_called_there(service: Service) -> None:

@@ -107,6 +107,7 @@ branches = st.builds(
     participant=maybe(labels),
     kind=st.sampled_from(Kind),
     endpoints=maybe(st.builds(Endpoints, try_url=words, confirm_url=words, cancel_url=words)),
+    call_timeout_s=maybe(st.floats(0.001, 3600.0)),
     payload=texts,
     phase=st.sampled_from(BranchPhase),
     result=maybe(texts),

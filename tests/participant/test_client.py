@@ -97,6 +97,7 @@ async def test_begin_sends_what_the_contract_asks_for(make: Make) -> None:
         [
             *BRANCHES,
             Branch(name="card", endpoints={"try": "http://a/t", "confirm": "http://a/c", "cancel": "http://a/x"}),
+            Branch(name="gift", endpoints={"try": "http://g/t"}, call_timeout_s=20, payload=1),
             {"participant": "shipping", "payload": None},
         ],
         reference="order-4711",
@@ -122,6 +123,7 @@ async def test_begin_sends_what_the_contract_asks_for(make: Make) -> None:
                 "endpoints": {"try": "http://a/t", "confirm": "http://a/c", "cancel": "http://a/x"},
                 "payload": None,
             },
+            {"name": "gift", "endpoints": {"try": "http://g/t"}, "call_timeout_s": 20, "payload": 1},
             {"participant": "shipping", "payload": None},
         ],
     }

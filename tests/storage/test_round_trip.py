@@ -3,12 +3,13 @@
 import json
 from dataclasses import fields, replace
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from sqlalchemy import Engine
 
-from app.protocol.values import Branch, Transaction
+from app.protocol.values import Branch, Endpoints, Transaction
 from app.storage import mapping, tables, transactions
-from holdfast.json_text import same
+from holdfast.json_text import same, text_of
 from tests.harness.transactions import any_transactions, found, recorded, transaction, written
 
 any_number_in_one_database = settings(
@@ -44,7 +45,7 @@ def test_every_field_comes_back_as_it_was_recorded_and_saved(
 
 def saved_as(new: Transaction, step: Transaction) -> Transaction:
     """A later state of `new`, with all that may change taken from `step`."""
-    fixed = {"name", "participant", "endpoints", "kind", "after", "payload", "calling"}
+    fixed = {"name", "participant", "endpoints", "call_timeout_s", "kind", "after", "payload", "calling"}
     changing = [field.name for field in fields(Branch) if field.name not in fixed]
     states = [step.branches[n % len(step.branches)] for n in range(len(new.branches))]
     branches = [
@@ -62,6 +63,20 @@ def test_a_document_is_json_that_anything_can_read(new: Transaction) -> None:
     assert len(json.loads(progress, parse_int=str)["branches"]) <= len(rows) == len(new.branches)
     for row, branch in zip(rows, new.branches, strict=True):
         assert same(mapping.payload_of(row["definition"]), branch.payload)
+
+
+def test_a_version_before_reads_what_it_knows_of_a_branch(engine: Engine) -> None:
+    """It ignores a time limit of a call, which it can do without; where there is none, nothing has changed for it."""
+
+    class Before(msgspec.Struct, kw_only=True):
+        endpoints: tuple[str, str, str] | None
+        payload: msgspec.Raw
+
+    branch = Branch(name="a", endpoints=Endpoints(try_url="t", confirm_url="c", cancel_url="x"), payload=text_of(1))
+    for limit in (None, 2.5):
+        (row,) = mapping.branch_rows(transaction(1, branches=(replace(branch, call_timeout_s=limit),)))
+        assert msgspec.json.decode(row["definition"], type=Before).endpoints == ("t", "c", "x")
+        assert ("call_timeout_s" in row["definition"]) is (limit is not None)
 
 
 def test_the_trace_that_a_transaction_belongs_to_is_kept(engine: Engine) -> None:
