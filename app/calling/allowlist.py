@@ -59,19 +59,23 @@ class AllowedEndpoints:
     def fault(self, url: str) -> str | None:
         """Why the coordinator may not call `url`, as a message for the client; None if it may."""
         if len(url) > URL_CHARS_MAX or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-            return f"a URL must have at most {URL_CHARS_MAX} printable ASCII characters and no spaces or backslashes"
+            return (
+                f"a URL must have at most {URL_CHARS_MAX} printable ASCII characters and no spaces or backslashes; "
+                "write a host name in another alphabet in its ASCII form (xn--…)"
+            )
         try:
             parsed = httpx.URL(url)
             port = _DEFAULT_PORTS.get(parsed.scheme) if parsed.port is None else parsed.port
         except (httpx.InvalidURL, ValueError):
             return f"{url!r} is not a URL"
-        if parsed.scheme not in _DEFAULT_PORTS or not _HOST.match(parsed.host):
+        host = parsed.raw_host.decode("ascii")  # as it is looked up: `host` decodes xn-- names, or raises
+        if parsed.scheme not in _DEFAULT_PORTS or not _HOST.match(host):
             return f"{url!r} must be an absolute http or https URL"
         if port is None or not 0 < port <= 65535:
             return f"{url!r} must have a port between 1 and 65535"
         if parsed.userinfo or parsed.fragment:
             return f"{url!r} must not have a user name, a password or a fragment, which would not be sent"
-        if any(self._matches(pattern, parsed.scheme, parsed.host.lower(), str(port)) for pattern in self.patterns):
+        if any(self._matches(pattern, parsed.scheme, host.lower(), str(port)) for pattern in self.patterns):
             return None
         return (
             f"{parsed.scheme}://{parsed.netloc.decode()} is not among the allowed endpoints ({self.text or 'none'}); "

@@ -27,6 +27,9 @@ LARGE_BYTES: Final = 65_536
 """A longer response, which only a raised limit admits, is checked in a thread."""
 
 
+ENCODING_CHARS_MAX: Final = 40
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Where a call goes: its URL and time limit, and the group of calls with which it shares a number of slots."""
@@ -161,10 +164,15 @@ class Caller:
 
     def _read(self, call: Call, started_at: float, response: _Response) -> tuple[Answered, CallRecord]:
         answer = wire.answer_of(response.status)
+        result = self._result(call, answer, response)
         error = None
         match answer:
             case Answer.SUCCEEDED if response.too_long and call.operation is wire.Operation.TRY:
                 error = f"the result is longer than {self._response_max_bytes} bytes (HOLDFAST_RESPONSE_MAX_BYTES)"
+            case Answer.SUCCEEDED if call.operation is wire.Operation.TRY and result is None and response.body.strip():
+                error = f"the result is null, because {_encoded(response) or 'the body is not JSON'}"
+            case Answer.REFUSED | Answer.UNANSWERED if encoded := _encoded(response):
+                error = f"HTTP {response.status}; {encoded}"
             case Answer.REFUSED if call.operation is wire.Operation.TRY:
                 error = wire.refusal_detail(response.body) or f"HTTP {response.status}"
             case Answer.REFUSED | Answer.UNANSWERED:
@@ -175,7 +183,7 @@ class Caller:
                 operation=call.operation,
                 attempt=call.attempt,
                 answer=answer,
-                result=self._result(call, answer, response),
+                result=result,
                 error=error,
                 in_progress=wire.is_still_working(response.status, response.body),
                 retry_after_s=wire.retry_after_s(response.headers),
@@ -216,6 +224,14 @@ class Caller:
             error=error,
             response=text.replace("\x00", "�")[:RESPONSE_CHARS_KEPT] if text else None,
         )
+
+
+def _encoded(response: _Response) -> str | None:
+    """Why the body can't be read, if the participant has compressed it: it was asked not to."""
+    encoding = wire.printable(response.headers.get("content-encoding", ""))[:ENCODING_CHARS_MAX]
+    if not encoding or encoding.lower() == "identity" or wire.json_text(response.body or b"0") is not None:
+        return None
+    return f"the response has Content-Encoding {encoding}, although identity was asked for"
 
 
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:

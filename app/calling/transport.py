@@ -32,6 +32,17 @@ AGE_SPREAD: Final = 0.8
 TRUNCATED: Final = "truncated"
 """Extension of a response whose body was longer than the limit; it ends there."""
 
+_MEANINGS: Final = {
+    "Missing expected CR": "a line ends with LF instead of CR LF",
+    "Missing expected LF": "a line has a CR without LF",
+    "Unexpected whitespace after header value": "a header is folded over several lines",
+    "Duplicate Content-Length": "there are two Content-Length headers",
+    "Transfer-Encoding can't be present": "there are both Content-Length and Transfer-Encoding",
+    "Content-Length can't be present": "there are both Content-Length and Transfer-Encoding",
+    "Expected HTTP/": "it doesn't begin with HTTP/1",
+}
+"""What llhttp says, or how that begins: what is wrong, in words."""
+
 Origin = tuple[str, bytes]
 """Scheme, and host with port as written in the URL."""
 
@@ -209,7 +220,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(httpx.RemoteProtocolError(f"the response is not valid HTTP: {error.__context__ or error}"))
+            self._fail(httpx.RemoteProtocolError(f"the response is not valid HTTP: {_meaning(error)}"))
         except httptools.HttpParserUpgrade:  # not a subclass of HttpParserError
             self._fail(httpx.RemoteProtocolError("the response switches protocols"))
         if not self._in_body and self._head_bytes > HEAD_BYTES_MAX:
@@ -270,6 +281,13 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
         if answered is not None and not answered.done():
             answered.set_exception(error)
+
+
+def _meaning(error: httptools.HttpParserError) -> str:
+    """What llhttp says, and in words what the participant has to change."""
+    said = str(error.__context__ or error)
+    meaning = next((meaning for start, meaning in _MEANINGS.items() if said.startswith(start)), None)
+    return f"{meaning} ({said})" if meaning else said
 
 
 def _says_its_length(headers: list[tuple[bytes, bytes]]) -> bool:

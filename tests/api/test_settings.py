@@ -125,6 +125,8 @@ def test_what_is_not_valid_is_refused(name: str, value: str, monkeypatch: pytest
         ("http://*:80", ["http://anything", "http://1.2.3.4"], ["http://anything:81"]),
         ("http://[fe80::*]:*", ["http://[fe80::1]:5"], ["http://[fe81::1]"]),
         ("http://A.Example", ["http://a.EXAMPLE"], []),
+        ("http://xn--bcher-kva.example", ["http://XN--Bcher-kva.example/tcc"], ["http://bücher.example", "http://xn--a"]),
+        ("http://*.internal", ["http://xn--p1ai.internal", "http://xn--a.internal", "http://xn--.internal"], ["http://xn--"]),
         (" http://a , https://b ", ["http://a", "https://b"], ["https://a"]),
     ],
 )  # fmt: skip

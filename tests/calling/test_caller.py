@@ -1,6 +1,7 @@
 """One call by itself, over a transport that answers as it is told: what is sent, and what is kept of the answer."""
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Final
@@ -222,6 +223,40 @@ async def test_the_detail_of_a_long_refusal_is_cut() -> None:
     answered, _ = await called(Answers(409, b'"no' + b"o" * BODY_MAX), call(Operation.TRY))
     assert answered.answer is Answer.REFUSED
     assert answered.error == ('"no' + "o" * BODY_MAX)[: min(BODY_MAX, DETAIL_CHARS_MAX)]
+
+
+PACKED: Final = gzip.compress(b'{"detail": "sold out"}', mtime=0)
+UNASKED: Final = "the response has Content-Encoding gzip, although identity was asked for"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "encoding", "result", "error"),
+    [
+        (200, PACKED, "gzip", None, f"the result is null, because {UNASKED}"),
+        (200, PACKED, "", None, "the result is null, because the body is not JSON"),
+        (200, b"<html>", "identity", None, "the result is null, because the body is not JSON"),
+        (200, b"{}", "gzip", "{}", None),
+        (200, b"", "gzip", None, None),
+        (200, b" \n", "", None, None),
+        (409, PACKED, "gzip", None, f"HTTP 409; {UNASKED}"),
+        (409, b'{"detail": "sold out"}', "gzip", None, "sold out"),
+        (409, b"", "gzip", None, "HTTP 409"),
+        (503, PACKED, "GZIP", None, f"HTTP 503; {UNASKED.replace('gzip', 'GZIP')}"),
+        (409, b"\x1b", "br\x07" * 100, None, f"HTTP 409; {UNASKED}".replace("gzip", ("br " * 100)[:40])),
+    ],
+)
+async def test_a_body_that_can_not_be_read_is_named(
+    status: int, body: bytes, encoding: str, result: str | None, error: str | None
+) -> None:
+    answered, record = await called(Answers(status, body, **{"Content-Encoding": encoding}), call(Operation.TRY))
+    assert answered.answer is {200: Answer.SUCCEEDED, 409: Answer.REFUSED, 503: Answer.UNANSWERED}[status]
+    assert (answered.result, answered.error, record.error) == (result, error, error)
+
+
+@pytest.mark.parametrize("operation", [Operation.CONFIRM, Operation.CANCEL])
+async def test_without_a_result_to_keep_any_body_will_do(operation: Operation) -> None:
+    answered, _ = await called(Answers(200, PACKED, **{"Content-Encoding": "gzip"}), call(operation))
+    assert (answered.answer, answered.error) == (Answer.SUCCEEDED, None)
 
 
 @pytest.mark.parametrize("operation", [Operation.CONFIRM, Operation.CANCEL])

@@ -55,6 +55,28 @@ async def test_a_connection_that_idles_too_long_is_closed(server: FaultServer) -
     await transport.aclose()
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 200 OK\nContent-Length: 2\n\n{}", "a line ends with LF instead of CR LF"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\n\r\n{}", "a line ends with LF instead of CR LF"),
+        (OK.replace(b"OK\r\n", b"OK\r\nX: a\rb\r\n"), "a line has a CR without LF"),
+        (OK.replace(b"OK\r\n", b"OK\r\nX: a\r\n b\r\n"), "a header is folded over several lines"),
+        (OK.replace(b"OK\r\n", b"OK\r\nContent-Length: 2\r\n"), "there are two Content-Length headers"),
+        (OK.replace(b"OK\r\n", b"OK\r\nTransfer-Encoding: chunked\r\n"), "both Content-Length and Transfer-Encoding"),
+        (OK.replace(b"2\r\n", b"2\r\nTransfer-Encoding: chunked\r\n"), "both Content-Length and Transfer-Encoding"),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "it doesn't begin with HTTP/1"),
+        (OK.replace(b"OK\r\n", b"OK\r\nX : a\r\n"), "Invalid header token"),
+    ],
+)
+async def test_what_is_wrong_with_an_answer_is_said(
+    server: FaultServer, transport: Transport, answer: bytes, error: str
+) -> None:
+    server.script("/try", [Says(answer)])
+    with pytest.raises(httpx.RemoteProtocolError, match=f"not valid HTTP: .*{error}"):
+        await posted(transport, server.url("/try"))
+
+
 @pytest.mark.parametrize("more", [OK, b"HTTP/1.1", b"\0garbage"])
 async def test_what_nobody_asked_for_answers_nothing(server: FaultServer, transport: Transport, more: bytes) -> None:
     """Or an answer to the last request would be taken for one to the next."""

@@ -172,6 +172,7 @@ tricks = st.tuples(
 @example("http://127.0.0.1:0/")
 @example("http://127.0.0.1:080/")
 @example("http://xn--lclhost-8xa/")
+@example("http://xn--a/")
 def test_no_url_slips_through_the_allow_list(url: str) -> None:
     for fault in (ALLOWED.fault(url), ALLOWED.base_fault(url)):
         if fault is not None:
