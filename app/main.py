@@ -194,6 +194,7 @@ def assemble(
         settings=settings,
         journal=journal,
         registry=registry,
+        caller=caller,
         coordinator=coordinator,
         metrics=metrics,
         memory=memory,

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.calling.allowlist import AllowedEndpoints
+from app.calling.caller import Caller
 from app.calling.registry import Registry
 from app.engine.coordinator import Coordinator
 from app.engine.memory_budget import MemoryBudget
@@ -23,6 +24,7 @@ class Parts:
     settings: Settings
     journal: Journal
     registry: Registry
+    caller: Caller
     coordinator: Coordinator
     metrics: Metrics
     memory: MemoryBudget

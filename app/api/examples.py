@@ -305,6 +305,18 @@ class ProblemExample:
 
 
 PROBLEMS: Final[Mapping[str, ProblemExample]] = {
+    "participant-check-failed": ProblemExample(
+        "try: HTTP 404: there seems to be no such route: http://127.0.0.1:8001/try; check the participant's base URL",
+        {
+            "errors": [
+                {
+                    "at": "try",
+                    "message": "HTTP 404: there seems to be no such route: http://127.0.0.1:8001/try; check the "
+                    "participant's base URL",
+                }
+            ]
+        },
+    ),
     "malformed": ProblemExample(
         "Send JSON with Content-Type: application/json.",
         {"errors": [{"at": "body", "message": "Expecting value: line 1 column 1 (char 0)"}]},

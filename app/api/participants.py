@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path
+from fastapi import APIRouter, Body, Path, Query
 from fastapi.responses import Response
 
 from app.api import examples, openapi_links
@@ -60,21 +60,39 @@ async def get(name: Name, parts: PartsOf) -> Response:
         {
             200: examples.answer("The entry was replaced", examples.PARTICIPANT),
             201: examples.answer("The participant is new", examples.PARTICIPANT) | {"model": ParticipantBody},
-            **responses("malformed", "invalid", "endpoint-not-allowed", "payload-too-large", "unavailable"),
+            **responses(
+                "malformed",
+                "invalid",
+                "endpoint-not-allowed",
+                "participant-check-failed",
+                "payload-too-large",
+                "unavailable",
+            ),
         },
         {status: openapi_links.to_participant("$request.path.name") for status in (200, 201)},
     ),
 )
 async def put(
-    name: Name, body: Annotated[RegistryBody, Body(openapi_examples=examples.REGISTER)], parts: PartsOf
+    name: Name,
+    body: Annotated[RegistryBody, Body(openapi_examples=examples.REGISTER)],
+    parts: PartsOf,
+    check: Annotated[bool, Query(description="register it only if its three routes are there now")] = False,
 ) -> Response:
     """Register a participant under a name that branches refer to, or replace its entry.
 
     The change applies from the next call on, to transactions in progress, too. The base URL must be among
-    `HOLDFAST_ALLOWED_ENDPOINTS`.
+    `HOLDFAST_ALLOWED_ENDPOINTS`. With `check=true` the coordinator first asks for the OPTIONS of its routes, which
+    calls nothing, and a wrong prefix or a name that can't be found is 422 `participant-check-failed`.
     """
     if fault := parts.allowed.base_fault(body.base_url):
         raise Problem("endpoint-not-allowed", fault)
+    timeout_s = body.call_timeout_s or parts.settings.call_timeout_s
+    if check and (faults := await parts.caller.route_faults(body.base_url, timeout_s)):
+        raise Problem(
+            "participant-check-failed",
+            f"{faults[0][0]}: {faults[0][1]}",
+            errors=[{"at": operation, "message": fault} for operation, fault in faults],
+        )
     participant = RegisteredParticipant(name=name, **body.model_dump())
     is_new = await parts.registry.put(participant)
     return json_response(participant_json(participant), 201 if is_new else 200)

@@ -55,6 +55,11 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "The coordinator may not call this URL",
         "Use a URL that HOLDFAST_ALLOWED_ENDPOINTS admits, or add this one to it.",
     ),
+    "participant-check-failed": Kind(
+        422,
+        "The participant isn't there",
+        "Nothing was registered. Correct the base URL, or start the participant, and send the request again.",
+    ),
     "payload-too-large": Kind(
         413,
         "The request body is too large",

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 import httpx
 
+from app.calling.routes import faults, is_no_route, no_route
 from app.calling.transport import TRUNCATED
 from app.protocol.messages import Answered, Call
 from app.protocol.values import CallRecord
@@ -92,6 +93,10 @@ class Caller:
         finally:
             for_target.release()
 
+    async def route_faults(self, base_url: str, timeout_s: float) -> list[tuple[str, str]]:
+        """What is wrong with the routes of a participant at this URL: operation and message."""
+        return await faults(self._transport, base_url, timeout_s)
+
     async def close(self) -> None:
         """Close the idle connections."""
         await self._transport.aclose()
@@ -109,8 +114,8 @@ class Caller:
         except Exception as error:  # transports raise anything; whatever the class, it is no answer
             return self._unanswered(call, started_at, f"{type(error).__name__}: {error}")
         if len(response.body) > LARGE_BYTES:
-            return await asyncio.to_thread(self._read, call, started_at, response)
-        return self._read(call, started_at, response)
+            return await asyncio.to_thread(self._read, call, target.url, started_at, response)
+        return self._read(call, target.url, started_at, response)
 
     async def _acquired(self, slots: asyncio.Semaphore, call: Call, target: Target) -> bool:
         if not slots.locked():  # skips the timer when a slot is free
@@ -162,7 +167,7 @@ class Caller:
                 return bytes(body[: self._response_max_bytes]), True
         return bytes(body), TRUNCATED in response.extensions
 
-    def _read(self, call: Call, started_at: float, response: _Response) -> tuple[Answered, CallRecord]:
+    def _read(self, call: Call, url: httpx.URL, started_at: float, response: _Response) -> tuple[Answered, CallRecord]:
         answer = wire.answer_of(response.status)
         result = self._result(call, answer, response)
         error = None
@@ -171,6 +176,8 @@ class Caller:
                 error = f"the result is longer than {self._response_max_bytes} bytes (HOLDFAST_RESPONSE_MAX_BYTES)"
             case Answer.SUCCEEDED if call.operation is wire.Operation.TRY and result is None and response.body.strip():
                 error = f"the result is null, because {_encoded(response) or 'the body is not JSON'}"
+            case Answer.REFUSED if is_no_route(response.status, response.headers, response.body):
+                error = no_route(response.status, url)
             case Answer.REFUSED | Answer.UNANSWERED if encoded := _encoded(response):
                 error = f"HTTP {response.status}; {encoded}"
             case Answer.REFUSED if call.operation is wire.Operation.TRY:

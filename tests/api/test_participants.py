@@ -25,6 +25,22 @@ async def test_put_is_201_for_a_new_name_and_200_afterwards(service: Service) ->
     assert await service.json(f"{PATH}/shipping") == moved.json()
 
 
+async def test_with_check_only_a_participant_that_is_there_is_registered(service: Service) -> None:
+    url = f"{PATH}/shipping?check=true"
+    created = await service.client.put(url, json=BODY)
+    assert (created.status_code, created.json()) == (201, {"name": "shipping"} | BODY)
+    assert sorted(service.participants.paths()) == ["/shipping/cancel", "/shipping/confirm", "/shipping/try"]
+    service.participants.script("/shipping/confirm", [reply(404, {"detail": "Not Found"})])
+    document = check_problem(
+        await service.client.put(url, json=BODY | {"concurrency_max": 1}), 422, "participant-check-failed"
+    )
+    assert [each["at"] for each in document["errors"]] == ["confirm"]
+    assert document["detail"].startswith("confirm: HTTP 404: there seems to be no such route")
+    assert await service.json(f"{PATH}/shipping") == created.json()
+    replaced = await service.client.put(f"{PATH}/shipping", json=BODY | {"concurrency_max": 1})
+    assert replaced.json()["concurrency_max"] == 1, "without check it is registered all the same"
+
+
 async def test_the_list_is_ordered_by_name(service: Service) -> None:
     await service.register("zebra", "Alpha", "a.b-c_d")
     items = (await service.json(PATH))["items"]

@@ -1,0 +1,67 @@
+"""Whether a participant is mounted where the coordinator calls it, or whether a router says that nothing is there.
+
+A 404 may be the participant's own word ("no such booking") or that of a router with a wrong prefix before it. It counts
+as a refusal all the same (section 4); only what is said to people differs.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+import httpx
+
+from holdfast.json_text import string_member
+from holdfast.wire import Operation, printable
+
+_ROUTERS_SAY: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
+_UNTYPED: Final = ("about:blank", "https://tools.ietf.org/", "https://www.rfc-editor.org/")
+"""What the types of problems begin with that frameworks make of a bare status."""
+
+
+def is_no_route(status: int, headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether this answer is a router's: 404 or 405, and neither a problem with a type nor JSON with words of its own.
+
+    The names of `headers` are in lower case.
+    """
+    if status not in _ROUTERS_SAY:
+        return False
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not media_type.endswith(("/json", "+json")):
+        return True
+    type_ = string_member(body, "type")
+    if type_ is not None and not type_.startswith(_UNTYPED):
+        return False
+    said = [string_member(body, name) for name in ("detail", "title", "error", "message")]
+    return all(text is None or text.lower() == HTTPStatus(status).phrase.lower() for text in said)
+
+
+def no_route(status: int, url: httpx.URL) -> str:
+    """What to tell people about such an answer."""
+    where = f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}"
+    return printable(f"HTTP {status}: there seems to be no such route: {where}; check the participant's base URL")
+
+
+async def faults(transport: httpx.AsyncBaseTransport, base_url: str, timeout_s: float) -> list[tuple[str, str]]:
+    """What is wrong with the three routes below this URL: operation and message. Makes no call that could do anything.
+
+    Asks for the OPTIONS of each (RFC 9110, 9.3.7), which takes at most `timeout_s` seconds.
+    """
+    urls = [(operation, httpx.URL(f"{base_url.rstrip('/')}/{operation}")) for operation in Operation]
+    found = await asyncio.gather(*(_fault(transport, url, timeout_s) for _, url in urls))
+    return [(str(operation), fault) for (operation, _), fault in zip(urls, found, strict=True) if fault is not None]
+
+
+async def _fault(transport: httpx.AsyncBaseTransport, url: httpx.URL, timeout_s: float) -> str | None:
+    headers = {"Host": url.netloc.decode("ascii"), "Accept-Encoding": "identity", "User-Agent": "holdfast"}
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await transport.handle_async_request(httpx.Request("OPTIONS", url, headers=headers))
+            body = await response.aread()
+    except TimeoutError:
+        return f"no answer within {timeout_s:.3g} s"
+    except httpx.TransportError as error:
+        return printable(f"{type(error).__name__}: {error}")
+    if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the route is there, and has no OPTIONS
+        return None
+    return no_route(response.status_code, url) if is_no_route(response.status_code, response.headers, body) else None
