@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from tests.chaos.disks import Disk
 from tests.chaos.processes import STOP_MAX_S, ParticipantProcess, Process, Replica
 from tests.chaos.proxy import LinkPorts, Mode, Place
+from tests.chaos.replica import NAME, Trouble
 from tests.chaos.system import LEASE_S, PARTICIPANTS, SystemUnderTest
 
 TICK_S: Final = 0.1
@@ -52,6 +53,9 @@ class Kind(StrEnum):
     PARTITION_DATABASE = "no way between a replica and PostgreSQL"
     LATENCY = "latency on a link"
     RESET_LINK = "all connections of a link reset"
+    DEAD_ORIGINS = "all participants but one swallow everything"
+    NAMES_HANG = "look-ups of names hang"
+    NAMES_FAIL = "look-ups of names fail"
     KILL_OLD = "SIGKILL of the replica with old code, for good"
 
 
@@ -73,6 +77,9 @@ BAG: Final = {
     Kind.PARTITION_DATABASE: 2,
     Kind.LATENCY: 2,
     Kind.RESET_LINK: 1,
+    Kind.DEAD_ORIGINS: 1,
+    Kind.NAMES_HANG: 1,
+    Kind.NAMES_FAIL: 1,
 }
 """How often each comes up in one round; a round is drawn in a random order, so that none is missing for long."""
 
@@ -89,7 +96,8 @@ PARTED: Final = {
 }
 ON_LINKS: Final = {*PARTED, Kind.LATENCY, Kind.RESET_LINK}
 FREEZES: Final = {Kind.FREEZE_SHORT, Kind.FREEZE_LONG}
-NO_KILLS: Final = {*ON_LINKS, *FREEZES, *FULL, Kind.TERMINATE_REPLICA}
+TROUBLES: Final = {Kind.NAMES_HANG: Trouble.HANG, Kind.NAMES_FAIL: Trouble.FAIL}
+NO_KILLS: Final = {*ON_LINKS, *FREEZES, *FULL, *TROUBLES, Kind.DEAD_ORIGINS, Kind.TERMINATE_REPLICA}
 """What doesn't kill anybody: not by itself."""
 
 
@@ -160,8 +168,10 @@ def _down_s(draw: random.Random, kind: Kind) -> float:
             return draw.uniform(1.0, 4.0)
         case Kind.PARTITION_CLIENTS | Kind.PARTITION_PARTICIPANT | Kind.PARTITION_DATABASE:
             return draw.uniform(0.5, 2.0 * LEASE_S)
-        case Kind.LATENCY:
+        case Kind.LATENCY | Kind.DEAD_ORIGINS:
             return draw.uniform(1.0, 6.0)
+        case Kind.NAMES_HANG | Kind.NAMES_FAIL:  # longer than addresses are remembered
+            return draw.uniform(4.0, 10.0)
         case Kind.RESET_LINK:
             return 0.0
     return draw.uniform(0.0, 2.0)
@@ -255,6 +265,7 @@ class Nemesis:
         self._due.clear()
         for link in self._system.links:
             self._restore(link)
+        self._find_names()
         for name, disk in self._system.disks.items():
             if name in self._full:
                 self._free(disk)
@@ -317,6 +328,10 @@ class Nemesis:
             return self._hit_link(action)
         if action.kind in FULL:
             return self._fill(action)
+        if action.kind in TROUBLES:
+            return self._trouble_names(action)
+        if action.kind is Kind.DEAD_ORIGINS:
+            return self._swallow_all_but_one(action)
         old = [self._system.old_replica] if self._system.old_replica is not None and action.kind in FREEZES else []
         replica = next(_ready_from([*self._system.replicas, *old], action.replica), None)
         participant = next(_ready_from(self._system.participants, action.participant), None)
@@ -401,6 +416,36 @@ class Nemesis:
             self._say(f"{action.mode} {link.name} for {action.down_s:.2f} s")
             self._plan(time.monotonic() + action.down_s, lambda: self._restore(link))
         return True
+
+    def _swallow_all_but_one(self, action: Action) -> bool:
+        links = [link for link in self._system.links if link.place is Place.PARTICIPANT]
+        spared = links[action.link % len(links)]
+        links = [link for link in links if link is not spared and link.name not in self._outages]
+        if not links:
+            return False
+        self.fault_log.counts[action.kind] += 1
+        self._say(f"all participants but that of {spared.name} swallow everything for {action.down_s:.2f} s")
+        for link in links:
+            self._open_outage(link.name, action.kind)
+            self._system.network.set(link.name, Mode.SWALLOW)
+            self._plan(time.monotonic() + action.down_s, lambda link=link: self._restore(link))  # type: ignore[misc]
+        return True
+
+    def _trouble_names(self, action: Action) -> bool:
+        if NAME in self._outages:
+            return False
+        self.fault_log.counts[action.kind] += 1
+        self._open_outage(NAME, action.kind)
+        self._system.names_file.write_text(TROUBLES[action.kind])
+        self._say(f"{action.kind} for {action.down_s:.2f} s")
+        self._plan(time.monotonic() + action.down_s, self._find_names)
+        return True
+
+    def _find_names(self) -> None:
+        if NAME in self._outages:
+            self._system.names_file.unlink()
+            self._close_outage(NAME)
+            self._say("names are found again")
 
     def _restore(self, link: LinkPorts) -> None:
         if link.name in self._outages:

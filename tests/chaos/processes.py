@@ -20,10 +20,13 @@ import httpx
 from tests.chaos.forkserver import Child, ForkServer
 from tests.chaos.participant import Config
 from tests.chaos.proxy import LinkPorts
+from tests.chaos.replica import FILE_VARIABLE
 from tests.harness.old_code import old_path
 
 STOP_MAX_S: Final = 30.0
 """A process that was asked to stop and is there after so long is stuck."""
+NAMES_FILE: Final = "names"
+"""Says what becomes of the replicas' look-ups of names."""
 READY: Final = b"running on http"
 """What each process writes when it is at work."""
 
@@ -119,17 +122,18 @@ class Process(ABC):
 
 
 class Replica(Process):
-    """One coordinator: `python -m app serve` on the database that all replicas share."""
+    """One coordinator on the database that all replicas share."""
 
     def __init__(
         self, forkserver: ForkServer, number: int, port: int, folder: Path, settings: Mapping[str, str]
     ) -> None:
         name = f"replica-{number}"
-        super().__init__(forkserver, name, folder / f"{name}.log", prefixed({**settings, "PORT": str(port)}))
+        environment = prefixed({**settings, "PORT": str(port)}) | {FILE_VARIABLE: str(folder / NAMES_FILE)}
+        super().__init__(forkserver, name, folder / f"{name}.log", environment)
         self.url = f"http://127.0.0.1:{port}"
 
     def launch(self, environment: Mapping[str, str]) -> Child:
-        return self._forkserver.start("app", ["serve"], environment=environment, log=self.log)
+        return self._forkserver.start("tests.chaos.replica", ["serve"], environment=environment, log=self.log)
 
 
 class OldReplica(Replica):

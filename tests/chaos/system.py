@@ -19,8 +19,19 @@ from typing import Final, Self
 from tests.chaos.disks import Disk
 from tests.chaos.forkserver import ForkServer
 from tests.chaos.participant import Config
-from tests.chaos.processes import Clients, OldReplica, ParticipantProcess, Process, Proxy, Replica, prefixed, wait_ready
+from tests.chaos.processes import (
+    NAMES_FILE,
+    Clients,
+    OldReplica,
+    ParticipantProcess,
+    Process,
+    Proxy,
+    Replica,
+    prefixed,
+    wait_ready,
+)
 from tests.chaos.proxy import LinkPorts, Network, Place
+from tests.chaos.replica import NAME
 from tests.harness import ledger, old_code
 from tests.harness.postgres import PostgresError, PostgresServer
 from tests.harness.repository import ROOT
@@ -41,7 +52,14 @@ SETTINGS: Final = {
 }
 CONCURRENCY_MAX: Final = 6
 """Calls under way at once from one replica to one participant: what it can answer on two cores before they time out."""
-IMPORTED: Final = ("app.main", "app.__main__", "tests.chaos.participant", "tests.chaos.load", "tests.chaos.proxy")
+IMPORTED: Final = (
+    "app.main",
+    "app.__main__",
+    "tests.chaos.replica",
+    "tests.chaos.participant",
+    "tests.chaos.load",
+    "tests.chaos.proxy",
+)
 """What the processes that are started over and over need; importing runs nothing of it."""
 DISK_BYTES_MAX: Final = {"postgres": 8 << 30, PARTICIPANTS[0]: 1 << 30}
 _PORTS: Final = range(20_000, 32_000)  # below those that the kernel gives to outgoing connections
@@ -59,6 +77,7 @@ class SystemUnderTest:
         self._stack = ExitStack()
         self._ports = _free_ports()
         self.faults_file = folder / "faults-on"
+        self.names_file = folder / NAMES_FILE
         self.replicas: list[Replica] = []
         self.participants: list[ParticipantProcess] = []
         self.old_replica: OldReplica | None = None
@@ -192,7 +211,7 @@ class SystemUnderTest:
         ledger.prepare(engine)
         engine.dispose()
         self.participants.append(ParticipantProcess(self._forkserver, config))
-        return f"http://127.0.0.1:{self._link(f'replicas-{name}', Place.PARTICIPANT, config.port)}/tcc"
+        return f"http://{NAME}:{self._link(f'replicas-{name}', Place.PARTICIPANT, config.port)}/tcc"
 
     def crash_postgres(self) -> None:
         self.postgres.crash()
