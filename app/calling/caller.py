@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-from weakref import WeakValueDictionary
 
 import httpx
 
 from app.calling.routes import faults, is_no_route, no_route
+from app.calling.slots import Group, Slots
 from app.calling.transport import TRUNCATED
 from app.protocol.messages import Answered, Call
 from app.protocol.values import CallRecord
@@ -68,30 +68,27 @@ class Caller:
         self._transport = transport
         self._response_max_bytes = response_max_bytes
         self._clock = clock
-        self._all_slots = asyncio.Semaphore(calls_max)
-        self._slots: WeakValueDictionary[tuple[str, int], asyncio.Semaphore] = WeakValueDictionary()
+        self._slots = Slots(calls_max)
 
     async def call(self, call: Call, target: Target | str) -> tuple[Answered, CallRecord]:
         """Make the call. Raises only when cancelled. A `target` that is text says why the call can't be made."""
         started_at = self._clock()
         if isinstance(target, str):
             return self._unanswered(call, started_at, target)
-        for_target, for_all = self._slots_of(target), self._all_slots
-        if not await self._acquired(for_target, call, target):
-            return self._unanswered(
-                call, started_at, f"nothing was sent: all {target.concurrency_max} slots were taken (concurrency_max)"
-            )
+        slots = self._slots
+        group = slots.group(target.slots_of, target.concurrency_max)
+        if not slots.take(group) and not await slots.wait(group, self._timeout_s(call, target)):
+            return self._unanswered(call, started_at, f"nothing was sent: {_shortage(group)}")
+        was_answered = None
         try:
-            if not await self._acquired(for_all, call, target):
-                return self._unanswered(
-                    call, started_at, "nothing was sent: too many calls were in progress (HOLDFAST_CALLS_MAX)"
-                )
-            try:
-                return await self._call(call, target)
-            finally:
-                for_all.release()
+            started_at, timeout_s = self._clock(), self._timeout_s(call, target)
+            if timeout_s <= 0:
+                return self._unanswered(call, started_at, "nothing was sent: the deadline had passed")
+            answered, record = await self._call(call, target, started_at, timeout_s)
+            was_answered = record.http_status is not None
+            return answered, record
         finally:
-            for_target.release()
+            slots.give_back(group, was_answered=was_answered)
 
     async def route_faults(self, base_url: str, timeout_s: float) -> list[tuple[str, str]]:
         """What is wrong with the routes of a participant at this URL: operation and message."""
@@ -101,11 +98,9 @@ class Caller:
         """Close the idle connections."""
         await self._transport.aclose()
 
-    async def _call(self, call: Call, target: Target) -> tuple[Answered, CallRecord]:
-        started_at = self._clock()
-        timeout_s = self._timeout_s(call, target)
-        if timeout_s <= 0:
-            return self._unanswered(call, started_at, "nothing was sent: the deadline had passed")
+    async def _call(
+        self, call: Call, target: Target, started_at: float, timeout_s: float
+    ) -> tuple[Answered, CallRecord]:
         try:
             async with asyncio.timeout(timeout_s):
                 response = await self._exchange(call, target.url)
@@ -117,26 +112,10 @@ class Caller:
             return await asyncio.to_thread(self._read, call, target.url, started_at, response)
         return self._read(call, target.url, started_at, response)
 
-    async def _acquired(self, slots: asyncio.Semaphore, call: Call, target: Target) -> bool:
-        if not slots.locked():  # skips the timer when a slot is free
-            return await slots.acquire()
-        try:
-            async with asyncio.timeout(self._timeout_s(call, target)):
-                return await slots.acquire()
-        except TimeoutError:
-            return False
-
     def _timeout_s(self, call: Call, target: Target) -> float:
         if call.deadline is None:
             return target.timeout_s
         return max(0.0, min(target.timeout_s, call.deadline - self._clock()))
-
-    def _slots_of(self, target: Target) -> asyncio.Semaphore:
-        key = (target.slots_of, target.concurrency_max)
-        slots = self._slots.get(key)
-        if slots is None:
-            slots = self._slots[key] = asyncio.Semaphore(target.concurrency_max)
-        return slots
 
     async def _exchange(self, call: Call, url: httpx.URL) -> _Response:
         branch = call.branch
@@ -231,6 +210,15 @@ class Caller:
             error=error,
             response=text.replace("\x00", "�")[:RESPONSE_CHARS_KEPT] if text else None,
         )
+
+
+def _shortage(group: Group) -> str:
+    """Which limit kept a call from being made."""
+    if group.in_progress >= group.concurrency_max:
+        return f"all {group.concurrency_max} slots were taken (concurrency_max)"
+    if group.halvings:
+        return f"the participant doesn't answer, and {group.in_progress} of its calls were in progress"
+    return "too many calls were in progress (HOLDFAST_CALLS_MAX)"
 
 
 def _encoded(response: _Response) -> str | None:

@@ -357,16 +357,6 @@ async def test_who_gets_no_slot_in_time_sends_nothing_and_takes_none(
     assert len(transport.requests) == held + 4
 
 
-async def test_calls_of_different_limits_share_no_slots() -> None:
-    """A limit that was changed holds from the next call on, whatever is under way under the old one."""
-    transport = Answers()
-    caller = caller_over(transport)
-    slots = [caller._slots_of(each) for each in (target(), target(5.0), replace(target(), concurrency_max=3))]
-    assert slots[0] is slots[1]
-    assert slots[2] is not slots[0]
-    assert slots[2]._value == 3
-
-
 async def test_closing_closes_the_transport() -> None:
     transport = Answers()
     await caller_over(transport).close()

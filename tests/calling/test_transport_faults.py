@@ -322,12 +322,12 @@ async def test_a_slow_participant_takes_no_slots_of_another(server: FaultServer,
 
 
 async def test_there_is_a_limit_for_all_participants_together(server: FaultServer, caller: Caller) -> None:
-    """And one of them alone does not reach it."""
     server.script("/slow", [NeverAnswers()])
     many = [
-        target(server.url("/slow"), timeout_s=PATIENT_S, slots_of=f"slow {n}", concurrency_max=10) for n in range(6)
+        target(server.url("/slow"), timeout_s=PATIENT_S, slots_of=f"slow {n}", concurrency_max=10)
+        for n in range(CALLS_MAX + 10)
     ]
-    waiting = [asyncio.create_task(caller.call(call(), slow)) for slow in many for _ in range(10)]
+    waiting = [asyncio.create_task(caller.call(call(), slow)) for slow in many]
     await server.wait_for_requests(CALLS_MAX, "/slow")
     answered, record = await caller.call(call(), target(server.url("/try"), timeout_s=0.05))
     check_unanswered(answered, record)

@@ -88,6 +88,7 @@ TARGETS: Final = (
     *(Target(f"app/storage/{name}.py", _stages("tests/storage/test_purge.py")) for name in ("purge", "leases")),
     Target("app/calling/caller.py", _CALLER),
     Target("app/calling/transport.py", _TRANSPORT),
+    Target("app/calling/slots.py", _stages("tests/calling/test_slots.py tests/calling/test_caller.py")),
     Target("app/calling/connector.py", _stages("tests/calling/test_connector.py")),
     Target("app/calling/resolver.py", _stages("tests/calling/test_resolver.py")),
     Target("participants/holdfast/fence/execution.py", _FENCE),
