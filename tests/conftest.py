@@ -126,6 +126,12 @@ def database_server(database_url: str, request: pytest.FixtureRequest) -> Databa
     return server
 
 
+@pytest.fixture
+def ordinary_url(database_url: str, database_server: DatabaseServer) -> str:
+    """As `database_url`, for a user who can't write where the server only reads."""
+    return database_server.ordinary_url(database_url)
+
+
 ServerT = TypeVar("ServerT", bound=DatabaseServer)
 
 

@@ -1,6 +1,7 @@
 """/healthz, /readyz and /metrics, for whatever supervises the process."""
 
 import asyncio
+import secrets
 from typing import Final
 
 from fastapi import APIRouter
@@ -13,9 +14,10 @@ from app.api.dependencies import PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response
 from app.api.schemas import StatusBody
-from app.storage import queries, transactions
+from app.storage import queries
 from app.storage.errors import DatabaseError
 from app.storage.migrations import schema_fault
+from app.storage.probe import probe
 
 WRITE_MAX_S: Final = 5.0
 """If a write takes longer than this, the process is not ready."""
@@ -48,7 +50,7 @@ async def readyz(parts: PartsOf) -> Response:
     try:
         fault = await parts.journal.read(schema_fault)
         async with asyncio.timeout(WRITE_MAX_S):
-            await parts.journal.write(transactions.ping, None)
+            await parts.journal.write(probe, f"probe-{secrets.token_hex(8)}")
     except TimeoutError as error:
         raise Problem(
             "unavailable",

@@ -2,7 +2,9 @@
 
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
+
+from app.storage.errors import is_read_only
 
 READERS: Final = 4
 """Number of reading threads, each with its own connection."""
@@ -58,8 +60,9 @@ def make_engine(database_url: str, *, patient: bool = False) -> Engine:
     backend = url.get_backend_name()
     if backend == "sqlite":
         return _sqlite_engine(url)
-    arguments = _postgresql_arguments(patient) if backend == "postgresql" else _mysql_arguments(patient)
+    arguments = _postgresql_arguments(url, patient) if backend == "postgresql" else _mysql_arguments(patient)
     engine = create_engine(url, pool_size=READERS + 2, max_overflow=2, **arguments)
+    event.listen(engine, "handle_error", _leave_a_server_that_only_reads)
     if backend == "mysql":
         event.listen(engine, "do_connect", _connect_mysql)
         if not patient:
@@ -67,7 +70,13 @@ def make_engine(database_url: str, *, patient: bool = False) -> Engine:
     return engine
 
 
-def _postgresql_arguments(patient: bool) -> dict[str, Any]:
+def _leave_a_server_that_only_reads(context: ExceptionContext) -> None:
+    """Give up all connections when one of them can't write: its server was demoted, and new ones may reach another."""
+    if is_read_only(context.original_exception):
+        context.is_disconnect = True
+
+
+def _postgresql_arguments(url: URL, patient: bool) -> dict[str, Any]:
     connect_args: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "tcp_user_timeout": 1000 * SILENCE_MAX_S,
@@ -75,6 +84,8 @@ def _postgresql_arguments(patient: bool) -> dict[str, Any]:
         "keepalives_interval": 2,
         "keepalives_count": 3,
     }
+    if "target_session_attrs" not in url.query:
+        connect_args["target_session_attrs"] = "read-write"
     if not patient:
         connect_args["options"] = (
             f"-c lock_timeout={LOCK_WAIT_MAX_S}s -c statement_timeout={STATEMENT_MAX_S}s "

@@ -10,8 +10,10 @@ from typing import Any, Final
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-_ONLY_READS: Final = "25006"
-"""The SQLSTATE of a write on a PostgreSQL standby, or on a primary that was demoted."""
+_READ_ONLY_STATE: Final = "25006"
+"""The SQLSTATE of a write on a PostgreSQL standby or a demoted primary, and of MySQL's read-only transactions."""
+_READ_ONLY_CODES: Final = frozenset({1290, 1836, 1874})
+"""MySQL's errors of a write where `read_only`, or InnoDB's own read-only mode, is set."""
 
 
 class DatabaseError(Exception):
@@ -69,7 +71,7 @@ def translated(error: BaseException) -> BaseException:
             meaning = DuplicateKeyError(_message(error))
         case OperationalError() | InterfaceError() | PoolTimeoutError():
             meaning = DatabaseUnavailableError(_message(error))
-        case DBAPIError() if getattr(error.orig, "sqlstate", None) == _ONLY_READS:
+        case DBAPIError() if error.connection_invalidated:  # whatever the driver calls it: 25P03 is an InternalError
             meaning = DatabaseUnavailableError(_message(error))
         case SQLAlchemyError():
             meaning = DatabaseError(_message(error))
@@ -77,6 +79,12 @@ def translated(error: BaseException) -> BaseException:
             return error
     meaning.__cause__ = error
     return meaning
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether a driver's error says that the server, or this connection to it, only reads."""
+    code = error.args[0] if error.args else None
+    return getattr(error, "sqlstate", None) == _READ_ONLY_STATE or code in _READ_ONLY_CODES
 
 
 @contextmanager

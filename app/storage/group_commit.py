@@ -277,7 +277,9 @@ def _was_cut_off(error: Exception) -> bool:
 
 
 def _is_out_of_reach(result: Any) -> bool:
-    """Whether a write failed because the database is unreachable, and not because of a lock or conflict."""
+    """Whether the database is unreachable or only reads; a lock or a conflict is none of this."""
+    if isinstance(result, DBAPIError) and result.connection_invalidated:
+        return True
     if not isinstance(result, (OperationalError, InterfaceError)):
         return False
     return getattr(result.orig, "sqlstate", None) not in _WAITED_TOO_LONG | _ROLLED_BACK

@@ -209,12 +209,6 @@ def save_all_but_stale(connection: Connection, items: Sequence[Save]) -> list[Tr
     return [saved.get((item.after.id, item.after.version + 1)) or StaleError(item.after.id) for item in items]
 
 
-def ping(connection: Connection, items: Sequence[None]) -> list[bool]:
-    """Check that writes get through: returns True once the writer has read the transactions table."""
-    connection.execute(select(transactions.c.id).limit(1)).first()
-    return [True] * len(items)
-
-
 def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Claimed]]:
     """Take over unfinished transactions: take the lease and increment the version, which stops the previous owner.
 

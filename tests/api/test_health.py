@@ -106,6 +106,55 @@ async def test_without_the_database_everything_is_503_and_heals(
     assert await service.get(known["id"]) == known
 
 
+@pytest.fixture
+async def on_an_ordinary_account(ordinary_url: str) -> AsyncIterator[Service]:
+    """MariaDB's administrators may write whatever `read_only` says."""
+    migrate(ordinary_url)
+    async with running(ordinary_url, lease_s=1.0) as service:
+        await service.register("inventory", "payment", "unused")
+        yield service
+
+
+@on_servers
+async def test_while_the_server_only_reads_nothing_is_ready_and_nothing_is_a_defect(
+    on_an_ordinary_account: Service, database_server: DatabaseServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a planned switchover: the old primary lives on, and keeps its connections."""
+    service = on_an_ordinary_account
+    gate = Gate()
+    service.participants.script("/payment/try", [gate])
+    body = {"branches": [{"participant": "inventory"}, {"participant": "payment"}], "timeout_s": 600}
+    holding, cancelled = [(await service.begin(body, prefer="respond-async")).json()["id"] for _ in range(2)]
+    await gate.reached()
+    with database_server.only_reading():
+        await until(lambda: is_unavailable(service, "/readyz"))
+        for method, path, sent in (
+            ("POST", "/v1/transactions", body),
+            ("POST", f"/v1/transactions/{cancelled}/cancel", None),
+            ("GET", "/v1/transactions/018f0000-0000-7000-8000-000000000000/decision", None),
+            ("PUT", "/v1/participants/shipping", {"base_url": "http://127.0.0.1:9"}),
+            ("DELETE", "/v1/participants/unused", None),
+            ("GET", "/readyz", None),
+        ):
+            answer = await service.client.request(method, path, json=sent)
+            check_problem(answer, 503, "unavailable")
+            assert int(answer.headers["retry-after"]) >= 1
+        gate.open()  # all hold, and the decision can't be saved
+        await until(lambda: has_logged(caplog, f"event=save_failed transaction_id={holding}"))
+    assert (await service.client.get("/readyz")).status_code == 200
+    assert (await service.until_finished(holding))["outcome"] == "confirmed"
+    assert not [each for each in caplog.messages if "event=broken" in each or "event=defect" in each]
+    assert await service.json("/v1/admin/hung") == {"items": [], "totals": [], "next_cursor": None}
+
+
+async def is_unavailable(service: Service, path: str) -> bool:
+    return (await service.client.get(path)).status_code == 503
+
+
+async def has_logged(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return any(text in each for each in caplog.messages)
+
+
 @on_servers
 async def test_a_database_that_goes_away_after_the_record_does_not_hide_the_record(
     on_a_server: Service, database_server: DatabaseServer

@@ -6,7 +6,8 @@ Which programs make one, and with which settings, is said by each kind (postgres
 import shutil
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
@@ -64,6 +65,23 @@ class DatabaseServer(ABC):
     @abstractmethod
     def drop_database(self, url: str) -> None:
         """Drop a database of `create_database`, cutting off whoever is still connected to it."""
+
+    @abstractmethod
+    def ordinary_url(self, url: str) -> str:
+        """A URL of the same database for a user whom `only_reading` concerns, too."""
+
+    @abstractmethod
+    def only_reads(self, on: bool) -> None:
+        """Have the server refuse writes, as one that was demoted; connections stay."""
+
+    @contextmanager
+    def only_reading(self) -> Iterator[None]:
+        """Refuses writes until the end. PostgreSQL tells its connections a moment later."""
+        self.only_reads(True)
+        try:
+            yield
+        finally:
+            self.only_reads(False)
 
     @abstractmethod
     def _server_command(self) -> list[str | Path]: ...

@@ -98,6 +98,15 @@ class MariadbServer(DatabaseServer):
                 self.execute(f"KILL {connection_id}")
         self.execute(f"DROP DATABASE {name}")
 
+    def ordinary_url(self, url: str) -> str:
+        """Administrators may write whatever `read_only` says."""
+        name = url.partition("?")[0].rpartition("/")[2]
+        self.execute(f"GRANT ALL ON {name}.* TO ordinary@'%' IDENTIFIED BY 'ordinary'")
+        return url.replace(f"//{_USER}@", "//ordinary:ordinary@")
+
+    def only_reads(self, on: bool) -> None:
+        self.execute(f"SET GLOBAL read_only = {int(on)}")
+
     def execute(self, statement: str) -> tuple[tuple[object, ...], ...]:
         """Run one statement outside any database, as the administrator; returns its rows."""
         with self.connect() as connection, connection.cursor() as cursor:

@@ -89,13 +89,22 @@ class PostgresServer(DatabaseServer):
                 connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
         self._administer(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    def _administer(self, statement: sql.Composed) -> None:
+    def ordinary_url(self, url: str) -> str:
+        return url
+
+    def only_reads(self, on: bool) -> None:
+        value = sql.Literal("on" if on else "off")
+        self._administer(sql.SQL("ALTER SYSTEM SET default_transaction_read_only = {}").format(value))
+        self._administer(sql.SQL("SELECT pg_reload_conf()"))
+
+    def _administer(self, statement: sql.SQL | sql.Composed) -> None:
         with self._connect("postgres") as connection:
             connection.execute(statement)
 
     def _connect(self, database: str) -> psycopg.Connection[tuple[object, ...]]:
         conninfo = f"host=127.0.0.1 port={self.port} user={_USER} dbname={database} connect_timeout=10"
-        return psycopg.connect(conninfo, autocommit=True)
+        writes = "-c default_transaction_read_only=off"
+        return psycopg.connect(conninfo, options=writes, autocommit=True)
 
     def _server_command(self) -> list[str | Path]:
         settings = {

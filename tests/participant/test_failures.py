@@ -110,6 +110,23 @@ async def test_the_session_in_use_is_the_database(service: Service, kind: str) -
         assert (answer.status, answer.problem) == (503, "unavailable")
 
 
+ONLY_READS = {
+    "postgresql": ("DO $$ BEGIN RAISE EXCEPTION 'read only' USING ERRCODE = '25006'; END $$",),
+    "mysql": (
+        "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'running with the --read-only option'",
+        "SIGNAL SQLSTATE '25006' SET MYSQL_ERRNO = 1792, MESSAGE_TEXT = 'in a READ ONLY transaction'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["postgresql+psycopg", "postgresql+asyncpg", "mariadb+pymysql", "mysql+asyncmy"])
+async def test_a_server_that_only_reads_will_pass(service: Service, kind: str) -> None:
+    """Its primary was demoted: new connections will reach another one."""
+    for statement in ONLY_READS["postgresql" if kind.startswith("postgresql") else "mysql"]:
+        answer = await tried(service, runs(statement))
+        assert (answer.status, answer.problem, answer.retry_after_s) == (503, "unavailable", 1), statement
+
+
 async def test_another_database_of_the_handler_is_the_handlers(service: Service) -> None:
     elsewhere = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/nothing")
 

@@ -43,8 +43,9 @@ _SQLITE_ERROR: Final = 1
 """SQLite's code for errors in SQL, such as a missing table; its driver reports them as operational errors, too."""
 _MYSQL_MISTAKES: Final = frozenset({1054, 1146, 1305, 1364})
 """Unknown column, table or procedure, or a column without a value; some drivers call these operational."""
-_PASSING_CLASSES: Final = ("08", "40", "53", "55", "57")
-"""SQLSTATE classes: connection, rollback, resources, object in use (lock not available), operator intervention."""
+_PASSING_STATES: Final = ("08", "25006", "25P03", "40", "53", "55", "57")
+"""SQLSTATEs, or their classes: connection, a server that only reads (it was demoted), a transaction that was idle for
+too long, rollback, resources, object in use (lock not available), operator intervention."""
 
 
 class Database:
@@ -187,7 +188,7 @@ def will_pass(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     state = _sqlstate(error)
-    return state is not None and state.startswith(_PASSING_CLASSES)
+    return state is not None and state.startswith(_PASSING_STATES)
 
 
 def hide_values(error: BaseException) -> None:
