@@ -121,6 +121,7 @@ def _limit_mysql(connection: Any, _record: Any) -> None:
     """
     limits = {
         "innodb_lock_wait_timeout": LOCK_WAIT_MAX_S,
+        "lock_wait_timeout": LOCK_WAIT_MAX_S,  # of tables
         "max_statement_time": STATEMENT_MAX_S,  # MariaDB
         "max_execution_time": 1000 * STATEMENT_MAX_S,  # MySQL
         "idle_transaction_timeout": STATEMENT_MAX_S,  # MariaDB

@@ -42,6 +42,8 @@ CLOSE_MAX_S: Final = 15.0
 """How long closing waits for writes in progress, in seconds."""
 RETRIES_MAX: Final = 5
 """Maximum immediate retries of a batch that the database rolled back in favour of a concurrent transaction."""
+LOCK_WAITS_MAX: Final = 2
+"""Maximum number of writes of a batch that wait in vain for a lock; then the rest fails, too: the table is locked."""
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
 """SQLSTATEs of serialization failures (also MySQL's deadlocks and Galera's conflicts) and of deadlocks."""
 _WAITED_TOO_LONG: Final = frozenset({"55P03", "57014", "HY000", "70100"})
@@ -200,18 +202,23 @@ class Journal:
         except Exception as error:
             if not again and _was_cut_off(error):
                 return self._outcomes(batch, again=True)  # the connection died in the pool; nothing was committed
-            if len(batch) == 1:
-                return [error]
+            return [error] if len(batch) == 1 else self._outcomes_of_parts(batch, error)
         except BaseException as error:  # such as a panic in an extension; the writer must survive
             log.exception("event=write_panicked writes=%d", len(batch))
             return [RuntimeError(f"{type(error).__name__}: {error}")] * len(batch)
+
+    def _outcomes_of_parts(self, batch: list[PendingWrite], error: Exception) -> list[Any]:
+        """The outcomes of a batch that has failed, in halves: one bad write costs the others few commits.
+
+        Where each attempt may take seconds the writes are tried one by one, and the rest fails with the last of them.
+        """
+        takes_long = _is_out_of_reach(error) or _waited_too_long(error)
+        size = 1 if takes_long else (len(batch) + 1) // 2
         results: list[Any] = []
-        for position, write in enumerate(batch):
-            results += self._outcomes([write])
-            if _is_out_of_reach(results[-1]):
-                return results + [results[-1]] * (
-                    len(batch) - position - 1
-                )  # the database is gone: don't try the others
+        while len(results) < len(batch):
+            results += self._outcomes(batch[len(results) : len(results) + size])
+            if _is_out_of_reach(results[-1]) or sum(map(_waited_too_long, results)) >= LOCK_WAITS_MAX:
+                results += [results[-1]] * (len(batch) - len(results))
         return results
 
     def _outcomes_without(self, batch: list[PendingWrite], late: Set[int]) -> list[Any]:
@@ -283,6 +290,11 @@ def _is_out_of_reach(result: Any) -> bool:
     if not isinstance(result, (OperationalError, InterfaceError)):
         return False
     return getattr(result.orig, "sqlstate", None) not in _WAITED_TOO_LONG | _ROLLED_BACK
+
+
+def _waited_too_long(result: Any) -> bool:
+    """Whether a write failed because it waited for a lock, or took too long."""
+    return isinstance(result, OperationalError) and getattr(result.orig, "sqlstate", None) in _WAITED_TOO_LONG
 
 
 def _was_rolled_back(error: Exception) -> bool:

@@ -183,14 +183,12 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded 
 def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
     """Write steps of transactions, each only if the row still has the version that was read.
 
-    Returns them with their new versions. Raises StaleError for a single item, and SomeStaleError for several, and
-    WithdrawnError if a command that a step carries out was withdrawn.
+    Returns them with their new versions. Raises SomeStaleError if one is stale, and WithdrawnError if a command that a
+    step carries out was withdrawn.
     """
     try:
         return _save(connection, items)
-    except StaleError as error:
-        if len(items) == 1:
-            raise
+    except StaleError as error:  # even if it is the only one: the batch has other writes
         raise SomeStaleError(save_all_but_stale, str(error)) from error
 
 

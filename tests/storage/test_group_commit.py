@@ -190,6 +190,29 @@ async def test_what_is_stale_costs_the_others_no_commit_of_their_own(journal: Jo
         assert len(found(engine, calls.list_calls, transaction(number).id, 9, 0)) == (0 if is_stale else 1)
 
 
+async def test_nor_does_a_single_one(journal: Journal, engine: Engine) -> None:
+    recorded(engine, transaction(1))
+    claim = transactions.Claim(due_by=999.0, lease_until=1000.0, transaction_id=transaction(1).id)
+    await journal.write(transactions.claim, claim)
+    stale = (transactions.save, transactions.Save(before=transaction(1), after=transaction(1)))
+    with commits_of(journal) as commits:
+        *begun, outcome = await outcomes_of_one_batch(journal, *(new(n) for n in range(100, 200)), stale)
+    assert len(commits) == 2  # the one that held the others up, and all of them together
+    assert all(each.created for each in begun)
+    assert isinstance(outcome, errors.StaleError)
+
+
+@pytest.mark.parametrize("position", [0, 99, 199])
+async def test_a_write_that_fails_costs_the_others_few_commits(journal: Journal, engine: Engine, position: int) -> None:
+    writes: list[tuple[Any, Any]] = [new(number) for number in range(200)]
+    writes[position] = (refuse_odd, 1)
+    with commits_of(journal) as commits:
+        outcomes = await outcomes_of_one_batch(journal, *writes)
+    assert str(outcomes.pop(position)) == "odd"
+    assert all(each.created for each in outcomes)
+    assert len(commits) <= 9
+
+
 async def test_of_two_saves_of_one_transaction_the_stale_one_is_stale(journal: Journal, engine: Engine) -> None:
     """A run that was overtaken, and the one that overtook it, may be in one process."""
     recorded(engine, transaction(1), transaction(2))
@@ -426,6 +449,40 @@ async def test_a_row_that_somebody_else_holds_does_not_hold_up_the_others(
         engine.dispose()
 
 
+LOCKED: Final = {
+    "postgresql": "LOCK TABLE transactions IN SHARE MODE",
+    "mysql": "LOCK TABLES transactions READ",
+}
+
+
+@on_servers
+async def test_a_table_that_somebody_locks_fails_a_batch_after_a_few_waits(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any migration does that. Or each write would wait by itself, and 256 of them for a quarter of an hour."""
+    monkeypatch.setattr("app.storage.engines.LOCK_WAIT_MAX_S", 1)
+    engine = with_tables(database_url)
+    journal = Journal(database_url)
+    tried: list[int] = []
+
+    def record(connection: Connection, items: Sequence[Any]) -> Sequence[Any]:
+        tried.append(len(items))
+        return transactions.record(connection, items)
+
+    try:
+        with engine.connect() as stranger:
+            stranger.execute(text(LOCKED[stranger.dialect.name]))
+            writes = [(record, new(number)[1]) for number in range(9)]
+            outcomes = await outcomes_of_one_batch(journal, *writes, (refuse_odd, 2))
+            stranger.invalidate()
+        assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailableError] * 10
+        assert tried == [9, 1, 1]
+        assert (await journal.write(*new(1))).created
+    finally:
+        await journal.close()
+        engine.dispose()
+
+
 # --- what the database undid in favour of others ------------------------------------------------------------------
 
 
@@ -612,8 +669,13 @@ def test_mysql_is_told_the_limits_and_the_isolation_that_it_has(mariadb_url: str
             said[patient] = {name: value for name, value in rows if name in MYSQL_SAID}
         engine.dispose()
     assert said[False] == MYSQL_SAID
-    unlimited = {"innodb_lock_wait_timeout": "50", "max_statement_time": "0.000000", "idle_transaction_timeout": "0"}
-    assert said[True] == MYSQL_SAID | unlimited | {"wsrep_sync_wait": "0"}
+    assert said[True] == MYSQL_SAID | {
+        "innodb_lock_wait_timeout": "50",
+        "lock_wait_timeout": "86400",
+        "max_statement_time": "0.000000",
+        "idle_transaction_timeout": "0",
+        "wsrep_sync_wait": "0",
+    }
 
 
 MYSQL_SAID = {
@@ -621,6 +683,7 @@ MYSQL_SAID = {
     "sql_mode": "STRICT_ALL_TABLES",
     "character_set_connection": "utf8mb4",
     "innodb_lock_wait_timeout": "3",
+    "lock_wait_timeout": "3",
     "max_statement_time": "10.000000",
     "idle_transaction_timeout": "10",
     "wsrep_sync_wait": "7",
