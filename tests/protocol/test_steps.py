@@ -23,7 +23,7 @@ from app.protocol.messages import (
     Step,
 )
 from app.protocol.policy import Policy
-from app.protocol.steps import advance, awaited, broken, is_at_rest, objection
+from app.protocol.steps import advance, awaited, broken, is_at_rest, objection, was_interrupted
 from app.protocol.values import (
     Branch,
     BranchPhase,
@@ -853,6 +853,30 @@ def test_whether_anybody_works_on_what_was_read_can_be_told(before: Transaction)
 )
 def test_who_is_awaited_has_not_answered_and_its_turn_has_come(transaction: Transaction, names: str) -> None:
     assert "".join(branch.name for branch in awaited(transaction)) == names
+
+
+LATER: dict[str, Any] = {"calling": None, "next_attempt_at": NOW + 4}
+STOPPED: dict[str, Any] = {"calling": None, "next_attempt_at": None}
+
+
+@pytest.mark.parametrize(
+    ("transaction", "interrupted"),
+    [
+        (begun(), True),
+        (undecided(held("a"), trying("b", **STOPPED)), True),
+        (undecided(held("a"), trying("b", **LATER)), False),
+        (undecided(trying("a", **LATER), Branch(name="b", after=("a",))), False),
+        (undecided(held("a"), held("b")), False),
+        (decided(Decision.CONFIRM, DONE, confirming("b", **STOPPED)), True),
+        (decided(Decision.CONFIRM, DONE, confirming("b", **LATER)), False),
+        (decided(Decision.CANCEL, trying("a", **STOPPED), cancelling("b", **LATER)), True),
+        (decided(Decision.CANCEL, cancelling("a", **LATER), cancelling("b", **LATER)), False),
+        (decided(Decision.CANCEL, cancelling("a", **STOPPED), cancelling("b", **LATER)), True),
+    ],
+)
+def test_who_left_calls_without_a_time_was_interrupted(transaction: Transaction, interrupted: bool) -> None:
+    """As it is stored: no call in progress is."""
+    assert was_interrupted(transaction) is interrupted
 
 
 def test_nobody_works_on_what_is_finished() -> None:
