@@ -855,6 +855,10 @@ def test_who_is_awaited_has_not_answered_and_its_turn_has_come(transaction: Tran
     assert "".join(branch.name for branch in awaited(transaction)) == names
 
 
+def test_who_asked_is_unknown_unless_it_is_said() -> None:
+    assert [command.by for command in (CancelRequested(), RetryRequested())] == [None, None]
+
+
 LATER: dict[str, Any] = {"calling": None, "next_attempt_at": NOW + 4}
 STOPPED: dict[str, Any] = {"calling": None, "next_attempt_at": None}
 
