@@ -17,7 +17,7 @@ from app.api.problems import CATALOGUE, MEDIA_TYPE
 from app.main import create_app
 from app.protocol.transaction_id import is_id
 from app.settings import Settings
-from tests.harness.coordinator_app import Json, Service, reply
+from tests.harness.coordinator_app import Json, Service, base_url, reply
 
 DOCUMENT: Final[Json] = create_app(Settings()).openapi()
 OPERATIONS: Final[dict[str, Json]] = {
@@ -152,6 +152,11 @@ def test_a_wrong_answer_is_found() -> None:
     assert faults(schema, {"decision": "confirm"}, exact=True)
 
 
+async def not_there(service: Service) -> httpx.Response:
+    service.participants.script("/shipping/try", [reply(404)])
+    return await service.client.put("/v1/participants/shipping?check=true", json={"base_url": base_url("shipping")})
+
+
 async def test_problems_have_the_members_that_their_examples_show(service: Service) -> None:
     service.participants.script("/payment/try", [reply(409, {"detail": "insufficient funds"})])
     begun = (await service.begin(BEGIN, idempotency_key='"k"')).json()
@@ -175,6 +180,7 @@ async def test_problems_have_the_members_that_their_examples_show(service: Servi
         "not-decided": await service.client.post(
             f"/v1/admin/transactions/{undecided}/branches/inventory/resolve", json=resolution
         ),
+        "participant-check-failed": await not_there(service),
     }
     assert provoked.keys() == PROBLEMS.keys() - {"transaction-mixed"}
     for slug, answer in provoked.items():
