@@ -21,6 +21,7 @@ from app.calling.transport import Transport
 from app.clock import anchored_clock
 from app.docs_ui import pages
 from app.engine.coordinator import Coordinator
+from app.engine.forgotten import NOTHING, Forgotten, find_forgotten
 from app.engine.inbox import Inbox
 from app.engine.memory_budget import MemoryBudget
 from app.engine.notifications import Notifications
@@ -126,6 +127,7 @@ async def _started(
         poll_s=lambda: notifications.poll_s,
         tell=notifications.tell,
         alone=embedded,
+        forgotten=await find_forgotten(journal, settings.restored_from, clock),
     )
     notifications.subscribe(parts.coordinator.runs.heard)
     if embedded:  # only this process uses the file, so earlier holders of leases are dead
@@ -171,6 +173,7 @@ def assemble(
     poll_s: Callable[[], float],
     tell: Callable[[str], None],
     alone: bool,
+    forgotten: Forgotten = NOTHING,
 ) -> Parts:
     """The parts of a coordinator, not started yet. `poll_s` and `tell` connect it to other replicas, if not `alone`."""
     metrics = Metrics()
@@ -188,6 +191,7 @@ def assemble(
         poll_s=poll_s,
         tell=tell,
         alone=alone,
+        forgotten=forgotten,
     )
     return Parts(
         coordinator_id=caller.coordinator_id,

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AwareDatetime, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.calling.allowlist import AllowedEndpoints
@@ -121,6 +121,11 @@ class Settings(BaseSettings):
 
     log_format: LogFormat = Field(LogFormat.TEXT, description="`text`, or `json`: one object a line")
 
+    restored_from: AwareDatetime | None = Field(
+        None,
+        description="time of the backup that the database was restored from, with its zone: unknown transactions begun "
+        "between then and the first start with this setting are 503",
+    )
     retention_days: float = Field(
         30.0,
         ge=0,

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.examples import PROBLEMS, ProblemExample
 from app.api.rendering import to_json, transaction_json
-from app.engine.errors import ObjectedError, OverloadedError, UnknownTransactionError
+from app.engine.errors import ForgottenTransactionError, ObjectedError, OverloadedError, UnknownTransactionError
 from app.storage.errors import DatabaseUnavailableError, UnreadableRowError
 from holdfast.wire import DETAIL_CHARS_MAX, printable
 
@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1
+_FORGOTTEN: Final = (
+    "There is no such transaction, but a restored backup may have forgotten it. This doesn't mean cancel: an operator "
+    "settles the holds of that time, and then removes HOLDFAST_RESTORED_FROM."
+)
 _SCHEMA: Final = "#/components/schemas/ProblemDocument"
 ERRORS_MAX: Final = 20
 """Maximum number of faults that an answer lists."""
@@ -202,6 +206,7 @@ def install(app: FastAPI) -> None:
         ClientDisconnect, _on(Problem("malformed"))
     )  # in the middle of a body; nobody reads the answer
     app.add_exception_handler(UnknownTransactionError, _on(Problem("unknown-transaction")))
+    app.add_exception_handler(ForgottenTransactionError, _on(Problem("unavailable", _FORGOTTEN)))
     app.add_exception_handler(ObjectedError, _on_objection)
     app.add_exception_handler(DatabaseUnavailableError, _on_database)
     app.add_exception_handler(UnreadableRowError, _on_unreadable)

@@ -17,8 +17,8 @@ from app.engine.errors import (
     IdempotencyKeyConflictError,
     OverloadedError,
     UnknownParticipantError,
-    UnknownTransactionError,
 )
+from app.engine.forgotten import Forgotten
 from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Place
 from app.engine.runs import Runs
@@ -55,7 +55,7 @@ class Coordinator:
     `clock` gives seconds since the epoch and never goes backwards. A transaction that a client waits for is looked up
     every `poll_s()` seconds, because another process may be working on it; with `alone`, none is. `tell` is called with
     the id of each transaction that is decided, delayed or finished here, or that a command is for, so that other
-    processes needn't wait for their next poll.
+    processes needn't wait for their next poll. What is `forgotten` is never called unknown.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Coordinator:
         poll_s: Callable[[], float],
         tell: Callable[[str], None],
         alone: bool,
+        forgotten: Forgotten,
     ) -> None:
         self._journal = journal
         self._policy = policy
@@ -91,6 +92,7 @@ class Coordinator:
             waiters=self._waiters,
             tell=tell,
             clock=clock,
+            forgotten=forgotten,
         )
         self.commands: Final = Commands(runs=self.runs, poll_s=poll_s, alone=alone)
         self._beginning = 0
@@ -126,11 +128,7 @@ class Coordinator:
         A participant takes that error for cancel, so it is raised only after the writer has looked, too.
         """
         found = await self._journal.read(queries.find_decision, transaction_id, branch)
-        if found is None:
-            found = await self._journal.write(queries.find_decisions_for_sure, (transaction_id, branch))
-        if found is None:
-            raise UnknownTransactionError(transaction_id)
-        return found
+        return found or await self.runs.find_decision_for_sure(transaction_id, branch)
 
     async def wait(self, transaction_id: str, awaited: Callable[[Transaction], bool], timeout_s: float) -> Transaction:
         """Wait until `awaited` is true of the transaction, or for `timeout_s` seconds, and return it as it stands then.

@@ -12,6 +12,10 @@ class UnknownTransactionError(Exception):
     """There is no transaction with this id."""
 
 
+class ForgottenTransactionError(Exception):
+    """There is no transaction with this id any more, or never was: a restored backup may have forgotten it."""
+
+
 class UnknownParticipantError(Exception):
     """A participant that the request names isn't registered any more. Nothing was recorded."""
 

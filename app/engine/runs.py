@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from app.calling.caller import Caller
 from app.calling.registry import Registry
-from app.engine.errors import UnknownTransactionError
+from app.engine.errors import ForgottenTransactionError, UnknownTransactionError
+from app.engine.forgotten import Forgotten
 from app.engine.memory_budget import MemoryBudget
 from app.engine.run import Context, PendingCommand, Place, Run, hand_over
 from app.engine.waiters import Waiters
@@ -20,9 +21,10 @@ from app.protocol.messages import Step
 from app.protocol.policy import Policy
 from app.protocol.steps import was_interrupted
 from app.protocol.values import CallRecord, Transaction
-from app.storage import transactions
-from app.storage.errors import DatabaseError
+from app.storage import queries, transactions
+from app.storage.errors import DatabaseError, DatabaseUnavailableError
 from app.storage.group_commit import Journal
+from app.storage.queries import StoredDecision
 from app.storage.transactions import Taken
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ SAVE_LIMIT_S: Final = 2.0
 
 
 class Runs:
-    """All runs of this process, by transaction. The parameters are those of `Context`."""
+    """All runs of this process, by transaction. The parameters are those of `Context`, and what may be forgotten."""
 
     def __init__(
         self,
@@ -46,7 +48,9 @@ class Runs:
         waiters: Waiters,
         tell: Callable[[str], None],
         clock: Callable[[], float],
+        forgotten: Forgotten,
     ) -> None:
+        self._forgotten = forgotten
         self.context: Final = Context(
             journal=journal,
             caller=caller,
@@ -89,8 +93,21 @@ class Runs:
         """The transaction as it is in the database. Raises UnknownTransactionError."""
         transaction = await self.context.journal.read(transactions.find, transaction_id)
         if transaction is None:
-            raise UnknownTransactionError(transaction_id)
+            await self.find_decision_for_sure(transaction_id, None)
+            raise DatabaseUnavailableError("a connection that reads lags behind one that writes")
         return transaction
+
+    async def find_decision_for_sure(self, transaction_id: str, branch: str | None) -> StoredDecision:
+        """What is durably decided, as the writer sees it. Raises UnknownTransactionError, ForgottenTransactionError.
+
+        A participant takes the first for cancel, so it is raised nowhere else, and never of what a restore forgot.
+        """
+        found = await self.context.journal.write(queries.find_decisions_for_sure, (transaction_id, branch))
+        if found is not None:
+            return found
+        if self._forgotten.may_include(transaction_id):
+            raise ForgottenTransactionError(transaction_id)
+        raise UnknownTransactionError(transaction_id)
 
     def unsaved_calls(self, transaction_id: str) -> list[CallRecord]:
         """The calls that have finished since the transaction was last saved, oldest first."""

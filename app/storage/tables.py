@@ -200,6 +200,15 @@ class CompatibilityRow(_Table, table=True):
     compatible_from: str = Field(sa_column=Column(ExactString(32), primary_key=True))
 
 
+class RestoreRow(_Table, table=True):
+    """A backup that the database was restored from, by its time, and when the coordinator first started on it."""
+
+    __tablename__ = "restores"
+
+    restored_from: float = Field(sa_column=Column(Double, primary_key=True, autoincrement=False))
+    first_start: float = Field(sa_column=Column(Double, nullable=False))
+
+
 def _table(model: type) -> Table:
     table: Table = model.__table__  # type: ignore[attr-defined]
     return table
@@ -215,3 +224,4 @@ leases = _table(LeaseRow)
 participants = _table(ParticipantRow)
 coordinator = _table(CoordinatorRow)
 compatibility = _table(CompatibilityRow)
+restores = _table(RestoreRow)

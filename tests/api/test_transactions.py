@@ -224,6 +224,13 @@ async def test_a_transaction_is_unknown_when_the_writer_does_not_find_it(
         assert told["decision"] == decision
 
 
+async def test_what_a_read_misses_is_unknown_nowhere(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/v1/transactions/{(await service.begin(ORDER)).json()['id']}"
+    monkeypatch.setattr("app.storage.transactions.find", lambda *_: None)
+    for method, url in (("GET", path), ("GET", f"{path}/calls"), ("POST", f"{path}/cancel")):
+        check_problem(await service.client.request(method, url), 503, "unavailable")
+
+
 async def test_all_replicas_of_a_database_are_one_coordinator(postgres_url: str, sqlite_url: str) -> None:
     migrate(postgres_url)
     ids = []
