@@ -19,7 +19,7 @@ from app.log_format import LogFormat, formatter_of
 from app.main import create_app
 from app.settings import Settings
 from app.storage.engines import is_embedded, normal_url
-from app.storage.errors import DatabaseError
+from app.storage.errors import DatabaseError, DatabaseUnavailableError
 from app.storage.group_commit import Journal
 from app.storage.migrations import FINISH_COMMAND, NotMigratedError, finish, migrate, schema_fault
 from app.trust import is_loopback
@@ -31,6 +31,8 @@ if sys.platform != "win32":
 
 log = logging.getLogger("holdfast")
 
+DATABASE_PAUSE_S = 0.5
+"""Pause between two attempts to reach the database at the start, in seconds."""
 GRACE_S = 5.0
 """Added to HOLDFAST_SHUTDOWN_TIMEOUT_S, for answers that are still being written."""
 
@@ -208,9 +210,23 @@ def _open_as_many_files_as_allowed() -> None:
 
 
 async def _schema_fault(settings: Settings) -> str | None:
+    """What is wrong with the schema, once the database server can be used: both may have been started together."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + settings.database_wait_s
+    is_told = False
     journal = Journal(settings.database_url)
     try:
-        return await journal.read(schema_fault)
+        while True:
+            try:
+                return await journal.read(schema_fault)
+            except DatabaseUnavailableError as error:
+                if loop.time() + DATABASE_PAUSE_S > until:
+                    raise
+                if not is_told:
+                    why, limit_s = " ".join(str(error).split()), settings.database_wait_s
+                    log.warning("event=waiting_for_database limit_s=%g It can't be used yet (%s).", limit_s, why)
+                is_told = True
+                await asyncio.sleep(DATABASE_PAUSE_S)
     finally:
         await journal.close()
 

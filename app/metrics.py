@@ -35,6 +35,9 @@ class Metrics:
             "holdfast_transactions_unfinished", "Unfinished transactions in the database", registry=self.registry
         )
         self.hung = Gauge("holdfast_transactions_hung", "Hung transactions in the database", registry=self.registry)
+        self.database_up = Gauge(
+            "holdfast_database_up", "Whether the database answered this scrape", registry=self.registry
+        )
         self._calls = Histogram(
             "holdfast_call_duration_seconds",
             "Calls to participants",

@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///holdfast.db", description="SQLAlchemy URL of the database; the driver can be left out"
     )
+    database_wait_s: float = Field(
+        60.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long `python -m app serve` waits at its start for a database server that can't be used yet",
+    )
     host: str = Field("127.0.0.1", description="address that `python -m app serve` listens on")
     port: int = Field(
         8000, ge=0, le=65535, description="port that `python -m app serve` listens on; 0 picks a free one"

@@ -1,6 +1,7 @@
 """/healthz, /readyz and /metrics, for whatever supervises the process."""
 
 import asyncio
+import math
 import secrets
 from typing import Final
 
@@ -19,8 +20,8 @@ from app.storage.errors import DatabaseError
 from app.storage.migrations import schema_fault
 from app.storage.probe import probe
 
-WRITE_MAX_S: Final = 5.0
-"""If a write takes longer than this, the process is not ready."""
+ANSWER_MAX_S: Final = 5.0
+"""If the database takes longer than this, the process is not ready, and its metrics say that the database is down."""
 
 router = APIRouter(tags=["health"])
 
@@ -48,13 +49,13 @@ async def healthz() -> Response:
 async def readyz(parts: PartsOf) -> Response:
     """For a readiness probe: the database answers, accepts writes, and has the schema that this version needs."""
     try:
-        fault = await parts.journal.read(schema_fault)
-        async with asyncio.timeout(WRITE_MAX_S):
+        async with asyncio.timeout(ANSWER_MAX_S):
+            fault = await parts.journal.read(schema_fault)
             await parts.journal.write(probe, f"probe-{secrets.token_hex(8)}")
     except TimeoutError as error:
         raise Problem(
             "unavailable",
-            f"A write to the database took longer than {WRITE_MAX_S:g} s. Look for locks, a full disk or overload.",
+            f"The database took longer than {ANSWER_MAX_S:g} s for a write. Look for locks, a full disk or overload.",
         ) from error
     except DatabaseError as error:
         raise Problem("unavailable") from error
@@ -72,17 +73,25 @@ async def readyz(parts: PartsOf) -> Response:
             "description": "The metrics of this process, and of the database",
             "content": {"text/plain": {"examples": examples.named(examples.METRICS)}},
         },
-        **responses("unavailable"),
     },
 )
 async def metrics(parts: PartsOf) -> Response:
-    """Metrics in Prometheus' text format. docs/reference/metrics.md describes each of them, and what to alert on."""
-    unfinished, hung = await parts.journal.read(_counts)
+    """Metrics in Prometheus' text format. docs/reference/metrics.md describes each of them, and what to alert on.
+
+    Without the database `holdfast_database_up` is 0, and what only the database knows is NaN.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_MAX_S):
+            unfinished, hung = await parts.journal.read(_counts)
+        parts.metrics.database_up.set(1)
+    except (DatabaseError, TimeoutError):
+        unfinished = hung = math.nan
+        parts.metrics.database_up.set(0)
     parts.metrics.unfinished.set(unfinished)
     parts.metrics.hung.set(hung)
     parts.metrics.running.set(len(parts.coordinator.runs))
     return Response(generate_latest(parts.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _counts(connection: Connection) -> tuple[int, int]:
+def _counts(connection: Connection) -> tuple[float, float]:
     return queries.count_unfinished(connection), queries.count_hung(connection)

@@ -1,6 +1,7 @@
 """/healthz, /readyz, /metrics, and what the API answers when the database is not there."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -42,18 +43,25 @@ async def test_metrics_count(service: Service) -> None:
     await service.begin({"branches": [{"participant": "inventory"}]})
     begun = await service.begin({"branches": [{"participant": "payment"}], "answer_at": "decision"})
     await service.until(begun.json()["id"], lambda transaction: transaction["hung"])
-    answer = await service.client.get("/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain")
-    samples = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
-    assert float(samples["holdfast_transactions_begun_total"]) == 2
-    assert float(samples['holdfast_transactions_finished_total{outcome="confirmed"}']) == 1
-    assert float(samples["holdfast_transactions_unfinished"]) == 1
-    assert float(samples["holdfast_transactions_hung"]) == 1
+    samples = await metrics(service)
+    assert samples["holdfast_transactions_begun_total"] == 2
+    assert samples['holdfast_transactions_finished_total{outcome="confirmed"}'] == 1
+    assert samples["holdfast_transactions_unfinished"] == 1
+    assert samples["holdfast_transactions_hung"] == 1
+    assert samples["holdfast_database_up"] == 1
     labels = 'participant="inventory",operation="confirm",answer="unanswered"'
     counts = {name: value for name, value in samples.items() if name.startswith("holdfast_call_duration_seconds_count")}
     matching = [v for name, v in counts.items() if all(label in name for label in labels.split(","))]
-    assert [float(v) for v in matching] == [1]
+    assert matching == [1]
+
+
+async def metrics(service: Service) -> dict[str, float]:
+    """Each sample by its name and labels."""
+    answer = await service.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    pairs = (line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
 
 
 @on_servers
@@ -93,15 +101,21 @@ async def test_without_the_database_everything_is_503_and_heals(
         ("PUT", "/v1/participants/shipping", {"base_url": "http://127.0.0.1:9"}),
         ("DELETE", "/v1/participants/payment", None),
         ("GET", "/readyz", None),
-        ("GET", "/metrics", None),
     ):
         answer = await service.client.request(method, url, json=body)
         check_problem(answer, 503, "unavailable")
         assert int(answer.headers["retry-after"]) >= 1
     assert await service.json("/healthz") == {"status": "alive"}
+    samples = await metrics(service)
+    assert samples["holdfast_database_up"] == 0
+    assert samples["holdfast_transactions_begun_total"] == 1
+    assert math.isnan(samples["holdfast_transactions_unfinished"])
+    assert math.isnan(samples["holdfast_transactions_hung"])
     assert len(service.participants.received) == calls, "nothing is sent that is not recorded"
     database_server.start()
     assert (await service.client.get("/readyz")).status_code == 200
+    samples = await metrics(service)
+    assert (samples["holdfast_database_up"], samples["holdfast_transactions_unfinished"]) == (1, 0)
     assert (await service.begin(request)).status_code == 201
     assert await service.get(known["id"]) == known
 

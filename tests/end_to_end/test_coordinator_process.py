@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import re
+import resource
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,16 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from app.storage.migrations import migrate
 from tests.harness.coordinator_process import CoordinatorProcess
+from tests.harness.database_server import DatabaseServer
 from tests.harness.databases import on_servers
 from tests.harness.fault_server import FaultServer, Peer, Reply
 from tests.harness.repository import ROOT
 
 WAIT_TIMEOUT_S: Final = 40.0
+INDEX_BYTES: Final = 32_768
+"""The size of the index of SQLite's log."""
 Json = dict[str, Any]
 
 
@@ -394,6 +400,50 @@ async def test_a_server_s_database_is_served_once_it_is_migrated(settings: dict[
         await asyncio.to_thread(process.kill)
 
 
+@on_servers
+async def test_serve_waits_for_a_database_server_that_is_away_at_its_start(
+    settings: dict[str, str], database_url: str, database_server: DatabaseServer
+) -> None:
+    migrate(database_url)
+    database_server.crash()
+    process = CoordinatorProcess(settings | {"HOLDFAST_DATABASE_URL": database_url})
+    process.launch()
+    try:
+        await until(lambda: says(process, "event=waiting_for_database limit_s=60 "))
+        database_server.start()  # not in a thread: the server ends with the thread that started it
+        await until(lambda: says(process, "event=serving"))
+        assert await get(process.url, "/readyz") == {"status": "ready"}
+        assert process.log.count("event=waiting_for_database") == 1
+    finally:
+        await asyncio.to_thread(process.kill)
+
+
+async def says(process: CoordinatorProcess, words: str) -> bool:
+    return words in process.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+async def test_on_a_full_disk_nothing_is_ready(settings: dict[str, str]) -> None:
+    """A limit on the size of files is felt as a disk that is full: no write can make the log of SQLite longer."""
+    process = await started(settings)
+    log = settings["HOLDFAST_DATABASE_URL"].removeprefix("sqlite:///") + "-wal"
+    try:
+        async with httpx.AsyncClient(base_url=process.url, timeout=WAIT_TIMEOUT_S) as client:
+            while os.stat(log).st_size < INDEX_BYTES:  # or there is no place for the index of the log either
+                assert (await client.post("/v1/transactions", json=ORDER)).status_code == 201
+            _, hard = resource.prlimit(process.process_id, resource.RLIMIT_FSIZE)
+            resource.prlimit(process.process_id, resource.RLIMIT_FSIZE, (os.stat(log).st_size, hard))
+            for answer in (await client.get("/readyz"), await client.post("/v1/transactions", json=ORDER)):
+                assert (answer.status_code, answer.json()["type"]) == (503, "/problems/unavailable")
+                assert int(answer.headers["retry-after"]) >= 1
+            assert (await client.get("/v1/transactions")).status_code == 200
+            resource.prlimit(process.process_id, resource.RLIMIT_FSIZE, (hard, hard))
+            assert (await client.get("/readyz")).status_code == 200
+            assert (await client.post("/v1/transactions", json=ORDER)).status_code == 201
+    finally:
+        await asyncio.to_thread(process.kill)
+
+
 INVALID: Final[dict[str, str]] = {
     "HOLDFAST_PORT": "eighty",
     "HOLDFAST_CALL_TIMEOUT_S": "-1",
@@ -418,7 +468,7 @@ def test_a_database_that_can_not_be_used_is_named_in_one_line(tmp_path: Path) ->
             "postgresql://nobody:secret@127.0.0.1:1/none",
             "mysql://nobody:secret@127.0.0.1:1/none",
         ):
-            said = failed({"HOLDFAST_DATABASE_URL": url}, command)
+            said = failed({"HOLDFAST_DATABASE_URL": url, "HOLDFAST_DATABASE_WAIT_S": "0"}, command)
             assert "HOLDFAST_DATABASE_URL" in said
             assert "secret" not in said
 

@@ -52,6 +52,11 @@ class CoordinatorProcess:
     def log(self) -> str:
         return "".join(self.lines)
 
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None, "it was never started"
+        return self._process.pid
+
     def start(self) -> None:
         """Start, and return when it accepts connections. Fails with its log when it ends instead."""
         self.launch()
