@@ -162,7 +162,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         if slug is not None and is_next and not self.pipeline and not self.transport.is_closing():
             self.transport.write(_answer(slug))
-            self.transport.write_eof()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
             self._has_arrived()
             self._late = self.loop.call_later(LINGER_S, self.transport.close)
         else:

@@ -17,10 +17,10 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic_core import to_jsonable_python
 
 from holdfast.connections import Connections
-from holdfast.json_text import parsed
+from holdfast.json_text import parsed, text_of
+from holdfast.jsonable import jsonable
 from holdfast.urls import base_url, printable_url
 from holdfast.wire import Answer, Decision, answer_of, printable, refusal_detail, retry_after_s
 
@@ -271,7 +271,7 @@ class Client:
             response = await self._request(
                 "POST",
                 "transactions",
-                json={member: value for member, value in wanted.items() if value is not None},
+                body={member: value for member, value in wanted.items() if value is not None},
                 headers={"Idempotency-Key": _quoted(key), "Prefer": f"wait={_whole(wait_s)}"},
                 wait_s=0.0 if answer_at == "record" else wait_s,
             )
@@ -307,7 +307,7 @@ class Client:
         method: str,
         path: str,
         *,
-        json: Any = None,
+        body: Any = None,
         headers: Mapping[str, str] | None = None,
         wait_s: float = 0.0,
     ) -> httpx.Response:
@@ -316,13 +316,15 @@ class Client:
         Every request here can be repeated: begin carries its key, and the others are idempotent.
         """
         http = await self._http()
+        content = None if body is None else text_of(body).encode()
+        headers = {**(headers or {}), **({} if body is None else {"Content-Type": "application/json"})}
         until = self._clock() + wait_s + self._retry_s
         attempt_s = self._timeout_s + wait_s + (WAIT_MARGIN_S if wait_s else 0.0)
         attempts, cause = 0, None
         while True:
             attempts += 1
             timeout_s = max(0.0, min(attempt_s, until - self._clock()))
-            request = http.build_request(method, path, json=json, headers=headers, timeout=timeout_s)
+            request = http.build_request(method, path, content=content, headers=headers, timeout=timeout_s)
             pause_s = (0.5 + 0.5 * random.random()) * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 10))
             try:
                 async with asyncio.timeout(timeout_s):
@@ -400,15 +402,15 @@ def _status(response: httpx.Response) -> str:
 
 def _branch(branch: Branch | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(branch, Branch):
-        return {member: to_jsonable_python(value) for member, value in branch.items()}
+        return {member: jsonable(value) for member, value in branch.items()}
     wanted = {
         "name": branch.name,
         "participant": branch.participant,
         "endpoints": branch.endpoints,
         "call_timeout_s": branch.call_timeout_s,
     }
-    named = {member: to_jsonable_python(value) for member, value in wanted.items() if value is not None}
-    return {**named, "payload": to_jsonable_python(branch.payload)}
+    named = {member: jsonable(value) for member, value in wanted.items() if value is not None}
+    return {**named, "payload": jsonable(branch.payload)}
 
 
 def _path(transaction_id: str) -> str:

@@ -44,8 +44,13 @@ class ExactFloat(float):
 
 
 def text_of(value: Any) -> JsonText:
-    """The JSON text of a value that consists of JSON's own types. Raises ValueError for NaN and infinities."""
-    return JsonText(json.dumps(value, separators=(",", ":"), allow_nan=False))
+    """The JSON text of a value that consists of JSON's own types; an ExactFloat is written as it was read.
+
+    Raises ValueError for NaN and infinities.
+    """
+    marked = _with_marks(value)
+    text = json.dumps(marked, separators=(",", ":"), allow_nan=False)
+    return JsonText(text if marked is value else _MARKED.sub(r"\1", text))
 
 
 def checked(document: bytes | msgspec.Raw) -> JsonText:
@@ -133,6 +138,22 @@ _SURE_DIGITS: Final = 15
 """A decimal number with at most this many digits survives in a double-precision float (IEEE 754)."""
 _MARK: Final = "\ud800"
 """Marks what isn't a string in a canonical form; no JSON text that is `checked` can contain a lone surrogate."""
+
+
+_MARKED: Final = re.compile(r'"\\ud800(-?\d[\d.eE+-]*)"')
+
+
+def _with_marks(value: Any) -> Any:
+    """The value with a marked string in the place of each ExactFloat, because `json` writes the float that it is."""
+    if isinstance(value, ExactFloat):
+        return _MARK + value.text
+    if isinstance(value, dict):
+        members = {name: _with_marks(member) for name, member in value.items()}
+        return members if any(members[name] is not member for name, member in value.items()) else value
+    if isinstance(value, list | tuple):
+        items = [_with_marks(item) for item in value]
+        return items if any(mine is not item for mine, item in zip(items, value, strict=True)) else value
+    return value
 
 
 def _fraction(token: str) -> float:

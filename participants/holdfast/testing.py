@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, Self
 
 import httpx
 from fastapi import FastAPI
-from pydantic_core import to_jsonable_python
 from sqlalchemy.orm import Session
 
 from holdfast.fence import rows
@@ -19,6 +18,7 @@ from holdfast.fence.execution import CrashPoint
 from holdfast.fence.handlers import Invoke
 from holdfast.fence.rows import Key
 from holdfast.json_text import parsed, text_of
+from holdfast.jsonable import jsonable
 from holdfast.participant import inquiry
 from holdfast.participant.participant import Participant
 from holdfast.wire import Message, Operation, hold_ttl_s, retry_after_s
@@ -94,7 +94,7 @@ class FakeCoordinator:
             coordinator=self,
             transaction_id=transaction_id or str(uuid.uuid4()),
             name=name or self.participant.name,
-            payload=to_jsonable_python(payload),
+            payload=jsonable(payload),
             hold_ttl_s=hold_ttl_s,
         )
 

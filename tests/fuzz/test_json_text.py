@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from holdfast import json_text
@@ -186,6 +186,20 @@ def test_a_canonical_form_tells_strings_from_numbers() -> None:
 )
 def test_one_member_of_an_object_is_read_if_it_is_a_string(document: bytes, detail: str | None) -> None:
     assert json_text.string_member(document, "detail") == detail
+
+
+@settings(max_examples=300 * TIMES, deadline=None)
+@given(members)
+@example('[1E400, {"a": [1234567890123456.78, -0.0]}, "1E400"]')
+def test_what_was_parsed_is_written_with_every_digit(text: str) -> None:
+    assume("'twice'" not in repr(exactly(text)))
+    assert without_truths(exactly(text_of(loads(text)))) == without_truths(exactly(text))
+
+
+def test_a_string_is_never_taken_for_a_number() -> None:
+    strings = ["1E400", "\\ud8001E400", '"1E400']
+    exact = ExactFloat("1E400")
+    assert text_of([exact, *strings]) == f"[1E400,{text_of(strings)[1:]}"
 
 
 def test_null_and_the_empty_object_are_texts_of_themselves() -> None:

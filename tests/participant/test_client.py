@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from holdfast import (
     TransactionUndecided,
     idempotency_key_of,
 )
+from holdfast.json_text import loads
 from holdfast.wire import Decision
 
 Responder = Callable[[httpx.Request], httpx.Response]
@@ -426,6 +428,18 @@ async def test_what_it_reports_has_every_digit(make: Make) -> None:
     (found,) = (await client.get("t-1")).branches
     for numbers in (found.payload["amounts"], found.result):
         assert [Decimal(str(number)) for number in numbers] == [Decimal(text) for text in texts]
+
+
+async def test_what_it_sends_has_every_digit(make: Make) -> None:
+    numbers = '{"amounts":[1234567890123456.78,1E400,9007199254740993],"name":"\\u00e9","at":"2026-11-26T00:00:00Z"}'
+    client, coordinator, _ = make(answer(201, CONFIRMED), answer(201, CONFIRMED))
+    payload = loads(numbers)
+    payload["at"] = datetime(2026, 11, 26, tzinfo=UTC)
+    await client.begin("n", [holdfast.Branch(participant="seats", payload=payload)])
+    await client.begin("n", [{"participant": "seats", "payload": payload}])
+    for request in coordinator.requests:
+        assert f'"payload":{numbers}' in request.content.decode()
+        assert request.headers["content-type"] == "application/json"
 
 
 async def test_wait_asks_until_the_end(make: Make) -> None:

@@ -36,7 +36,7 @@ class Payments:
 
         def note(hold: Hold[Any], session: Session) -> Any:
             self.seen.append(hold.payload)
-            return {"note": hold.result}
+            return {"paid": hold.payload, "note": hold.result}
 
         note.__annotations__["hold"] = Hold[payload_type]
         for decorate in (self.participant.on_try, self.participant.on_confirm, self.participant.on_cancel):
@@ -69,6 +69,14 @@ async def test_a_decimal_gets_every_digit(service: Service, payload_type: Any) -
         assert Decimal(str(amount)) == Decimal(AMOUNT)
         assert [str(each) for each in note] == ["1E400", "-0.0", "9007199254740993"]
     assert len(payments.seen) == 2
+
+
+async def test_what_a_handler_returns_of_its_payload_has_every_digit(service: Service) -> None:
+    payments = Payments(service, Any)
+    numbers = f"[{AMOUNT},1E400,-1.50e-400,9007199254740993]"
+    for _ in range(2):
+        answer = await payments.call(Operation.TRY, f'{{"amount": {numbers}, "1": [{{}}]}}')
+        assert answer.text == f'{{"paid":{{"amount":{numbers},"1":[{{}}]}},"note":null}}', "also the second time"
 
 
 async def test_amounts_that_are_one_double_are_two_payloads(service: Service) -> None:

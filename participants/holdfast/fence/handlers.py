@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
@@ -22,6 +21,7 @@ from holdfast.fence.groups import leaves
 from holdfast.fence.restoring import Restorer, validate
 from holdfast.hold import Hold, NotNow, Refused
 from holdfast.json_text import loads
+from holdfast.jsonable import jsonable
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
 Invoke = Callable[["Handler", Hold[Any], Session, float | None], Any]
@@ -145,7 +145,7 @@ class Handlers:
         if inspect.isawaitable(returned):
             _discard(returned)
             raise TypeError(f"{handler.name} returned an awaitable that nobody awaits: make it async def")
-        return to_jsonable_python(returned) if operation is Operation.TRY else None
+        return jsonable(returned) if operation is Operation.TRY else None
 
     def _adapter_of(self, operation: Operation) -> TypeAdapter[Any] | None:
         if operation not in self._adapters:
