@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -33,6 +34,8 @@ log = logging.getLogger("holdfast")
 
 DATABASE_PAUSE_S = 0.5
 """Pause between two attempts to reach the database at the start, in seconds."""
+STOP_MAX_S = 8.0
+"""Longest time to stop beyond HOLDFAST_SHUTDOWN_TIMEOUT_S, in seconds. Then the process ends as in a crash."""
 GRACE_S = 5.0
 """Added to HOLDFAST_SHUTDOWN_TIMEOUT_S, for answers that are still being written."""
 
@@ -160,9 +163,24 @@ class _Server(uvicorn.Server):
             log.info("event=serving Holdfast is running on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _end_in(self._limit_s + STOP_MAX_S)
         stopping = asyncio.create_task(self._app.state.parts.coordinator.runs.stop(self._limit_s))
         await super().shutdown(sockets)
         await stopping
+
+
+def _end_in(limit_s: float) -> None:
+    """End the process after this time if it is still there: a thread that waits for a dead disk can't be ended."""
+
+    def end() -> None:
+        log.warning(
+            "event=stop_forced limit_s=%g Something hangs. What was in progress goes on after the next start.", limit_s
+        )
+        os._exit(1)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager

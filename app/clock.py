@@ -10,11 +10,11 @@ def anchored_clock() -> Callable[[], float]:
 
     Deadlines and holds must not jump when the machine's time is set.
     """
-    anchor = time.time() - _elapsed_s()
-    return lambda: anchor + _elapsed_s()
+    anchor = time.time() - elapsed_s()
+    return lambda: anchor + elapsed_s()
 
 
-def _elapsed_s() -> float:
+def elapsed_s() -> float:
     """The monotonic clock. On Linux one that keeps running while the machine sleeps, because holds expire meanwhile."""
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)

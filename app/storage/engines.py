@@ -5,6 +5,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 
 from app.storage.errors import is_read_only
+from app.storage.limited_connection import LimitedConnection
 
 READERS: Final = 4
 """Number of reading threads, each with its own connection."""
@@ -63,6 +64,8 @@ def make_engine(database_url: str, *, patient: bool = False) -> Engine:
     arguments = _postgresql_arguments(url, patient) if backend == "postgresql" else _mysql_arguments(patient)
     engine = create_engine(url, pool_size=READERS + 2, max_overflow=2, **arguments)
     event.listen(engine, "handle_error", _leave_a_server_that_only_reads)
+    if backend == "postgresql" and not patient:
+        event.listen(engine, "do_connect", _connect_postgresql)
     if backend == "mysql":
         event.listen(engine, "do_connect", _connect_mysql)
         if not patient:
@@ -94,6 +97,12 @@ def _postgresql_arguments(url: URL, patient: bool) -> dict[str, Any]:
     return {"connect_args": connect_args}
 
 
+def _connect_postgresql(_dialect: Any, _record: Any, arguments: Any, options: Any) -> LimitedConnection:
+    connection = LimitedConnection.connect(*arguments, **options)
+    assert isinstance(connection, LimitedConnection)
+    return connection
+
+
 def _mysql_arguments(patient: bool) -> dict[str, Any]:
     """Independent of the server's defaults: all of Unicode, no silent truncation, no gap locks."""
     connect_args = {
@@ -107,9 +116,12 @@ def _mysql_arguments(patient: bool) -> dict[str, Any]:
 
 
 def _connect_mysql(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-    """Name the setting when the URL has an option that the driver doesn't know."""
+    """Connect within the limit, whose rest the driver forgets; name the setting when it doesn't know an option."""
+    patience_s = options["read_timeout"]
     try:
-        return dialect.connect(*arguments, **options)
+        connection = dialect.connect(*arguments, **options | {"read_timeout": CONNECT_TIMEOUT_S})
+        connection._read_timeout = patience_s
+        return connection
     except TypeError as error:
         raise ValueError(f"HOLDFAST_DATABASE_URL: the driver doesn't accept an option after the `?`: {error}") from None
 

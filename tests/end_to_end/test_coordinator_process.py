@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -398,6 +399,16 @@ async def test_a_server_s_database_is_served_once_it_is_migrated(settings: dict[
         assert (await get(process.url, "/readyz")) == {"status": "ready"}
     finally:
         await asyncio.to_thread(process.kill)
+
+
+def test_a_stop_that_hangs_ends() -> None:
+    """As a thread that waits for a dead disk does; Python waits for it without end."""
+    hangs = "threading.Thread(target=threading.Event().wait).start()"
+    code = f"import threading; from app.__main__ import _end_in; _end_in(0.01); {hangs}"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=False, timeout=WAIT_TIMEOUT_S, capture_output=True, text=True
+    )
+    assert (ended.returncode, "event=stop_forced" in ended.stderr) == (1, True), ended.stderr
 
 
 @on_servers
