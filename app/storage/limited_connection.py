@@ -22,8 +22,30 @@ class SilentServerError(psycopg.OperationalError):
     """The server has sent nothing for SILENCE_MAX_S. What was sent to it may have taken effect."""
 
 
+class DoubtfulCommitError(psycopg.OperationalError):
+    """COMMIT succeeded with a warning, such as that a standby may not have it: a failover may lose it."""
+
+
 class LimitedConnection(psycopg.Connection[Any]):
-    """Closes itself, and raises SilentServerError, when an answer takes too long."""
+    """Closes itself, and raises SilentServerError, when an answer takes too long.
+
+    A COMMIT with a warning raises DoubtfulCommitError.
+    """
+
+    def commit(self) -> None:
+        warnings: list[str] = []
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            if notice.severity_nonlocalized == "WARNING":
+                warnings.append(notice.message_primary or "a warning")
+
+        self.add_notice_handler(note)
+        try:
+            super().commit()
+        finally:
+            self.remove_notice_handler(note)
+        if warnings:
+            raise DoubtfulCommitError(f"COMMIT: {warnings[0]}")
 
     def wait(self, gen: Generator[Any, Any, _Result], *args: Any, **options: Any) -> _Result:
         """As the driver's, which comes back at least ten times a second."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, text
 
@@ -111,6 +112,42 @@ async def test_a_server_that_hangs_altogether_is_out_of_reach(
             )
     assert [type(each) for each in outcomes] == [DatabaseUnavailableError] * 2
     assert isinstance(await impatient.write(transactions.record, new(3)), transactions.Recorded)
+
+
+@on_postgresql
+async def test_a_commit_that_a_standby_may_lack_is_unknown(
+    impatient: Journal, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The synchronous standby is gone, and somebody cancels the wait: PostgreSQL warns, and commits."""
+    monkeypatch.setattr("app.storage.limited_connection.SILENCE_MAX_S", 20)
+
+    def waits_for_a_standby(connection: Connection, items: Sequence[Any]) -> Sequence[Any]:
+        transactions.record(connection, items)
+        threads.append(backend(connection)[0])
+        return items
+
+    threads: list[int] = []
+    gone, back = "ALTER SYSTEM SET synchronous_standby_names = 'gone'", "ALTER SYSTEM RESET synchronous_standby_names"
+    administer(database_url, gone)
+    try:
+        waiting = asyncio.create_task(impatient.write(waits_for_a_standby, new(1)))
+        while not waiting.done():
+            cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            await asyncio.to_thread(administer, database_url, cancel)
+        with pytest.raises(DatabaseUnavailableError, match="canceling wait for synchronous replication"):
+            await waiting
+    finally:
+        administer(database_url, back)
+    assert len(threads) == 1, "it isn't done again"
+    assert await impatient.read(queries.count_unfinished) == 1
+
+
+def administer(database_url: str, statement: str) -> None:
+    """Outside of transactions, and without waiting for a standby."""
+    url = database_url.replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True, options="-c synchronous_commit=local") as connection:
+        connection.execute(statement.encode())
+        connection.execute("SELECT pg_reload_conf()")
 
 
 def backends(database_url: str) -> list[int]:
