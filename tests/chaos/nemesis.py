@@ -389,7 +389,7 @@ class Nemesis:
     def _watch_end(self, process: Process, since: float) -> None:
         """A process that was asked to stop: start it again once it has, and complain when it doesn't, or fails."""
         if not process.alive:
-            if process.status not in (0, -signal.SIGKILL):
+            if process.status not in (0, -signal.SIGKILL) and not process.gave_up_stopping:
                 self._complain(f"{process.name} ended with {process.status} after SIGTERM")
             self._start(process)
         elif time.monotonic() - since > STOP_MAX_S:

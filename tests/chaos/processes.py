@@ -29,6 +29,7 @@ NAMES_FILE: Final = "names"
 """Says what becomes of the replicas' look-ups of names."""
 READY: Final = b"running on http"
 """What each process writes when it is at work."""
+FORCED: Final = b"event=stop_forced"
 
 
 class Process(ABC):
@@ -64,10 +65,18 @@ class Process(ABC):
     def ready(self) -> bool:
         """Whether it runs and has said in this life that it is at work."""
         if not self._is_ready:
-            with self.log.open("rb") as log:
-                log.seek(self._log_seen)
-                self._is_ready = READY in log.read()
+            self._is_ready = READY in self._said()
         return self._is_ready and self.running
+
+    @property
+    def gave_up_stopping(self) -> bool:
+        """Whether it has ended itself because something hung, such as the way to its database."""
+        return FORCED in self._said()
+
+    def _said(self) -> bytes:
+        with self.log.open("rb") as log:
+            log.seek(self._log_seen)
+            return log.read()
 
     @property
     def status(self) -> int | None:
