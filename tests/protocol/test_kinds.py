@@ -32,7 +32,7 @@ def with_kind(patch: pytest.MonkeyPatch, operations: Set[Operation]) -> Kind:
     return kind
 
 
-@pytest.mark.parametrize(("operations", "place"), share(CASES))
+@pytest.mark.parametrize(("operations", "place"), share(share(CASES)))  # each one takes a minute
 def test_any_set_of_operations_keeps_every_rule(
     operations: Set[Operation], place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from app.protocol.messages import Answered, CancelRequested, Command, RetryReque
 from app.protocol.policy import Policy
 from app.protocol.values import Branch, BranchPhase, Kind, Outcome, Transaction
 from holdfast.wire import Answer, Decision, Operation
+from tests.harness.search_share import share
 from tests.protocol import invariants
 from tests.protocol.enumeration import enumerate_all
 
@@ -442,7 +443,7 @@ def calls_a_mixed_end_a_clean_one(patch: Patch) -> None:
     patch.setattr(Transaction, "outcome", property(lambda t: Outcome(t.phase.value) if t.finished else None))
 
 
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize("name", share([*BUGS]))
 def test_a_seeded_bug_is_caught(name: str, monkeypatch: Patch) -> None:
     seed, caught_by = BUGS[name]
     rule = next(each for each in invariants.INVARIANTS if each.__name__ == caught_by)
