@@ -1,4 +1,4 @@
-"""How much of the exhaustive searches is run: all of it, or with SEARCH_EVERY=6 a sixth of the cases of each.
+"""How much of the exhaustive searches is run: all of it, or with SEARCH_EVERY=12 a twelfth of the cases of each.
 
 These are the crash matrices' first faults, the pairs of kinds, the seeded bugs, and a branch's next two steps. What is
 there is still counted in full.
