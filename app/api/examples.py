@@ -304,19 +304,11 @@ class ProblemExample:
     members: Mapping[str, Any] | None = None
 
 
+_NO_ROUTE: Final = (
+    "HTTP 404 Not Found: there seems to be no such route: http://127.0.0.1:8001/try; check the participant's base URL"
+)
 PROBLEMS: Final[Mapping[str, ProblemExample]] = {
-    "participant-check-failed": ProblemExample(
-        "try: HTTP 404: there seems to be no such route: http://127.0.0.1:8001/try; check the participant's base URL",
-        {
-            "errors": [
-                {
-                    "at": "try",
-                    "message": "HTTP 404: there seems to be no such route: http://127.0.0.1:8001/try; check the "
-                    "participant's base URL",
-                }
-            ]
-        },
-    ),
+    "participant-check-failed": ProblemExample(f"try: {_NO_ROUTE}", {"errors": [{"at": "try", "message": _NO_ROUTE}]}),
     "malformed": ProblemExample(
         "Send JSON with Content-Type: application/json.",
         {"errors": [{"at": "body", "message": "Expecting value: line 1 column 1 (char 0)"}]},

@@ -12,34 +12,41 @@ from typing import Final
 import httpx
 
 from holdfast.json_text import string_member
-from holdfast.wire import Operation, printable
+from holdfast.wire import Operation, printable, refusal_detail
 
 _ROUTERS_SAY: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
 _UNTYPED: Final = ("about:blank", "https://tools.ietf.org/", "https://www.rfc-editor.org/")
 """What the types of problems begin with that frameworks make of a bare status."""
 
+_PLAIN: Final = frozenset({"404 page not found"})
+"""What Go's router says; most others say the status in its own words, or nothing."""
+
 
 def is_no_route(status: int, headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether this answer is a router's: 404 or 405, and neither a problem with a type nor JSON with words of its own.
+    """Whether this answer is a router's: 404 or 405, and neither a problem with a type nor words of its own.
 
     The names of `headers` are in lower case.
     """
     if status not in _ROUTERS_SAY:
         return False
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not media_type.endswith(("/json", "+json")):
+    if media_type == "text/html":
         return True
+    phrase = HTTPStatus(status).phrase.lower()
+    if not media_type.endswith(("/json", "+json")):
+        return refusal_detail(body).lower() in ("", phrase, f"{status} {phrase}", *_PLAIN)
     type_ = string_member(body, "type")
     if type_ is not None and not type_.startswith(_UNTYPED):
         return False
     said = [string_member(body, name) for name in ("detail", "title", "error", "message")]
-    return all(text is None or text.lower() == HTTPStatus(status).phrase.lower() for text in said)
+    return all(text is None or text.lower() == phrase for text in said)
 
 
 def no_route(status: int, url: httpx.URL) -> str:
     """What to tell people about such an answer."""
     where = f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}"
-    return printable(f"HTTP {status}: there seems to be no such route: {where}; check the participant's base URL")
+    said = f"HTTP {status} {HTTPStatus(status).phrase}"
+    return printable(f"{said}: there seems to be no such route: {where}; check the participant's base URL")
 
 
 async def faults(transport: httpx.AsyncBaseTransport, base_url: str, timeout_s: float) -> list[tuple[str, str]]:

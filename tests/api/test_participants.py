@@ -35,7 +35,7 @@ async def test_with_check_only_a_participant_that_is_there_is_registered(service
         await service.client.put(url, json=BODY | {"concurrency_max": 1}), 422, "participant-check-failed"
     )
     assert [each["at"] for each in document["errors"]] == ["confirm"]
-    assert document["detail"].startswith("confirm: HTTP 404: there seems to be no such route")
+    assert document["detail"].startswith("confirm: HTTP 404 Not Found: there seems to be no such route")
     assert await service.json(f"{PATH}/shipping") == created.json()
     replaced = await service.client.put(f"{PATH}/shipping", json=BODY | {"concurrency_max": 1})
     assert replaced.json()["concurrency_max"] == 1, "without check it is registered all the same"

@@ -26,6 +26,8 @@ PROBLEM: Final = "application/problem+json"
         (404, PROBLEM, b'{"type":"https://tools.ietf.org/html/rfc9110#section-15.5.5","title":"Not Found"}'),  # ASP.NET
         (404, PROBLEM, b'{"type":"about:blank","title":"Not Found","status":404}'),
         (404, "Application/JSON", b"{}"),
+        (404, "text/plain", b"Not Found"),
+        (405, "text/plain", b"405 Method Not Allowed\n"),
     ],
 )
 def test_a_router_says_that_there_is_no_route(status: int, media_type: str, body: bytes) -> None:
@@ -39,6 +41,8 @@ def test_a_router_says_that_there_is_no_route(status: int, media_type: str, body
         (404, "application/json", b'{"type":"no-such-hold"}'),
         (404, "application/json", b'{"detail":"no such booking"}'),
         (404, "application/json", b'{"error":"Not Found","message":"no hold h-1"}'),
+        (404, "text/plain", b"no such seat"),
+        (404, "", b"no such seat"),
         (410, "text/html", b"Gone"),
         (400, "", b""),
         (409, PROBLEM, b'{"type":"/problems/nothing-held"}'),
@@ -53,8 +57,13 @@ async def test_a_call_to_a_wrong_prefix_is_refused_and_says_so(operation: Operat
     """It counts as any 404 does, and the history keeps what was answered."""
     answers = Answers(404, b'{"detail":"Not Found"}', **{"content-type": "application/json"})
     answered, record = await called(answers, call(operation))
-    assert (answered.answer, answered.error) == (Answer.REFUSED, f"HTTP 404: {NO_ROUTE}")
+    assert (answered.answer, answered.error) == (Answer.REFUSED, f"HTTP 404 Not Found: {NO_ROUTE}")
     assert (record.http_status, record.response) == (404, '{"detail":"Not Found"}')
+
+
+async def test_a_refusal_in_plain_text_is_kept() -> None:
+    answered, _ = await called(Answers(404, b"no such seat", **{"content-type": "text/plain"}), call(Operation.TRY))
+    assert (answered.answer, answered.error) == (Answer.REFUSED, "no such seat")
 
 
 async def test_what_the_participant_says_of_a_hold_is_kept() -> None:
@@ -90,7 +99,7 @@ async def test_routes_that_are_there_pass(base_url: str) -> None:
 async def test_routes_that_are_not_there_are_named() -> None:
     found = await faults(participant(), "http://seats/v1", 1.0)
     assert [operation for operation, _ in found] == ["try", "confirm", "cancel"]
-    assert found[0][1].startswith("HTTP 404: there seems to be no such route: http://seats/v1/try")
+    assert found[0][1].startswith("HTTP 404 Not Found: there seems to be no such route: http://seats/v1/try")
 
 
 @pytest.mark.parametrize("status", [200, 204, 401, 403, 405, 500])
