@@ -1,4 +1,4 @@
-"""python -m app serve | migrate | --version"""
+"""python -m app serve | migrate | keys … | --version"""
 
 import argparse
 import asyncio
@@ -15,10 +15,13 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from app import key_commands
 from app.api.http_protocol import bounded
+from app.auth.roles import AuthMode
 from app.log_format import LogFormat, formatter_of
 from app.main import create_app
 from app.settings import Settings
+from app.storage.coordinator_id import UrlClaim, claim_url
 from app.storage.engines import is_embedded, normal_url
 from app.storage.errors import DatabaseError, DatabaseUnavailableError
 from app.storage.group_commit import Journal
@@ -45,17 +48,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m app", description="The Holdfast coordinator.")
     parser.add_argument("--version", action="version", version=f"holdfast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("serve", help="run the coordinator (settings: HOLDFAST_…, see docs/reference/settings.md)")
+    serving = commands.add_parser(
+        "serve", help="run the coordinator (settings: HOLDFAST_…, see docs/reference/settings.md)"
+    )
+    serving.add_argument(
+        "--adopt", action="store_true", help="let this database serve HOLDFAST_PUBLIC_URL, although it served another"
+    )
     migration = commands.add_parser("migrate", help="upgrade the database to the schema of this version")
     migration.add_argument(
         "--finish", action="store_true", help="finish the upgrade, once no process of the version before runs"
     )
+    key_commands.add_to(commands)
     asked = parser.parse_args(arguments)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         settings = Settings()
         _log_to_stderr(settings.log_format)
-        return _migrate(settings, finishes=asked.finish) if asked.command == "migrate" else _serve(settings)
+        match asked.command:
+            case "migrate":
+                return _migrate(settings, finishes=asked.finish)
+            case "keys":
+                return key_commands.run(asked, settings)
+            case _:
+                return _serve(settings, adopts=asked.adopt)
     except ValidationError as error:
         return _fail("; ".join(_fault(each) for each in error.errors()))
     except (ValueError, NotMigratedError) as error:
@@ -88,7 +103,8 @@ def _migrate(settings: Settings, *, finishes: bool) -> int:
     return 0
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, *, adopts: bool) -> int:
+    mode = settings.auth_mode  # raises if it has to be set, before anything else happens
     try:
         listener = _bind(
             settings.host, settings.port
@@ -105,21 +121,32 @@ def _serve(settings: Settings) -> int:
                 "HOLDFAST_DATABASE_URL: another coordinator uses this SQLite file; stop it, "
                 "or use a database server to run several"
             )
-        return _serve_on(listener, settings)
+        _say_who_may_come_in(settings, mode)
+        return _serve_on(listener, settings, adopts=adopts)
 
 
-def _serve_on(listener: socket.socket, settings: Settings) -> int:
+def _say_who_may_come_in(settings: Settings, mode: AuthMode) -> None:
+    if mode is AuthMode.NONE and not is_loopback(settings.host):
+        log.warning(
+            "event=exposed host=%s HOLDFAST_AUTH is none: whoever reaches this port can begin, cancel and resolve "
+            "transactions. Set it to accept, hand out keys, and then to require.",
+            settings.host,
+        )
+    elif mode is AuthMode.ACCEPT:
+        log.warning(
+            "event=counting_only HOLDFAST_AUTH is accept: requests without a valid key are let in. Set it to require "
+            "once holdfast_requests_unauthenticated_total and holdfast_requests_forbidden_total stand still."
+        )
+    else:
+        log.info("event=authentication mode=%s", mode)
+
+
+def _serve_on(listener: socket.socket, settings: Settings, *, adopts: bool) -> int:
     _open_as_many_files_as_allowed()
     if is_embedded(settings.database_url):
         migrate(settings.database_url)
-    elif fault := asyncio.run(_schema_fault(settings)):
+    if fault := asyncio.run(_database_fault(settings, adopts=adopts)):
         return _fail(fault)
-    if not is_loopback(settings.host):
-        log.warning(
-            "event=exposed host=%s Holdfast has no authentication yet: anyone who can reach this port can begin, "
-            "cancel and resolve transactions. Keep it on a private network.",
-            settings.host,
-        )
     for name in _unknown_settings():
         log.warning(
             "event=unknown_setting name=%s There is no such setting, so it has no effect. Check its spelling.", name
@@ -227,8 +254,8 @@ def _open_as_many_files_as_allowed() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _schema_fault(settings: Settings) -> str | None:
-    """What is wrong with the schema, once the database server can be used: both may have been started together."""
+async def _database_fault(settings: Settings, *, adopts: bool) -> str | None:
+    """Why this database is not to be served, once its server can be used: both may have been started together."""
     loop = asyncio.get_running_loop()
     until = loop.time() + settings.database_wait_s
     is_told = False
@@ -236,7 +263,7 @@ async def _schema_fault(settings: Settings) -> str | None:
     try:
         while True:
             try:
-                return await journal.read(schema_fault)
+                return await journal.read(schema_fault) or await _url_fault(journal, settings, adopts=adopts)
             except DatabaseUnavailableError as error:
                 if loop.time() + DATABASE_PAUSE_S > until:
                     raise
@@ -247,6 +274,20 @@ async def _schema_fault(settings: Settings) -> str | None:
                 await asyncio.sleep(DATABASE_PAUSE_S)
     finally:
         await journal.close()
+
+
+async def _url_fault(journal: Journal, settings: Settings, *, adopts: bool) -> str | None:
+    """A copy of another installation's database would confirm its transactions for real."""
+    if settings.public_url is None:
+        return None
+    claim = UrlClaim(url=settings.public_url, adopts=adopts)
+    served = await journal.write(claim_url, claim)
+    if served == settings.public_url:
+        return None
+    return (
+        f"HOLDFAST_PUBLIC_URL: this database serves {served}. If it is a copy, it would call the participants of the "
+        "original. If the URL has changed, start once with: python -m app serve --adopt"
+    )
 
 
 def _fault(error: ErrorDetails) -> str:

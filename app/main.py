@@ -8,17 +8,23 @@ from contextlib import asynccontextmanager
 import httpx
 from fastapi import FastAPI
 
-from app.api import admin, health, openapi_document, participants, problems, transactions
+from app.api import admin, audit, health, keys, openapi_document, participants, problems, transactions
+from app.api.access import Gate
 from app.api.body_limit import BodyLimit
 from app.api.client_address import ClientAddress
 from app.api.dependencies import Parts
 from app.api.host_check import HostCheck
 from app.api.path_prefix import PathPrefix
 from app.api.rendering import exported
+from app.auth.authentication import Authenticator
+from app.auth.denials import Denials
+from app.auth.keys import Keys
+from app.auth.later_writes import LaterWrites
+from app.auth.rate_limit import RateLimit
 from app.calling.caller import Caller
 from app.calling.registry import Registry
 from app.calling.transport import Transport
-from app.clock import anchored_clock
+from app.clock import anchored_clock, elapsed_s
 from app.docs_ui import pages
 from app.engine.coordinator import Coordinator
 from app.engine.forgotten import NOTHING, Forgotten, find_forgotten
@@ -26,6 +32,7 @@ from app.engine.inbox import Inbox
 from app.engine.memory_budget import MemoryBudget
 from app.engine.notifications import Notifications
 from app.engine.recovery import Recovery
+from app.maintenance.audit_retention import AuditRetention
 from app.maintenance.export import Export
 from app.maintenance.retention import DAY_S, Retention
 from app.metrics import Metrics
@@ -77,8 +84,17 @@ def create_app(
         docs_url=None,  # app.docs_ui has pages that work offline
         redoc_url=None,
     )
-    for router in (transactions.router, participants.router, admin.router, health.router, pages.router):
+    for router in (
+        transactions.router,
+        participants.router,
+        admin.router,
+        audit.router,
+        keys.router,
+        health.router,
+        pages.router,
+    ):
         app.router.routes += router.routes  # without the layer that include_router puts around each route
+    app.state.auth_mode = settings.auth_mode
     problems.install(app)
     openapi_document.install(app)
     app.add_middleware(BodyLimit, bytes_max=settings.body_max_bytes)
@@ -135,19 +151,23 @@ async def _started(
     for name, body in settings.participants.items():
         await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
     await parts.registry.refresh()
+    if (first := settings.first_key) is not None:
+        await parts.keys.bootstrap(first)
     recovery = recovery_of(parts)
     retention = _retention(settings, parts)
+    audit_retention = AuditRetention(journal=journal, retention_s=settings.audit_days * DAY_S, clock=clock)
     inbox = inbox_of(parts, poll_s=lambda: notifications.poll_s)
-    for service in (notifications, recovery, retention):
+    for service in (notifications, recovery, retention, audit_retention):
         await service.start()
     if not embedded:
         await inbox.start()
     try:
         yield parts
     finally:
-        await asyncio.gather(retention.stop(), recovery.stop())
+        await asyncio.gather(retention.stop(), audit_retention.stop(), recovery.stop())
         await parts.coordinator.runs.stop(settings.shutdown_timeout_s)
         await inbox.stop()
+        await parts.later_writes.close()
         await notifications.stop()  # last: others are told of what ended while the coordinator stopped
 
 
@@ -177,6 +197,7 @@ def assemble(
 ) -> Parts:
     """The parts of a coordinator, not started yet. `poll_s` and `tell` connect it to other replicas, if not `alone`."""
     metrics = Metrics()
+    later_writes = LaterWrites(journal)
     memory = MemoryBudget(settings.memory_max_bytes)
     registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
     coordinator = Coordinator(
@@ -200,6 +221,16 @@ def assemble(
         registry=registry,
         caller=caller,
         coordinator=coordinator,
+        gate=Gate(
+            mode=settings.auth_mode,
+            authenticator=Authenticator(journal, later_writes, clock),
+            denials=Denials(later_writes, clock),
+            rate_limit=RateLimit(settings.rate_per_key, elapsed_s),
+            metrics=metrics,
+            public_origin=settings.public_origin,
+        ),
+        keys=Keys(journal, clock),
+        later_writes=later_writes,
         metrics=metrics,
         memory=memory,
         allowed=settings.allowed,

@@ -35,6 +35,12 @@ class Metrics:
             "holdfast_transactions_unfinished", "Unfinished transactions in the database", registry=self.registry
         )
         self.hung = Gauge("holdfast_transactions_hung", "Hung transactions in the database", registry=self.registry)
+        self.unauthenticated = Counter(
+            "holdfast_requests_unauthenticated", "Requests without a valid API key", registry=self.registry
+        )
+        self.forbidden = Counter(
+            "holdfast_requests_forbidden", "Requests whose API key doesn't allow them", registry=self.registry
+        )
         self.database_up = Gauge(
             "holdfast_database_up", "Whether the database answered this scrape", registry=self.registry
         )

@@ -8,10 +8,13 @@ import json
 import re
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.auth.api_keys import ApiKey
+from app.auth.roles import AuthMode
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
 from app.log_format import LogFormat
@@ -50,6 +53,28 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address that `python -m app serve` listens on")
     port: int = Field(
         8000, ge=0, le=65535, description="port that `python -m app serve` listens on; 0 picks a free one"
+    )
+    auth: AuthMode | None = Field(
+        None,
+        description="`require` an API key; `accept` keys, and only count the requests that `require` would refuse; or "
+        "`none`. Needed unless it listens on loopback, where the default is `none`",
+    )
+    bootstrap_key: str | None = Field(
+        None,
+        repr=False,
+        description="the first API key, an admin's, from `python -m app keys generate`; ignored once there is any",
+    )
+    bootstrap_key_file: Path | None = Field(None, description="file with the first API key, instead")
+    rate_per_key: float = Field(
+        100.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="requests a second that a key may make of each process, inquiries aside; 0 is no limit",
+    )
+    public_url: str | None = Field(
+        None,
+        description="URL of the coordinator, as its clients know it; kept in the database, which doesn't run under "
+        "another",
     )
     trusted_hosts: str | None = Field(
         None,
@@ -138,6 +163,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="finished transactions are purged after this many days; 0 keeps them forever",
     )
+    audit_days: float = Field(
+        400.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="entries of the record of who did what are deleted after this many days",
+    )
     export_directory: Path | None = Field(
         None, description="existing directory for an export as JSON lines; transactions are purged once they are in it"
     )
@@ -179,7 +210,7 @@ class Settings(BaseSettings):
                 "HOLDFAST_MEMORY_MAX_BYTES must be at least four times HOLDFAST_BODY_MAX_BYTES; raise the one or lower "
                 "the other"
             )
-        _ = self.hosts, self.proxies  # raise if they can't be read
+        _ = self.hosts, self.proxies, self.first_key, self.public_origin  # raise if they can't be read
         allowed = self.allowed
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):
@@ -198,6 +229,49 @@ class Settings(BaseSettings):
     @property
     def proxies(self) -> TrustedProxies:
         return TrustedProxies.parse(self.trusted_proxies)
+
+    @property
+    def auth_mode(self) -> AuthMode:
+        """Raises ValueError if it has to be set, and isn't."""
+        if self.auth is None and not is_loopback(self.host):
+            raise ValueError(
+                "HOLDFAST_AUTH: must be set, because HOLDFAST_HOST is not loopback. Set it to require and create the "
+                "first key with HOLDFAST_BOOTSTRAP_KEY (see docs/how-to/authentication.md), or to none if everybody "
+                "who reaches this port may do everything"
+            )
+        return self.auth or AuthMode.NONE
+
+    @property
+    def first_key(self) -> ApiKey | None:
+        """Raises ValueError if it hasn't the form of a key, or can't be read."""
+        if self.bootstrap_key is not None and self.bootstrap_key_file is not None:
+            raise ValueError("HOLDFAST_BOOTSTRAP_KEY and HOLDFAST_BOOTSTRAP_KEY_FILE: set one of them")
+        name = "HOLDFAST_BOOTSTRAP_KEY" if self.bootstrap_key_file is None else "HOLDFAST_BOOTSTRAP_KEY_FILE"
+        text = self.bootstrap_key
+        if self.bootstrap_key_file is not None:
+            try:
+                text = self.bootstrap_key_file.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{name}: can't be read ({type(error).__name__})") from None
+        try:
+            return None if text is None else ApiKey.parse(text.strip())
+        except ValueError:
+            raise ValueError(f"{name}: must be a key, as `python -m app keys generate` prints one") from None
+
+    @property
+    def public_origin(self) -> str | None:
+        """The origin of the public URL. Raises ValueError if that isn't one."""
+        if self.public_url is None:
+            return None
+        try:
+            parts = urlsplit(self.public_url)
+            is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
+            _ = parts.port
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ValueError("HOLDFAST_PUBLIC_URL: must be a URL such as https://holdfast.example.com")
+        return f"{parts.scheme}://{parts.netloc.lower()}"
 
     @property
     def policy(self) -> Policy:

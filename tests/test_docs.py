@@ -23,8 +23,8 @@ from holdfast.fence.table import Refusal
 from tests.harness.markdown import Code, Page
 from tests.harness.repository import ROOT, listed_by_git
 
-NO_SETTINGS: Final = {"HOLDFAST_URL"}
-"""Names with the prefix of settings that are none: where the example services find the coordinator."""
+NO_SETTINGS: Final = {"HOLDFAST_URL", "HOLDFAST_API_KEY"}
+"""Names with the prefix of settings that are none: where the example services find the coordinator, and their key."""
 FRAGMENTS: Final = {"docs/how-to/sqlmodel-and-alembic.md": 1}
 """How many Python examples of a played page are no files; its test puts them where the page says."""
 PLAYED: Final = {
@@ -161,7 +161,7 @@ def test_played_pages_are_played() -> None:
 
 def test_the_readme_prints_the_commands_that_make_run_prints() -> None:
     readme = (ROOT / "README.md").read_text()
-    for command in curls("http://127.0.0.1:8000"):
+    for command in curls("http://127.0.0.1:8000", Path("~/holdfast-tour/.run/keys/you")):
         assert command in readme
 
 

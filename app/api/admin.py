@@ -1,28 +1,33 @@
 """/v1/admin: hung transactions, and what an operator can do about them. Section 3 of docs/reference/protocol.md."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import Response
 
 from app.api import examples, openapi_links
+from app.api.access import GuardedRoute, PrincipalOf, allows, asker_of, words_of
 from app.api.bodies import known_id, read_cursor
-from app.api.dependencies import PartsOf, peer_of
+from app.api.dependencies import PartsOf
 from app.api.pagination import cursor_of
 from app.api.problems import responses
 from app.api.rendering import json_response, totals_json, transaction_json
 from app.api.schemas import HungPage, HungQuery, ResolveRequest, TransactionBody, TransactionId
+from app.auth.roles import READERS, Role
 from app.protocol.messages import BranchResolved, RetryRequested
 from app.protocol.values import Settled
 from app.storage import queries
 
-router = APIRouter(prefix="/v1/admin", tags=["admin"])
+router = APIRouter(prefix="/v1/admin", tags=["admin"], route_class=GuardedRoute)
+
+OPERATORS: Final = frozenset({Role.OPERATOR})
 
 
 @router.get(
     "/hung",
     summary="List hung transactions",
     operation_id=openapi_links.LIST_HUNG,
+    openapi_extra=allows(*READERS),
     response_model=HungPage,
     responses=openapi_links.with_links(
         {
@@ -32,7 +37,7 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
         {200: openapi_links.to_next_page(openapi_links.LIST_HUNG) | openapi_links.to_transaction("/items/0")},
     ),
 )
-async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Response:
+async def list_hung(parts: PartsOf, principal: PrincipalOf, query: Annotated[HungQuery, Query()]) -> Response:
     """List the transactions that need an operator's attention, oldest first.
 
     A decided transaction is hung when a participant refuses to confirm or cancel, or doesn't answer for too long; an
@@ -46,7 +51,7 @@ async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Res
     page = await parts.journal.read(queries.list_hung, wanted, query.limit, after)
     totals = await parts.journal.read(queries.total_hung, wanted)
     next_cursor = page.next_after and cursor_of(*page.next_after)
-    items = [transaction_json(each) for each in page.transactions]
+    items = [transaction_json(each, masked=not principal.reads_payloads(each.owner)) for each in page.transactions]
     return json_response({"items": items, "next_cursor": next_cursor, "totals": totals_json(totals)})
 
 
@@ -54,6 +59,7 @@ async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Res
     "/transactions/{transaction_id}/retry",
     summary="Retry a transaction now",
     operation_id=openapi_links.RETRY,
+    openapi_extra=allows(*OPERATORS),
     status_code=202,
     response_model=TransactionBody,
     responses={
@@ -61,12 +67,13 @@ async def list_hung(parts: PartsOf, query: Annotated[HungQuery, Query()]) -> Res
         **responses("unknown-transaction", "already-finished", "invalid", "overloaded", "unavailable"),
     },
 )
-async def retry(transaction_id: TransactionId, request: Request, parts: PartsOf) -> Response:
+async def retry(transaction_id: TransactionId, request: Request, parts: PartsOf, principal: PrincipalOf) -> Response:
     """Make every outstanding call now instead of waiting for its next attempt, and reset the back-off.
 
     Safe at any time: participants recognise repeated calls. Use it after a participant has been repaired.
     """
-    command = RetryRequested(by=f"operator at {peer_of(request)}")
+    asker = asker_of(request, principal, OPERATORS)
+    command = RetryRequested(by=words_of(asker, "operator"), asker=asker)
     transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
     return json_response(transaction_json(transaction), 202)
 
@@ -75,6 +82,7 @@ async def retry(transaction_id: TransactionId, request: Request, parts: PartsOf)
     "/transactions/{transaction_id}/branches/{branch}/resolve",
     summary="Resolve a branch by hand",
     operation_id=openapi_links.RESOLVE,
+    openapi_extra=allows(*OPERATORS),
     response_model=TransactionBody,
     responses={
         200: examples.answer("The resolution is recorded", examples.RESOLVED),
@@ -97,6 +105,7 @@ async def resolve(
     body: Annotated[ResolveRequest, Body(openapi_examples=examples.RESOLVE)],
     request: Request,
     parts: PartsOf,
+    principal: PrincipalOf,
 ) -> Response:
     """Record that you have settled a branch by hand, how, and why.
 
@@ -104,11 +113,13 @@ async def resolve(
     resolution contradicts the decision, the transaction ends with the outcome `mixed`. An undecided transaction must be
     cancelled first.
     """
+    asker = asker_of(request, principal, OPERATORS)
     command = BranchResolved(
         branch=branch,
         settled=Settled(body.settled),
-        by=f"operator at {peer_of(request)}",
+        by=words_of(asker, "operator"),
         reason=body.reason,
+        asker=asker,
     )
     transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
     return json_response(transaction_json(transaction))

@@ -6,6 +6,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.access import Gate
+from app.auth.keys import Keys
+from app.auth.later_writes import LaterWrites
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.caller import Caller
 from app.calling.registry import Registry
@@ -26,6 +29,9 @@ class Parts:
     registry: Registry
     caller: Caller
     coordinator: Coordinator
+    gate: Gate
+    keys: Keys
+    later_writes: LaterWrites
     metrics: Metrics
     memory: MemoryBudget
     allowed: AllowedEndpoints
@@ -39,8 +45,3 @@ async def _parts(request: Request) -> Parts:
 
 
 PartsOf = Annotated[Parts, Depends(_parts)]
-
-
-def peer_of(request: Request) -> str:
-    """The address that a request comes from, for the record of who asked."""
-    return request.client.host if request.client else "unknown address"

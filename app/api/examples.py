@@ -82,6 +82,26 @@ REGISTER: Final = named(
         "With limits of its own", {"base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": 2, "concurrency_max": 16}
     ),
 )
+CREATE_KEY: Final = named(
+    Example(
+        "For a service that begins transactions",
+        {
+            "name": "order-service",
+            "roles": ["initiator"],
+            "owner": "orders",
+            "participants": ["inventory", "payment", "shipping"],
+        },
+    ),
+    Example(
+        "For a participant that asks for decisions",
+        {"name": "inventory", "roles": ["participant"], "participant": "inventory"},
+    ),
+    Example("For a person on call", {"name": "ada", "roles": ["operator"], "expires_at": "2031-01-01T00:00:00Z"}),
+)
+ROTATE_KEY: Final = named(
+    Example("The secret before ends at once", {}),
+    Example("It stays valid for an hour", {"previous_ttl_s": 3600}),
+)
 RESOLVE: Final = named(
     Example("It was done", {"as": "confirmed", "reason": "shipped by hand, waybill 2291; confirmed with the carrier"}),
     Example("It was undone", {"as": "cancelled", "reason": "the carrier lost the booking; ticket OPS-118"}),
@@ -128,7 +148,9 @@ def _transaction(phase: str, decision: str, branches: list[Json], **changes: Any
         "decided_at": "2026-03-02T09:15:04.158090Z",
         "finished_at": "2026-03-02T09:15:04.201775Z" if finished else None,
         "next_attempt_at": None,
+        "owner": None,
         "branches": branches,
+        "masked": False,
     }
     return transaction | changes
 
@@ -262,6 +284,7 @@ CALLS: Final = Example(
                 "http_status": status,
                 "error": error,
                 "response": body,
+                "masked": False,
             }
             for attempt, result, status, error, body in (
                 (1, "unanswered", 503, "HTTP 503", "upstream restarting"),
@@ -283,6 +306,53 @@ PARTICIPANT: Final = Example(
     {"name": "inventory", "base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": None, "concurrency_max": 64},
 )
 PARTICIPANTS: Final = Example("The registry", {"items": [PARTICIPANT.value]})
+KEY_ID: Final = "7Qm2xV9bKd4T"
+_KEY: Final = {
+    "id": KEY_ID,
+    "name": "order-service",
+    "roles": ["initiator"],
+    "owner": "orders",
+    "participant": None,
+    "participants": ["inventory", "payment", "shipping"],
+    "endpoints": False,
+    "created_at": "2026-03-02T09:10:00.000000Z",
+    "expires_at": None,
+    "revoked_at": None,
+    "last_used_at": "2026-03-02T09:15:04.120771Z",
+    "previous_expires_at": None,
+}
+KEYS: Final = Example("One key", {"items": [_KEY]})
+KEY_ISSUED: Final = Example(
+    "A new key", _KEY | {"last_used_at": None, "key": "hfk_7Qm2xV9bKd4T_" + "x" * 32 + "0AbCdE"}
+)
+AUDIT: Final = Example(
+    "A branch was resolved by hand",
+    {
+        "items": [
+            {
+                "id": "0199b2c6-1d02-7b51-8c33-6f0e92a1c4d8",
+                "at": "2026-03-02T09:41:20.331904Z",
+                "actor": "ada",
+                "role": "operator",
+                "address": "10.0.0.7",
+                "action": "branch.resolve",
+                "target": f"transactions/{TRANSACTION_ID}",
+                "reason": "shipped by hand",
+                "outcome": "done",
+                "before": {"phase": "confirming", "decision": "confirm"},
+                "after": {"phase": "confirmed", "decision": "confirm"},
+                "masked": False,
+            }
+        ],
+        "next_cursor": None,
+    },
+)
+AUDIT_LINES: Final = Example(
+    "A refusal",
+    '{"id":"0199b2c6-1d02-7b51-8c33-6f0e92a1c4d8","at":"2026-03-02T09:41:20.331904Z","actor":"ada","role":null,'
+    '"address":"10.0.0.7","action":"POST /v1/admin/keys","target":"/v1/admin/keys",'
+    '"reason":"This needs a key with the role admin.","outcome":"denied","before":null,"after":null,"masked":false}\n',
+)
 ALIVE: Final = Example("Alive", {"status": "alive"})
 READY: Final = Example("Ready", {"status": "ready"})
 METRICS: Final = Example(

@@ -11,10 +11,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import Connection
 
 from app.api import examples
+from app.api.access import GuardedRoute, allows
 from app.api.dependencies import PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response
 from app.api.schemas import StatusBody
+from app.auth.roles import READERS, Role
 from app.storage import queries
 from app.storage.errors import DatabaseError
 from app.storage.migrations import schema_fault
@@ -23,12 +25,13 @@ from app.storage.probe import probe
 ANSWER_MAX_S: Final = 5.0
 """If the database takes longer than this, the process is not ready, and its metrics say that the database is down."""
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=GuardedRoute)
 
 
 @router.get(
     "/healthz",
     summary="Check that the process is alive",
+    openapi_extra=allows(),
     response_model=StatusBody,
     responses={200: examples.answer("The process answers", examples.ALIVE)},
 )
@@ -40,6 +43,7 @@ async def healthz() -> Response:
 @router.get(
     "/readyz",
     summary="Check that requests can be served",
+    openapi_extra=allows(),
     response_model=StatusBody,
     responses={
         200: examples.answer("The coordinator is ready", examples.READY),
@@ -67,6 +71,7 @@ async def readyz(parts: PartsOf) -> Response:
 @router.get(
     "/metrics",
     summary="Get Prometheus metrics",
+    openapi_extra=allows(*READERS, Role.METRICS),
     response_class=PlainTextResponse,
     responses={
         200: {

@@ -19,6 +19,12 @@ PUT_PARTICIPANT: Final = "putParticipant"
 GET_PARTICIPANT: Final = "getParticipant"
 DELETE_PARTICIPANT: Final = "deleteParticipant"
 LIST_PARTICIPANTS: Final = "listParticipants"
+CREATE_KEY: Final = "createKey"
+LIST_KEYS: Final = "listKeys"
+ROTATE_KEY: Final = "rotateKey"
+REVOKE_KEY: Final = "revokeKey"
+LIST_AUDIT: Final = "listAudit"
+EXPORT_AUDIT: Final = "exportAudit"
 
 Links = Mapping[int | str, Mapping[str, Any]]
 

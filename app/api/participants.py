@@ -1,19 +1,24 @@
 """/v1/participants: the registry. Section 3 of docs/reference/protocol.md."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Body, Path, Query, Request
 from fastapi.responses import Response
 
 from app.api import examples, openapi_links
-from app.api.dependencies import PartsOf
+from app.api.access import GuardedRoute, PrincipalOf, allows, asker_of
+from app.api.dependencies import Parts, PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response, participant_json
 from app.api.schemas import ParticipantBody, ParticipantPage
+from app.auth.roles import READERS, Principal, Role
 from app.calling.registration import ParticipantName, RegistryBody
+from app.storage.audit import AuditEntry
 from app.storage.participants import RegisteredParticipant
 
-router = APIRouter(prefix="/v1/participants", tags=["participants"])
+router = APIRouter(prefix="/v1/participants", tags=["participants"], route_class=GuardedRoute)
+
+ADMINS: Final = frozenset({Role.ADMIN})
 
 Name = Annotated[ParticipantName, Path(description="the participant's name", examples=["inventory"])]
 
@@ -22,6 +27,7 @@ Name = Annotated[ParticipantName, Path(description="the participant's name", exa
     "",
     summary="List registered participants",
     operation_id=openapi_links.LIST_PARTICIPANTS,
+    openapi_extra=allows(*READERS, Role.INITIATOR),
     response_model=ParticipantPage,
     responses=openapi_links.with_links(
         {200: examples.answer("Every registered participant", examples.PARTICIPANTS), **responses("unavailable")},
@@ -37,6 +43,7 @@ async def list_participants(parts: PartsOf) -> Response:
     "/{name}",
     summary="Get a participant",
     operation_id=openapi_links.GET_PARTICIPANT,
+    openapi_extra=allows(*READERS, Role.INITIATOR),
     response_model=ParticipantBody,
     responses={
         200: examples.answer("The registry entry", examples.PARTICIPANT),
@@ -55,6 +62,7 @@ async def get(name: Name, parts: PartsOf) -> Response:
     "/{name}",
     summary="Register or replace a participant",
     operation_id=openapi_links.PUT_PARTICIPANT,
+    openapi_extra=allows(*ADMINS),
     response_model=ParticipantBody,
     responses=openapi_links.with_links(
         {
@@ -75,7 +83,9 @@ async def get(name: Name, parts: PartsOf) -> Response:
 async def put(
     name: Name,
     body: Annotated[RegistryBody, Body(openapi_examples=examples.REGISTER)],
+    request: Request,
     parts: PartsOf,
+    principal: PrincipalOf,
     check: Annotated[bool, Query(description="register it only if its three routes are there now")] = False,
 ) -> Response:
     """Register a participant under a name that branches refer to, or replace its entry.
@@ -94,7 +104,8 @@ async def put(
             errors=[{"at": operation, "message": fault} for operation, fault in faults],
         )
     participant = RegisteredParticipant(name=name, **body.model_dump())
-    is_new = await parts.registry.put(participant)
+    audited = _entry("participant.put", name, request, parts, principal)
+    is_new = await parts.registry.put(participant, audited)
     return json_response(participant_json(participant), 201 if is_new else 200)
 
 
@@ -102,17 +113,23 @@ async def put(
     "/{name}",
     summary="Remove a participant",
     operation_id=openapi_links.DELETE_PARTICIPANT,
+    openapi_extra=allows(*ADMINS),
     status_code=204,
     responses={
         204: {"description": "The participant is removed"},
         **responses("participant-not-found", "participant-in-use", "invalid", "unavailable"),
     },
 )
-async def delete(name: Name, parts: PartsOf) -> Response:
+async def delete(name: Name, request: Request, parts: PartsOf, principal: PrincipalOf) -> Response:
     """Remove a participant from the registry. Refused while an unfinished transaction needs it."""
-    deleted = await parts.registry.delete(name)
+    deleted = await parts.registry.delete(name, _entry("participant.delete", name, request, parts, principal))
     if deleted is None:
         raise Problem("participant-not-found")
     if not deleted:
         raise Problem("participant-in-use")
     return Response(status_code=204)
+
+
+def _entry(action: str, name: str, request: Request, parts: Parts, principal: Principal) -> AuditEntry:
+    asker = asker_of(request, principal, ADMINS)
+    return AuditEntry(at=parts.clock(), asker=asker, action=action, target=f"participants/{name}")

@@ -114,6 +114,25 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     "method-not-allowed": Kind(
         405, "This path doesn't support this method", "The `Allow` header lists the methods that it supports."
     ),
+    "unauthenticated": Kind(
+        401,
+        "A valid API key is needed",
+        "Send `Authorization: Bearer <key>`. An admin creates keys with POST /v1/admin/keys.",
+    ),
+    "forbidden": Kind(
+        403, "This key may not do that", "Use a key that may, or ask an admin for one with the roles that it needs."
+    ),
+    "foreign-origin": Kind(
+        403,
+        "A page of another site sent this request",
+        "Only the coordinator's own pages may use a browser for that. If this is one, set HOLDFAST_PUBLIC_URL.",
+    ),
+    "key-not-found": Kind(404, "There is no such API key, or it was revoked", "GET /v1/admin/keys lists the ids."),
+    "rate-limited": Kind(
+        429,
+        "This key makes too many requests",
+        "Nothing was recorded. Try again after `Retry-After` seconds. HOLDFAST_RATE_PER_KEY sets the limit.",
+    ),
     "untrusted-host": Kind(
         421,
         "The coordinator isn't asked under this name",

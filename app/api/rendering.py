@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 from fastapi.responses import Response
 
+from app.auth.keys import Issued
 from app.protocol.values import LATEST_S, Branch, CallRecord, Transaction
+from app.storage.api_keys import StoredKey
+from app.storage.audit import StoredEntry
 from app.storage.participants import RegisteredParticipant
 from app.storage.queries import HungTotal
 
@@ -28,8 +31,8 @@ def rfc3339(at: float | None) -> str | None:
     return datetime.fromtimestamp(nearest, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def transaction_json(transaction: Transaction) -> dict[str, Any]:
-    """The transaction resource (TransactionBody)."""
+def transaction_json(transaction: Transaction, *, masked: bool = False) -> dict[str, Any]:
+    """The transaction resource (TransactionBody). `masked` is without payloads, results and error texts."""
     reason = transaction.reason
     return {
         "id": transaction.id,
@@ -38,7 +41,8 @@ def transaction_json(transaction: Transaction) -> dict[str, Any]:
         "phase": transaction.phase,
         "decision": transaction.decision,
         "outcome": transaction.outcome,
-        "reason": reason and {"code": reason.code, "branch": reason.branch, "detail": reason.detail},
+        "reason": reason
+        and {"code": reason.code, "branch": reason.branch, "detail": None if masked else reason.detail},
         "hung": transaction.hung_since is not None,
         "hung_since": rfc3339(transaction.hung_since),
         "hung_reason": transaction.hung_reason,
@@ -48,12 +52,14 @@ def transaction_json(transaction: Transaction) -> dict[str, Any]:
         "decided_at": rfc3339(transaction.decided_at),
         "finished_at": rfc3339(transaction.finished_at),
         "next_attempt_at": rfc3339(transaction.next_attempt_at),
-        "branches": [_branch_json(branch) for branch in transaction.branches],
+        "owner": transaction.owner,
+        "branches": [_branch_json(branch, masked) for branch in transaction.branches],
+        "masked": masked,
     }
 
 
-def call_json(call: CallRecord) -> dict[str, Any]:
-    """One call of the history (CallBody)."""
+def call_json(call: CallRecord, *, masked: bool = False) -> dict[str, Any]:
+    """One call of the history (CallBody). `masked` is without the error and the response."""
     return {
         "branch": call.branch,
         "operation": call.operation,
@@ -62,8 +68,9 @@ def call_json(call: CallRecord) -> dict[str, Any]:
         "duration_ms": call.duration_ms,
         "answer": call.answer,
         "http_status": call.http_status,
-        "error": call.error,
-        "response": call.response,
+        "error": None if masked else call.error,
+        "response": None if masked else call.response,
+        "masked": masked,
     }
 
 
@@ -82,7 +89,49 @@ def totals_json(totals: Sequence[HungTotal]) -> list[dict[str, Any]]:
     return [{"participant": each.participant, "reason": each.reason, "count": each.count} for each in totals]
 
 
-def _branch_json(branch: Branch) -> dict[str, Any]:
+def key_json(key: StoredKey) -> dict[str, Any]:
+    """An API key (KeyBody)."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "roles": key.roles,
+        "owner": key.owner,
+        "participant": key.participant,
+        "participants": key.participants,
+        "endpoints": key.endpoints,
+        "created_at": rfc3339(key.created_at),
+        "expires_at": rfc3339(key.expires_at),
+        "revoked_at": rfc3339(key.revoked_at),
+        "last_used_at": rfc3339(key.last_used_at),
+        "previous_expires_at": rfc3339(key.previous_until),
+    }
+
+
+def issued_json(issued: Issued) -> dict[str, Any]:
+    """A key that was created or rotated just now (IssuedKeyBody)."""
+    return key_json(issued.stored) | {"key": issued.shown.text}
+
+
+def audit_json(stored: StoredEntry, *, masked: bool) -> dict[str, Any]:
+    """One entry of the record (AuditEntryBody). `masked` is without what was changed."""
+    entry = stored.entry
+    return {
+        "id": stored.id,
+        "at": rfc3339(entry.at),
+        "actor": entry.asker.actor,
+        "role": entry.asker.role,
+        "address": entry.asker.address,
+        "action": entry.action,
+        "target": entry.target,
+        "reason": entry.reason,
+        "outcome": entry.outcome,
+        "before": None if masked or entry.before is None else msgspec.Raw(entry.before.encode()),
+        "after": None if masked or entry.after is None else msgspec.Raw(entry.after.encode()),
+        "masked": masked,
+    }
+
+
+def _branch_json(branch: Branch, masked: bool) -> dict[str, Any]:
     endpoints, resolution = branch.endpoints, branch.resolution
     return {
         "name": branch.name,
@@ -91,10 +140,10 @@ def _branch_json(branch: Branch) -> dict[str, Any]:
         and {"try": endpoints.try_url, "confirm": endpoints.confirm_url, "cancel": endpoints.cancel_url},
         "call_timeout_s": branch.call_timeout_s,
         "phase": branch.phase,
-        "payload": msgspec.Raw(branch.payload),
-        "result": branch.result and msgspec.Raw(branch.result),
+        "payload": None if masked else msgspec.Raw(branch.payload),
+        "result": None if masked or not branch.result else msgspec.Raw(branch.result),
         "attempts": {"try": branch.try_attempts, "confirm": branch.confirm_attempts, "cancel": branch.cancel_attempts},
-        "last_error": branch.last_error,
+        "last_error": None if masked else branch.last_error,
         "hung_reason": branch.hung_reason,
         "next_attempt_at": rfc3339(branch.next_attempt_at),
         "resolution": resolution

@@ -10,10 +10,20 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from app.api.examples import TRANSACTION_ID
 from app.api.pagination import CURSOR_CHARS_MAX
+from app.auth.roles import Role
 from app.calling.registration import CALL_TIMEOUT_MAX_S, ParticipantName
 from app.engine.coordinator import Begin
 from app.protocol.identity import Identity, identity_of
@@ -29,11 +39,13 @@ from app.protocol.values import (
     TryOrder,
 )
 from app.settings import BRANCHES_LIMIT, Settings
+from app.storage.audit import AuditFilter
 from app.storage.tables import NAME_CHARS_MAX
 from holdfast.json_text import EMPTY_OBJECT
 from holdfast.wire import Answer, Decision, Operation, is_one_line
 
 REASON_CHARS_MAX: Final = 2000
+PREVIOUS_TTL_MAX_S: Final = 30 * 86_400.0
 
 
 def _one_line(text: str) -> str:
@@ -141,7 +153,9 @@ class BeginRequest(_Body):
             return "timeout_s: the deadline must be before the year 9999"
         return None
 
-    def begin(self, settings: Settings, *, idempotency_key: str | None, traceparent: str | None) -> Begin:
+    def begin(
+        self, settings: Settings, *, idempotency_key: str | None, traceparent: str | None, owner: str | None
+    ) -> Begin:
         """The request in the form that the coordinator takes."""
         return Begin(
             branches=tuple(_branch(branch) for branch in self.branches),
@@ -150,6 +164,7 @@ class BeginRequest(_Body):
             reference=self.reference,
             try_order=TryOrder(self.try_order),
             traceparent=traceparent,
+            owner=owner,
             idempotency_key=idempotency_key,
             identity=self._identity() if idempotency_key else None,
         )
@@ -240,6 +255,48 @@ class CallsQuery(_Query):
     limit: int = Field(default=500, ge=1, le=500, description="the most items on the page")
 
 
+class RotateRequest(_Body):
+    """How long the secret before stays valid."""
+
+    previous_ttl_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=PREVIOUS_TTL_MAX_S,
+        description="time for which the present secret stays valid, in seconds",
+        examples=[3600],
+    )
+
+
+class AuditExportQuery(BaseModel):
+    """Which entries of the record to show. Every given filter must match."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    actor: Label | None = Field(default=None, description="the name of the key", examples=["ada"])
+    action: Label | None = Field(default=None, description="what was done", examples=["branch.resolve"])
+    target: Label | None = Field(
+        default=None, description="what it was done to", examples=[f"transactions/{TRANSACTION_ID}"]
+    )
+    outcome: Literal["done", "denied"] | None = Field(default=None, description="whether it was refused")
+    since: AwareDatetime | None = Field(default=None, alias="from", description="at this time or later")
+    until: AwareDatetime | None = Field(default=None, alias="to", description="before this time")
+
+    @property
+    def wanted(self) -> AuditFilter:
+        return AuditFilter(
+            actor=self.actor,
+            action=self.action,
+            target=self.target,
+            outcome=self.outcome,
+            since=None if self.since is None else self.since.timestamp(),
+            until=None if self.until is None else self.until.timestamp(),
+        )
+
+
+class AuditQuery(AuditExportQuery, _Query):
+    """Which entries of the record to list."""
+
+
 class ReasonBody(BaseModel):
     code: ReasonCode
     branch: str | None
@@ -295,7 +352,9 @@ class TransactionBody(BaseModel):
     decided_at: datetime | None
     finished_at: datetime | None
     next_attempt_at: datetime | None
+    owner: str | None = Field(description="the owner of the API key that began it")
     branches: list[BranchBody]
+    masked: bool = Field(description="payloads, results and error texts are null: this key may not see them")
 
 
 class TransactionPage(BaseModel):
@@ -325,6 +384,7 @@ class CallBody(BaseModel):
     http_status: int | None
     error: str | None
     response: str | None
+    masked: bool = Field(description="error and response are null: this key may not see them")
 
 
 class CallPage(BaseModel):
@@ -348,6 +408,53 @@ class ParticipantBody(BaseModel):
 
 class ParticipantPage(BaseModel):
     items: list[ParticipantBody]
+
+
+class KeyBody(BaseModel):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    roles: list[Role]
+    owner: str
+    participant: str | None
+    participants: list[str] | None
+    endpoints: bool
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    previous_expires_at: datetime | None = Field(description="when the secret before the last rotation ends")
+
+
+class IssuedKeyBody(KeyBody):
+    key: str = Field(description="the key in full, shown this once")
+
+
+class KeyPage(BaseModel):
+    items: list[KeyBody]
+
+
+class AuditEntryBody(BaseModel):
+    """Something that somebody did, or wasn't allowed to."""
+
+    id: str
+    at: datetime
+    actor: str | None = Field(description="the name of the key; null without one")
+    role: str | None
+    address: str | None
+    action: str
+    target: str
+    reason: str | None
+    outcome: Literal["done", "denied"]
+    before: Any
+    after: Any
+    masked: bool = Field(description="before and after are null: this key may not see them")
+
+
+class AuditPage(BaseModel):
+    items: list[AuditEntryBody]
+    next_cursor: str | None
 
 
 class StatusBody(BaseModel):

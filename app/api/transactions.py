@@ -3,16 +3,16 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Final
+from collections.abc import Callable
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Header, Query, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 
 from app.api import examples, openapi_links
+from app.api.access import READ, GuardedRoute, Handler, PrincipalOf, allows, asker_of, words_of
 from app.api.bodies import known_id, read_begin, read_cursor
-from app.api.dependencies import Parts, PartsOf, peer_of
+from app.api.dependencies import Parts, PartsOf
 from app.api.pagination import cursor_of
 from app.api.prefer_header import Preferences, parse_prefer
 from app.api.problems import Problem, responses
@@ -29,16 +29,18 @@ from app.api.schemas import (
     TransactionPage,
     TransactionsQuery,
 )
+from app.auth.roles import READERS, Principal, Role
 from app.engine.errors import IdempotencyKeyConflictError, UnknownParticipantError, UnknownTransactionError
 from app.protocol.messages import CancelRequested
 from app.protocol.values import Outcome, Transaction
 from app.storage import calls, queries
 from app.storage.errors import DatabaseError
+from app.storage.queries import StoredDecision
 from holdfast.wire import Decision
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/transactions", tags=["transactions"])
+router = APIRouter(prefix="/v1/transactions", tags=["transactions"], route_class=GuardedRoute)
 
 Prefer = Annotated[
     list[str],
@@ -49,6 +51,8 @@ Prefer = Annotated[
 
 LARGE_BYTES: Final = 65_536
 """A larger begin is read in a thread: looking through a megabyte of brackets takes a tenth of a second."""
+COMMANDERS: Final = frozenset({Role.INITIATOR, Role.OPERATOR})
+NOT_YOURS: Final = "The transaction is another owner's."
 RECHECK_MIN_S: Final = 1.0
 RECHECK_MAX_S: Final = 60.0
 """Bounds of `recheck_in_s`: when a participant in doubt is told to ask again."""
@@ -60,10 +64,10 @@ _AWAITED: Final[dict[str, Callable[[Transaction], bool]]] = {
 }
 
 
-class _BeginRoute(APIRoute):
+class _BeginRoute(GuardedRoute):
     """Documented by its signature, but parsed by hand: FastAPI's generic parsing would double the cost of a begin."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    def get_admitted_handler(self) -> Handler:
         async def handle(request: Request) -> Response:
             headers, body = request.headers, await request.body()
             if len(body) <= LARGE_BYTES:
@@ -71,14 +75,17 @@ class _BeginRoute(APIRoute):
             else:
                 read = await asyncio.to_thread(read_begin, body, headers.get("content-type"))
             key, trace = headers.get("idempotency-key"), headers.get("traceparent")
-            return await begin(read, request.app.state.parts, headers.getlist("prefer"), key, trace)
+            parts, principal = request.app.state.parts, request.state.principal
+            return await begin(read, request, parts, principal, headers.getlist("prefer"), key, trace)
 
         return handle
 
 
 async def begin(
-    request: Annotated[BeginRequest, Body(openapi_examples=examples.BEGIN)],
+    body: Annotated[BeginRequest, Body(openapi_examples=examples.BEGIN)],
+    request: Request,
     parts: PartsOf,
+    principal: PrincipalOf,
     prefer: Prefer = [],  # noqa: B006 - never mutated
     idempotency_key: Annotated[
         str | None,
@@ -107,19 +114,26 @@ async def begin(
     """
     preferences = parse_prefer(prefer)
     key = _key(idempotency_key)
+    _check_rights(body, request, parts, principal)
     try:
-        _admit(request, parts)
+        _admit(body, parts)
     except Problem:
         if not await parts.coordinator.has_begun(key):
             raise  # otherwise this is a repeat, and was admitted at the time
-    asked = request.begin(parts.settings, idempotency_key=key, traceparent=parse_traceparent(traceparent))
+    trace = parse_traceparent(traceparent)
+    asked = body.begin(parts.settings, idempotency_key=key, traceparent=trace, owner=principal.owner)
     try:
         begun = await parts.coordinator.begin(asked)
     except IdempotencyKeyConflictError as conflict:
-        raise Problem("idempotency-key-conflict", transaction_id=conflict.transaction_id) from conflict
+        if principal.owns(conflict.owner):
+            raise Problem("idempotency-key-conflict", transaction_id=conflict.transaction_id) from conflict
+        raise Problem("idempotency-key-conflict") from conflict
     except UnknownParticipantError as unknown:
         raise _unknown_participant(unknown.name) from unknown
-    answer_at, wait_s = _waiting(request.answer_at, preferences, parts.settings.wait_default_s)
+    if not principal.owns(begun.owner):
+        conflicting = Problem("idempotency-key-conflict")
+        parts.gate.refuse(request, principal, "The idempotency key is another owner's.", problem=conflicting)
+    answer_at, wait_s = _waiting(body.answer_at, preferences, parts.settings.wait_default_s)
     try:
         transaction = await parts.coordinator.wait(begun.id, _AWAITED[answer_at], wait_s)
     except DatabaseError as error:  # not 503, which would mean that nothing was recorded
@@ -136,6 +150,7 @@ router.add_api_route(
     route_class_override=_BeginRoute,
     summary="Begin a transaction",
     operation_id=openapi_links.BEGIN,
+    openapi_extra=allows(Role.INITIATOR),
     status_code=201,
     response_model=TransactionBody,
     responses=openapi_links.with_links(
@@ -171,6 +186,7 @@ router.add_api_route(
     "",
     summary="List transactions",
     operation_id=openapi_links.LIST,
+    openapi_extra=READ,
     response_model=TransactionPage,
     responses=openapi_links.with_links(
         {
@@ -180,15 +196,16 @@ router.add_api_route(
         {200: openapi_links.to_next_page(openapi_links.LIST) | openapi_links.to_transaction("/items/0")},
     ),
 )
-async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query()]) -> Response:
-    """List transactions, newest first. Every filter that you give must match.
+async def list_newest(parts: PartsOf, principal: PrincipalOf, query: Annotated[TransactionsQuery, Query()]) -> Response:
+    """List transactions, newest first. Every filter that you give must match. An initiator sees its own.
 
     Follow `next_cursor` until it is null: a page may be short, or even empty, and not be the last.
     """
     before_id = read_cursor(query.cursor, str)[0] if query.cursor is not None else None
-    wanted = queries.Filter(**query.model_dump(exclude={"limit", "cursor"}))
+    owner = None if principal.roles & READERS else principal.owner
+    wanted = queries.Filter(**query.model_dump(exclude={"limit", "cursor"}), owner=owner)
     page = await parts.journal.read(queries.list_newest, wanted, query.limit, before_id)
-    items = [transaction_json(each) for each in page.transactions]
+    items = [transaction_json(each, masked=not principal.reads_payloads(each.owner)) for each in page.transactions]
     return json_response({"items": items, "next_cursor": page.next_after and cursor_of(*page.next_after)})
 
 
@@ -196,6 +213,7 @@ async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query(
     "/{transaction_id}",
     summary="Get a transaction, or wait for its end",
     operation_id=openapi_links.GET,
+    openapi_extra=READ,
     response_model=TransactionBody,
     responses={
         200: examples.answer("The transaction", examples.CONFIRMED, examples.CANCELLED, examples.HUNG),
@@ -205,7 +223,9 @@ async def list_newest(parts: PartsOf, query: Annotated[TransactionsQuery, Query(
 )
 async def get(
     transaction_id: TransactionId,
+    request: Request,
     parts: PartsOf,
+    principal: PrincipalOf,
     prefer: Prefer = [],  # noqa: B006
     if_none_match: Annotated[
         str | None, Header(description="the `ETag` of an earlier answer; answers 304 if nothing has changed")
@@ -213,9 +233,13 @@ async def get(
 ) -> Response:
     """Get a transaction as it stands now. With `Prefer: wait=<seconds>` the answer waits until it is finished."""
     preferences = parse_prefer(prefer)
-    wait_s = preferences.wait_s or 0.0
-    transaction = await parts.coordinator.wait(known_id(transaction_id), lambda each: each.finished, wait_s)
-    body = to_json(transaction_json(transaction))
+    id_, wait_s = known_id(transaction_id), preferences.wait_s or 0.0
+    transaction = await parts.coordinator.wait(
+        id_, lambda each: each.finished or not principal.reads(each.owner), wait_s
+    )
+    if not principal.reads(transaction.owner):
+        parts.gate.refuse(request, principal, NOT_YOURS)
+    body = to_json(transaction_json(transaction, masked=not principal.reads_payloads(transaction.owner)))
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": etag} | Preferences(preferences.wait_s).applied
     known = {each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")}
@@ -228,6 +252,7 @@ async def get(
     "/{transaction_id}/calls",
     summary="List the calls made for a transaction",
     operation_id=openapi_links.LIST_CALLS,
+    openapi_extra=READ,
     response_model=CallPage,
     responses=openapi_links.with_links(
         {
@@ -237,24 +262,34 @@ async def get(
         {200: openapi_links.to_next_page(openapi_links.LIST_CALLS, of="transaction_id")},
     ),
 )
-async def list_calls(transaction_id: TransactionId, parts: PartsOf, query: Annotated[CallsQuery, Query()]) -> Response:
+async def list_calls(
+    transaction_id: TransactionId,
+    request: Request,
+    parts: PartsOf,
+    principal: PrincipalOf,
+    query: Annotated[CallsQuery, Query()],
+) -> Response:
     """List every call to a participant that was made for the transaction, oldest first, with its answer."""
     after_id = read_cursor(query.cursor, int)[0] if query.cursor is not None else 0
     transaction_id = known_id(transaction_id)
     unsaved = parts.coordinator.runs.unsaved_calls(transaction_id)
-    await parts.coordinator.find(transaction_id)
+    transaction = await parts.coordinator.find(transaction_id)
+    if not principal.reads(transaction.owner):
+        parts.gate.refuse(request, principal, NOT_YOURS)
+    masked = not principal.reads_payloads(transaction.owner)
     found = await parts.journal.read(calls.list_calls, transaction_id, query.limit + 1, after_id)
     next_cursor = cursor_of(found[query.limit - 1][0]) if len(found) > query.limit else None
     made = [call for _, call in found[: query.limit]]
     if next_cursor is None:
         made += [call for call in unsaved if call not in made]
-    return json_response({"items": [call_json(call) for call in made], "next_cursor": next_cursor})
+    return json_response({"items": [call_json(call, masked=masked) for call in made], "next_cursor": next_cursor})
 
 
 @router.get(
     "/{transaction_id}/decision",
     summary="Get the decision (for participants in doubt)",
     operation_id=openapi_links.GET_DECISION,
+    openapi_extra=allows(*READERS, Role.INITIATOR, Role.PARTICIPANT),
     response_model=DecisionBody,
     responses={
         200: examples.answer("What was durably decided", examples.DECIDED, examples.UNDECIDED),
@@ -263,7 +298,9 @@ async def list_calls(transaction_id: TransactionId, parts: PartsOf, query: Annot
 )
 async def get_decision(
     transaction_id: TransactionId,
+    request: Request,
     parts: PartsOf,
+    principal: PrincipalOf,
     branch: Annotated[
         str | None, Query(description="the branch that asks; without it the transaction's decision", examples=["card"])
     ] = None,
@@ -278,6 +315,8 @@ async def get_decision(
         found = await parts.coordinator.find_decision(known_id(transaction_id), branch)
     except UnknownTransactionError as unknown:
         raise Problem("unknown-transaction", coordinator_id=parts.coordinator_id) from unknown
+    if not _may_ask(principal, found):
+        parts.gate.refuse(request, principal, "The decision is about another participant's branch.")
     return json_response(
         {
             "decision": found.decision,
@@ -292,21 +331,46 @@ async def get_decision(
     "/{transaction_id}/cancel",
     summary="Cancel an undecided transaction",
     operation_id=openapi_links.CANCEL,
+    openapi_extra=allows(*COMMANDERS),
     response_model=TransactionBody,
     responses={
         200: examples.answer("Cancel is decided", examples.CANCELLING),
         **responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
     },
 )
-async def cancel(transaction_id: TransactionId, request: Request, parts: PartsOf) -> Response:
+async def cancel(transaction_id: TransactionId, request: Request, parts: PartsOf, principal: PrincipalOf) -> Response:
     """Decide to cancel a transaction that is still undecided.
 
     The answer comes once the decision is durable; the participants' Cancels follow. Cancelling twice is safe. A
     transaction that is already decided to confirm answers 409.
     """
-    command = CancelRequested(detail="cancelled by request", by=f"initiator at {peer_of(request)}")
-    transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
-    return json_response(transaction_json(transaction))
+    id_ = known_id(transaction_id)
+    if Role.OPERATOR not in principal.roles and not principal.owns((await parts.coordinator.find(id_)).owner):
+        parts.gate.refuse(request, principal, NOT_YOURS)
+    asker = asker_of(request, principal, COMMANDERS)
+    command = CancelRequested(detail="cancelled by request", by=words_of(asker, "initiator"), asker=asker)
+    transaction = await parts.coordinator.commands.carry_out(id_, command)
+    return json_response(transaction_json(transaction, masked=not principal.reads_payloads(transaction.owner)))
+
+
+def _check_rights(body: BeginRequest, request: Request, parts: Parts, principal: Principal) -> None:
+    """Refuse branches that this key may not use."""
+    for branch in body.branches:
+        if branch.endpoints is not None and not principal.endpoints:
+            parts.gate.refuse(request, principal, f"branch {branch.branch_name}: this key may not use endpoints.")
+        elif branch.participant and not (
+            principal.participants is None or branch.participant in principal.participants
+        ):
+            parts.gate.refuse(
+                request, principal, f"branch {branch.branch_name}: this key may not use {branch.participant}."
+            )
+
+
+def _may_ask(principal: Principal, found: StoredDecision) -> bool:
+    """A key that is a participant's alone asks about branches of that participant, or of none."""
+    if principal.roles & READERS or Role.INITIATOR in principal.roles:
+        return True
+    return found.participant in (None, principal.participant)
 
 
 def _key(header: str | None) -> str | None:

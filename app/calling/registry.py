@@ -15,9 +15,10 @@ from app.calling.caller import Target
 from app.protocol.messages import Call
 from app.protocol.values import Endpoints
 from app.storage import participants
+from app.storage.audit import AuditEntry
 from app.storage.errors import DuplicateKeyError
 from app.storage.group_commit import Journal
-from app.storage.participants import RegisteredParticipant
+from app.storage.participants import RegisteredParticipant, Registration, Removal
 from holdfast.wire import Operation
 
 URLS_MAX: Final = 4096
@@ -48,18 +49,19 @@ class Registry:
     def get(self, name: str) -> RegisteredParticipant | None:
         return self._participants.get(name)
 
-    async def put(self, participant: RegisteredParticipant) -> bool:
-        """Register or replace a participant; returns whether the name is new."""
+    async def put(self, participant: RegisteredParticipant, audited: AuditEntry | None = None) -> bool:
+        """Register or replace a participant, with this entry in the record; returns whether the name is new."""
+        registration = Registration(participant=participant, audited=audited)
         try:
-            is_new = await self._journal.write(participants.put_participants, participant)
+            is_new = await self._journal.write(participants.put_participants, registration)
         except DuplicateKeyError:  # another replica registered the same name at the same moment
-            is_new = await self._journal.write(participants.put_participants, participant)
+            is_new = await self._journal.write(participants.put_participants, registration)
         await self.refresh()
         return is_new
 
-    async def delete(self, name: str) -> bool | None:
+    async def delete(self, name: str, audited: AuditEntry | None = None) -> bool | None:
         """Remove a participant: False if unfinished transactions need it, None if the name is unknown."""
-        deleted = await self._journal.write(participants.delete_participants, name)
+        deleted = await self._journal.write(participants.delete_participants, Removal(name=name, audited=audited))
         await self.refresh()
         return deleted
 

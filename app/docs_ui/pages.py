@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from app.auth.roles import AuthMode
 from holdfast.version import __version__
 
 CONTENT_SECURITY_POLICY: Final = (
@@ -37,6 +38,12 @@ LINKS: Final = {
 }
 """Name → (path, what is there), as `/` lists them."""
 
+NOTICES: Final = {
+    AuthMode.NONE: "Authentication is off: whoever reaches this port may do everything (HOLDFAST_AUTH=none).",
+    AuthMode.ACCEPT: "Keys are checked and counted, but nobody is refused yet (HOLDFAST_AUTH=accept).",
+}
+"""What every page says while requests without a key are let in."""
+
 _HERE: Final = Path(__file__).parent
 _STATIC, _SWAGGER_UI = _HERE / "static", _HERE / "vendor" / "swagger-ui-dist"
 FILES: Final = {  # media types are fixed, because Python guesses them from tables that differ between machines
@@ -57,16 +64,19 @@ router = APIRouter(include_in_schema=False)
 async def start(request: Request) -> Response:
     """Where to go from here: HTML for a browser, JSON for everything else."""
     vary = {"Vary": "Accept"}
+    mode: AuthMode = request.app.state.auth_mode
     if "text/html" in request.headers.get("accept", ""):
-        return _page("start.html", vary, links=_link_list())
+        return _page("start.html", vary, links=_link_list(), notice=_notice(mode))
     links = {name: f"{request.scope.get('root_path', '')}/{path}" for name, (path, _) in LINKS.items()}
-    return JSONResponse({"name": "Holdfast", "version": __version__, "links": links}, headers=vary)
+    return JSONResponse(
+        {"name": "Holdfast", "version": __version__, "authentication": mode, "links": links}, headers=vary
+    )
 
 
 @router.get("/docs")
-async def docs() -> Response:
+async def docs(request: Request) -> Response:
     """Swagger UI, which reads /openapi.json."""
-    return _page("docs.html", {})
+    return _page("docs.html", {}, notice=_notice(request.app.state.auth_mode))
 
 
 @router.get("/docs/{name}")
@@ -84,6 +94,10 @@ def _page(name: str, headers: dict[str, str], **parts: str) -> Response:
     for part, value in ({"version": escape(__version__)} | parts).items():
         text = text.replace(f"{{{{ {part} }}}}", value)
     return HTMLResponse(text, headers=HEADERS | headers)
+
+
+def _notice(mode: AuthMode) -> str:
+    return f'<p class="notice">{NOTICES[mode]}</p>' if mode in NOTICES else ""
 
 
 def _link_list() -> str:

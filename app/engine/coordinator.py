@@ -47,6 +47,11 @@ class Begin:
     traceparent: str | None = None
     idempotency_key: str | None = None
     identity: Identity | None = None
+    owner: str | None = None
+
+
+OWNER_SHARE: Final = 0.8
+"""The share of HOLDFAST_INFLIGHT_MAX that one owner may take, so that the others can still begin."""
 
 
 class Coordinator:
@@ -104,7 +109,8 @@ class Coordinator:
         OverloadedError, UnknownParticipantError or IdempotencyKeyConflictError.
         """
         size = sum(len(branch.payload) for branch in request.branches)
-        if self.runs.stopping or (self._is_full(size) and not await self.has_begun(request.idempotency_key)):
+        is_full = self._is_full(size) or self._has_enough(request.owner)
+        if self.runs.stopping or (is_full and not await self.has_begun(request.idempotency_key)):
             raise OverloadedError
         self._beginning += 1
         self._memory.hold(size)
@@ -148,6 +154,7 @@ class Coordinator:
             reference=request.reference,
             try_order=request.try_order,
             traceparent=request.traceparent,
+            owner=request.owner,
             version=1,
         )
         step = advance(new, (), now, self._policy)
@@ -166,7 +173,7 @@ class Coordinator:
             raise UnknownParticipantError(recorded.participant)
         if not recorded.created:
             if not await self._is_same(request.identity, recorded):
-                raise IdempotencyKeyConflictError(recorded.transaction_id)
+                raise IdempotencyKeyConflictError(recorded.transaction_id, recorded.owner)
             return await self.find(recorded.transaction_id)
         self._metrics.begun.inc()
         await self.runs.begin(step.transaction, replace(step, must_save=False))
@@ -183,6 +190,10 @@ class Coordinator:
     def _is_full(self, size: int) -> bool:
         begun = self.runs.context.places[Place.BEGUN] + self._beginning
         return begun >= self._inflight_max or not self._memory.admits(size)
+
+    def _has_enough(self, owner: str | None) -> bool:
+        """Whether this owner has as many transactions in progress as one may have."""
+        return owner is not None and self.runs.context.owners[owner] >= OWNER_SHARE * self._inflight_max
 
     def _look_again_s(self, transaction_id: str) -> float:
         return self._poll_s() if self.runs.active(transaction_id) is None else float("inf")

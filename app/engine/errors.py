@@ -25,11 +25,12 @@ class UnknownParticipantError(Exception):
 
 
 class IdempotencyKeyConflictError(Exception):
-    """The key was used for another request, which began the transaction `transaction_id`."""
+    """The key was used for another request, which began the transaction `transaction_id` of `owner`."""
 
-    def __init__(self, transaction_id: str) -> None:
+    def __init__(self, transaction_id: str, owner: str | None) -> None:
         super().__init__(transaction_id)
         self.transaction_id = transaction_id
+        self.owner = owner
 
 
 class ObjectedError(Exception):

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 from app.calling.caller import Caller
 from app.calling.registry import Registry
+from app.engine.audited import entries_of
 from app.engine.errors import ObjectedError
 from app.engine.events import log_save
 from app.engine.memory_budget import MemoryBudget, size_of
@@ -64,8 +65,9 @@ class PendingCommand:
 class Context:
     """What all runs of a process share.
 
-    `places` counts the runs, `spawn` starts a task that is cancelled when the process stops, and `tell` notifies other
-    replicas that a transaction was decided, is delayed or has finished. `clock` gives seconds since the epoch.
+    `places` counts the runs, `owners` those of each owner that were begun here, `spawn` starts a task that is cancelled
+    when the process stops, and `tell` notifies other replicas that a transaction was decided, is delayed or has
+    finished. `clock` gives seconds since the epoch.
     """
 
     journal: Journal
@@ -76,6 +78,7 @@ class Context:
     memory: MemoryBudget
     waiters: Waiters
     places: Counter[Place]
+    owners: Counter[str]
     spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
     tell: Callable[[str], None]
     clock: Callable[[], float]
@@ -113,7 +116,7 @@ class Run:
         self._halted = False
         self._saving = False
         self._size = 0
-        context.places[place] += 1
+        self._count(place, 1)
         self._hold(size_of(saved))
         for pending in commands:
             self.ask(pending)
@@ -128,7 +131,7 @@ class Run:
             await self._leave()
         finally:
             self._turn_away()
-            self._context.places[self.place] -= 1
+            self._count(self.place, -1)
             self._context.memory.free(self._size)
 
     def ask(self, pending: PendingCommand) -> None:
@@ -175,7 +178,8 @@ class Run:
         step = first or self._advance(self.saved)
         while True:
             try:
-                transaction = await self._save(step) if step.must_save or self._heard else step.transaction
+                must_save = step.must_save or self._heard or self._is_commanded
+                transaction = await self._save(step) if must_save else step.transaction
             except LateError:
                 log.warning("event=decision_late transaction_id=%s", self.saved.id)
                 step = self._advance_again()
@@ -232,7 +236,12 @@ class Run:
         made = tuple(self.history)  # a call that finishes during this save is left for the next one
         heard = tuple(self._heard)
         save = transactions.Save(
-            before=self.saved, after=step.transaction, calls=made, heard=heard, is_late=self._lateness_of(step)
+            before=self.saved,
+            after=step.transaction,
+            calls=made,
+            heard=heard,
+            audited=entries_of(self.saved, step.transaction, self._basis[1], self._context.clock()),
+            is_late=self._lateness_of(step),
         )
         self._saving = True
         try:
@@ -248,6 +257,11 @@ class Run:
             self._context.metrics.finished.labels(outcome=self.saved.outcome).inc()
         return self.saved
 
+    @property
+    def _is_commanded(self) -> bool:
+        """Whether the last step carries out a command, which the record tells of even if it changed nothing."""
+        return any(not isinstance(each, Answered) for each in self._basis[1])
+
     def _lateness_of(self, step: Step) -> Callable[[], bool] | None:
         """What tells the writer whether it is too late for this step, by the clock that it was made by."""
         clock, not_after = self._context.clock, step.not_after
@@ -256,14 +270,23 @@ class Run:
     def _publish(self, transaction: Transaction) -> None:
         self.latest = transaction
         place = self._place_unless_hung if transaction.hung_since is None else Place.HUNG
-        self._context.places[self.place] -= 1
-        self._context.places[place] += 1
-        self.place = place
+        if place is not self.place:
+            self._count(self.place, -1)
+            self._count(place, 1)
+            self.place = place
         taken, self._taken = self._taken, []
         for future in taken:
             if not future.done():
                 future.set_result(transaction)
         self._context.waiters.show(transaction)
+
+    def _count(self, place: Place, change: int) -> None:
+        self._context.places[place] += change
+        owner, owners = self.saved.owner, self._context.owners
+        if owner is not None and place is Place.BEGUN:
+            owners[owner] += change
+            if not owners[owner]:
+                del owners[owner]
 
     async def _something(self, step: Step) -> None:
         """Wait for an answer, a command, or the step's wake-up time."""

@@ -60,6 +60,7 @@ class Runs:
             memory=memory,
             waiters=waiters,
             places=Counter(),
+            owners=Counter(),
             spawn=self._spawn,
             tell=tell,
             clock=clock,

@@ -44,15 +44,25 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Who asks: the name of an API key, the role that allows it, and the address. What isn't known is None."""
+
+    actor: str | None = None
+    role: str | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested:
     """Input: an initiator or operator wants to cancel the transaction, which is possible while it is undecided.
 
-    `by` says who asked, and `detail` why.
+    `by` says who asked, in words, and `detail` why.
     """
 
     code: ReasonCode = ReasonCode.REQUESTED
     detail: str | None = None
     by: str | None = None
+    asker: Asker = Asker()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +70,7 @@ class RetryRequested:
     """Input: an operator wants every outstanding call made now, with the back-off reset. `by` says who asked."""
 
     by: str | None = None
+    asker: Asker = Asker()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,7 @@ class BranchResolved:
     settled: Settled
     by: str
     reason: str
+    asker: Asker = Asker()
 
 
 Command = CancelRequested | RetryRequested | BranchResolved

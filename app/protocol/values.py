@@ -216,7 +216,8 @@ def in_order(branches: tuple[Branch, ...], try_order: TryOrder) -> tuple[Branch,
 class Transaction:
     """One global transaction. Times are seconds since the epoch on the coordinator's clock.
 
-    `traceparent` is the initiator's (W3C Trace Context), and participants are called in that trace. A save expects to
+    `traceparent` is the initiator's (W3C Trace Context), and participants are called in that trace. `owner` is that of
+    the API key that began it. A save expects to
     find `version` in the database. `wake_at` is when the lease ends, or when the next step is due: from then on any
     replica may take the transaction over. None when finished.
     """
@@ -229,6 +230,7 @@ class Transaction:
     reference: str | None = None
     try_order: TryOrder = TryOrder.PARALLEL
     traceparent: str | None = None
+    owner: str | None = None
     version: int = 0
     decision: Decision = Decision.UNDECIDED
     reason: Reason | None = None

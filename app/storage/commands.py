@@ -13,7 +13,7 @@ from typing import Any, Final, assert_never
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, update
 
-from app.protocol.messages import BranchResolved, CancelRequested, Command, Objection, RetryRequested
+from app.protocol.messages import Asker, BranchResolved, CancelRequested, Command, Objection, RetryRequested
 from app.protocol.values import ReasonCode, Settled
 from app.storage.tables import commands, transactions
 
@@ -156,11 +156,11 @@ def _row(asked: Asked) -> dict[str, Any]:
     document: _Cancel | _Retry | _Resolve
     reason: str | None = None
     match asked.command:
-        case CancelRequested(code=code, detail=reason, by=by):
+        case CancelRequested(code=code, detail=reason, by=by, asker=asker):
             document = _Cancel(code=code)
-        case RetryRequested(by=by):
+        case RetryRequested(by=by, asker=asker):
             document = _Retry()
-        case BranchResolved(branch=branch, settled=settled, by=by, reason=reason):
+        case BranchResolved(branch=branch, settled=settled, by=by, reason=reason, asker=asker):
             document = _Resolve(branch=branch, settled=settled)
         case _:
             assert_never(asked.command)
@@ -169,6 +169,9 @@ def _row(asked: Asked) -> dict[str, Any]:
         "transaction_id": asked.transaction_id,
         "asked_at": asked.at,
         "asked_by": by,
+        "actor": asker.actor,
+        "role": asker.role,
+        "address": asker.address,
         "reason": reason,
         "command": msgspec.json.encode(document).decode(),
         "outcome": None,
@@ -187,12 +190,13 @@ def _readable(rows: Sequence[Row[Any]]) -> Iterator[Asked]:
 
 
 def _command_of(row: Row[Any]) -> Command:
+    asker = Asker(actor=row.actor, role=row.role, address=row.address)
     match _DECODER.decode(row.command):
         case _Cancel(code=code):
-            return CancelRequested(code=code, detail=row.reason, by=row.asked_by)
+            return CancelRequested(code=code, detail=row.reason, by=row.asked_by, asker=asker)
         case _Retry():
-            return RetryRequested(by=row.asked_by)
+            return RetryRequested(by=row.asked_by, asker=asker)
         case _Resolve(branch=branch, settled=settled):
-            return BranchResolved(branch=branch, settled=settled, by=row.asked_by, reason=row.reason)
+            return BranchResolved(branch=branch, settled=settled, by=row.asked_by, reason=row.reason, asker=asker)
         case unknown:
             assert_never(unknown)

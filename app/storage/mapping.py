@@ -145,6 +145,7 @@ def _transaction(row: Mapping[Any, Any], branch_rows: Sequence[Any]) -> Transact
         reference=row["reference"],
         try_order=try_order,
         traceparent=row["traceparent"],
+        owner=row["owner"],
         decision=Decision(row["decision"]),
         reason=Reason(code=reason.code, branch=reason.branch, detail=reason.detail) if reason else None,
         decided_at=row["decided_at"],

@@ -1,11 +1,13 @@
 """The statements on `participants`, the registry."""
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
 
+from app.storage.audit import AuditEntry, insert_entries
 from app.storage.expressions import UNFINISHED
 from app.storage.tables import branches, participants, transactions
 
@@ -20,7 +22,24 @@ class RegisteredParticipant:
     concurrency_max: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A participant to register, and the entry of the record, to which this adds what is changed."""
+
+    participant: RegisteredParticipant
+    audited: AuditEntry | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """A participant to remove, and the entry of the record, likewise."""
+
+    name: str
+    audited: AuditEntry | None = None
+
+
 _PARTICIPANTS: Final = select(participants).order_by(participants.c.name)
+_ROW: Final = select(participants).where(participants.c.name == bindparam("name"))
 _KEPT: Final = (
     select(participants.c.name)
     .where(participants.c.name.in_(bindparam("names", expanding=True)))
@@ -43,41 +62,50 @@ def keep_registered(connection: Connection, names: Set[str]) -> set[str]:
     return set(connection.execute(_KEPT, {"names": sorted(names)}).scalars()) if names else set()
 
 
-def put_participants(connection: Connection, items: Sequence[RegisteredParticipant]) -> list[bool]:
+def put_participants(connection: Connection, items: Sequence[Registration]) -> list[bool]:
     """Register each participant or replace its entry; returns for each whether it is new."""
     return [_put_participant(connection, item) for item in items]
 
 
-def delete_participants(connection: Connection, items: Sequence[str]) -> list[bool | None]:
-    """Remove participants by name: True if done, False if unfinished transactions need it, None if unknown."""
-    return [_delete_participant(connection, name) for name in items]
+def delete_participants(connection: Connection, items: Sequence[Removal]) -> list[bool | None]:
+    """Remove participants: True if done, False if unfinished transactions need it, None if unknown."""
+    return [_delete_participant(connection, item) for item in items]
 
 
-def _put_participant(connection: Connection, item: RegisteredParticipant) -> bool:
-    values = {
-        "base_url": item.base_url,
-        "call_timeout_s": item.call_timeout_s,
-        "concurrency_max": item.concurrency_max,
-    }
-    found = connection.execute(update(participants).where(participants.c.name == item.name).values(**values))
-    if found.rowcount:
-        return False
-    connection.execute(insert(participants).values(name=item.name, **values))
-    return True
+def _put_participant(connection: Connection, item: Registration) -> bool:
+    values = asdict(item.participant)
+    name = values.pop("name")
+    before = connection.execute(_ROW.with_for_update(key_share=True), {"name": name}).mappings().first()
+    if before is None:
+        connection.execute(insert(participants).values(name=name, **values))
+    else:
+        connection.execute(update(participants).where(participants.c.name == name).values(**values))
+    if item.audited is not None:
+        shown_before = None if before is None else _shown(dict(before))
+        insert_entries(connection, [replace(item.audited, before=shown_before, after=_shown({"name": name} | values))])
+    return before is None
 
 
-def _delete_participant(connection: Connection, name: str) -> bool | None:
+def _delete_participant(connection: Connection, item: Removal) -> bool | None:
     """Look, lock and look again: a begin that has locked the row is waited for, and no later one finds it.
 
     The first look locks nothing, so that the begins of a participant in use never wait for this.
     """
-    row = select(participants.c.name).where(participants.c.name == name)
-    for each in (row, row.with_for_update()):
-        if connection.execute(each).first() is None:
+    before = None
+    for each in (_ROW, _ROW.with_for_update()):
+        before = connection.execute(each, {"name": item.name}).mappings().first()
+        if before is None:
             return None
-        if _is_needed(connection, name):
+        if _is_needed(connection, item.name):
             return False
-    return connection.execute(delete(participants).where(participants.c.name == name)).rowcount == 1
+    is_done = connection.execute(delete(participants).where(participants.c.name == item.name)).rowcount == 1
+    if is_done and before is not None and item.audited is not None:
+        insert_entries(connection, [replace(item.audited, before=_shown(dict(before)))])
+    return is_done
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return msgspec.json.encode(row).decode()
 
 
 def _is_needed(connection: Connection, name: str) -> bool:

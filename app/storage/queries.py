@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, select, text, true, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, exists, func, select, text, true, tuple_
 
 from app.protocol.values import Outcome, Phase, Transaction
 from app.storage.deferred import Deferred
@@ -27,7 +27,7 @@ _DECISION: Final = select(transactions.c.decision, transactions.c.deadline, tran
     transactions.c.id == bindparam("id")
 )
 _LOCKED_DECISION: Final = _DECISION.with_for_update()
-_BRANCH: Final = select(branches.c.position).where(
+_BRANCH: Final = select(branches.c.participant).where(
     branches.c.transaction_id == bindparam("id"),
     branches.c.name.in_([bindparam("name"), ""]),  # a migration gives no name to what it can't read: it may be any
 )
@@ -43,6 +43,7 @@ class Filter:
     reference: str | None = None
     participant: str | None = None
     hung: bool | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +77,15 @@ class HungTotal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredDecision:
-    """What is durable of a decision. `deadline` is in seconds since the epoch; `finished`: no call will follow."""
+    """What is durable of a decision. `deadline` is in seconds since the epoch; `finished`: no call will follow.
+
+    `participant` is that of the branch that was named, if it has one.
+    """
 
     decision: Decision
     deadline: float
     finished: bool
+    participant: str | None = None
 
 
 def list_newest(connection: Connection, wanted: Filter, limit: int, before_id: str | None) -> Deferred[Page]:
@@ -154,15 +159,21 @@ def _decision(
     if row is None:
         return None
     decision = Decision(row.decision)
-    if decision is Decision.CONFIRM and branch is not None and not _has_branch(connection, transaction_id, branch):
+    found = None if branch is None else _branch(connection, transaction_id, branch)
+    if decision is Decision.CONFIRM and branch is not None and found is None:
         decision = Decision.CANCEL
-    return StoredDecision(decision=decision, deadline=row.deadline, finished=row.finished_at is not None)
+    return StoredDecision(
+        decision=decision,
+        deadline=row.deadline,
+        finished=row.finished_at is not None,
+        participant=None if found is None else found.participant,
+    )
 
 
-def _has_branch(connection: Connection, transaction_id: str, name: str) -> bool:
-    """Whether the transaction has a branch of this name, which may be any text: PostgreSQL refuses NUL."""
+def _branch(connection: Connection, transaction_id: str, name: str) -> Row[Any] | None:
+    """The transaction's branch of this name, which may be any text: PostgreSQL refuses NUL."""
     values = {"id": transaction_id, "name": name}
-    return "\0" not in name and connection.execute(_BRANCH, values).first() is not None
+    return None if "\0" in name else connection.execute(_BRANCH, values).first()
 
 
 def _page(
@@ -195,6 +206,7 @@ def _candidates(wanted: Filter) -> tuple[Select[Any], list[ColumnElement[bool]]]
         *((True, condition) for condition in rare_phases),
         (wanted.participant is not None, has_participant),
         (wanted.name is not None, column.name == wanted.name),
+        (wanted.owner is not None, column.owner == wanted.owner),
     )
     first, *others = [condition for is_wanted, condition in in_order if is_wanted] or [true()]
     others += [column.phase == Phase.CONFIRMED.value] if Phase.CONFIRMED in phases else []

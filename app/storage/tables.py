@@ -22,6 +22,8 @@ ID_CHARS = 36
 NAME_CHARS_MAX = 200
 KEY_CHARS_MAX = 255
 TRACEPARENT_CHARS = 55
+ADDRESS_CHARS = 64
+TARGET_CHARS_MAX = 200
 
 
 class _Table(SQLModel):
@@ -36,8 +38,9 @@ def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -
 class TransactionRow(_Table, table=True):
     """One global transaction. `wake_at` is null once it is finished. Every write increments `version`.
 
-    `format` is that of the documents (mapping.py); a replica leaves rows alone whose format it doesn't know.
-    `definition_bytes` is the size of the definitions of its branches.
+    `owner` is the owner of the API key that it was begun with. `format` is that of the documents (mapping.py); a
+    replica leaves rows alone whose format it doesn't know. `definition_bytes` is the size of the definitions of its
+    branches.
 
     `resolved_at` is when an operator last settled one of its branches; such a record is kept forever. `is_mixed` is
     true if it ended mixed, and null otherwise. Only the primary key indexes all rows, because a save writes an entry
@@ -48,6 +51,7 @@ class TransactionRow(_Table, table=True):
     __table_args__ = (
         _partial_index("ix_transactions_phase_id", "phase", "id", where="phase <> 'confirmed'"),
         _partial_index("ix_transactions_name_id", "name", "id", where="name IS NOT NULL"),
+        _partial_index("ix_transactions_owner_id", "owner", "id", where="owner IS NOT NULL"),
         _partial_index("ix_transactions_reference_id", "reference", "id", where="reference IS NOT NULL"),
         _partial_index("ix_transactions_wake_at", "wake_at", where="wake_at IS NOT NULL AND hung_since IS NULL"),
         _partial_index("ix_transactions_hung_wake_at", "wake_at", where="hung_since IS NOT NULL"),
@@ -77,6 +81,7 @@ class TransactionRow(_Table, table=True):
     resolved_at: float | None = Field(sa_column=Column(Double))
     is_mixed: bool | None = Field(sa_column=Column(Boolean))
     traceparent: str | None = Field(sa_column=Column(ExactString(TRACEPARENT_CHARS)))
+    owner: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
     definition_bytes: int = Field(sa_column=Column(Integer, nullable=False, server_default="0"))
     progress: str = Field(sa_column=Column(DOCUMENT, nullable=False))
 
@@ -128,6 +133,9 @@ class CommandRow(_Table, table=True):
     transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), nullable=False, index=True))
     asked_at: float = Field(sa_column=Column(Double, nullable=False))
     asked_by: str | None = Field(sa_column=Column(DOCUMENT))
+    actor: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
+    role: str | None = Field(sa_column=Column(ExactString(16)))
+    address: str | None = Field(sa_column=Column(ExactString(ADDRESS_CHARS)))
     reason: str | None = Field(sa_column=Column(DOCUMENT))
     command: str = Field(sa_column=Column(DOCUMENT, nullable=False))
     outcome: str | None = Field(sa_column=Column(ExactString(32)))
@@ -185,11 +193,12 @@ class ParticipantRow(_Table, table=True):
 
 
 class CoordinatorRow(_Table, table=True):
-    """One row: the id by which participants tell this coordinator, all its replicas, from others."""
+    """One row: the id by which participants tell this coordinator, all its replicas, from others, and its URL."""
 
     __tablename__ = "coordinator"
 
     id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+    public_url: str | None = Field(sa_column=Column(DOCUMENT))
 
 
 class CompatibilityRow(_Table, table=True):
@@ -198,6 +207,51 @@ class CompatibilityRow(_Table, table=True):
     __tablename__ = "compatibility"
 
     compatible_from: str = Field(sa_column=Column(ExactString(32), primary_key=True))
+
+
+class ApiKeyRow(_Table, table=True):
+    """A key of the API, which is never deleted. `roles` and `participants` are JSON arrays."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(sa_column=Column(ExactString(12), primary_key=True))
+    name: str = Field(sa_column=Column(ExactString(NAME_CHARS_MAX), nullable=False))
+    secret_hash: str = Field(sa_column=Column(ExactString(64), nullable=False))
+    previous_hash: str | None = Field(sa_column=Column(ExactString(64)))
+    previous_until: float | None = Field(sa_column=Column(Double))
+    roles: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    owner: str = Field(sa_column=Column(ExactString(NAME_CHARS_MAX), nullable=False))
+    participant: str | None = Field(sa_column=Column(ExactString(64)))
+    participants: str | None = Field(sa_column=Column(DOCUMENT))
+    endpoints: bool = Field(sa_column=Column(Boolean, nullable=False))
+    created_at: float = Field(sa_column=Column(Double, nullable=False))
+    expires_at: float | None = Field(sa_column=Column(Double))
+    revoked_at: float | None = Field(sa_column=Column(Double))
+    last_used_at: float | None = Field(sa_column=Column(Double))
+
+
+class AuditRow(_Table, table=True):
+    """Something that somebody did, or wasn't allowed to; ids sort by time."""
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("ix_audit_actor_id", "actor", "id"),
+        Index("ix_audit_action_id", "action", "id"),
+        Index("ix_audit_target_id", "target", "id"),
+        Index("ix_audit_outcome_id", "outcome", "id"),
+    )
+
+    id: str = Field(sa_column=Column(ExactString(ID_CHARS), primary_key=True))
+    at: float = Field(sa_column=Column(Double, nullable=False))
+    actor: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
+    role: str | None = Field(sa_column=Column(ExactString(16)))
+    address: str | None = Field(sa_column=Column(ExactString(ADDRESS_CHARS)))
+    action: str = Field(sa_column=Column(ExactString(64), nullable=False))
+    target: str = Field(sa_column=Column(ExactString(TARGET_CHARS_MAX), nullable=False))
+    reason: str | None = Field(sa_column=Column(DOCUMENT))
+    outcome: str = Field(sa_column=Column(ExactString(16), nullable=False))
+    before: str | None = Field(sa_column=Column(DOCUMENT))
+    after: str | None = Field(sa_column=Column(DOCUMENT))
 
 
 class RestoreRow(_Table, table=True):
@@ -225,3 +279,5 @@ participants = _table(ParticipantRow)
 coordinator = _table(CoordinatorRow)
 compatibility = _table(CompatibilityRow)
 restores = _table(RestoreRow)
+api_keys = _table(ApiKeyRow)
+audit = _table(AuditRow)

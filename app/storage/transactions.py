@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Integer, Row, Select, bindpara
 
 from app.protocol.values import CallRecord, Transaction
 from app.storage import branches, hung_branches
+from app.storage.audit import AuditEntry, insert_entries
 from app.storage.bulk import insert_all, update_all
 from app.storage.calls import insert_calls
 from app.storage.commands import Asked, Heard, find_waiting, write_outcomes
@@ -65,6 +66,7 @@ class Recorded:
     transaction_id: str
     request_hash: str | None
     created: bool
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +78,8 @@ class NotRegistered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
-    """A step to save: the state last stored, the new state, the calls made in between, and the commands heard.
+    """A step to save: the state last stored, the new state, the calls made in between, the commands heard, and what
+    the record says of them.
 
     It isn't saved, and raises LateError, if `is_late` says so right before COMMIT. Once late it must stay late.
     """
@@ -85,6 +88,7 @@ class Save:
     after: Transaction
     calls: tuple[CallRecord, ...] = ()
     heard: tuple[Heard, ...] = ()
+    audited: tuple[AuditEntry, ...] = ()
     is_late: Callable[[], bool] | None = None
 
     @property
@@ -137,9 +141,9 @@ class News:
 # Frequent statements are built once, because building one costs more than sending it.
 _ONE: Final = select(transactions).where(transactions.c.id == bindparam("id"))
 _VERSION: Final = select(transactions.c.version).where(transactions.c.id == bindparam("id"))
-_RECORDED: Final = select(transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash).where(
-    transactions.c.idempotency_key.in_(bindparam("keys", expanding=True))
-)
+_RECORDED: Final = select(
+    transactions.c.idempotency_key, transactions.c.id, transactions.c.request_hash, transactions.c.owner
+).where(transactions.c.idempotency_key.in_(bindparam("keys", expanding=True)))
 _NEXT_WAKE_AT: Final = select(
     func.min(
         union_all(
@@ -169,9 +173,7 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded 
             mine = Recorded(transaction_id=item.transaction.id, request_hash=item.request_hash, created=True)
             answers.append(mine)
             if item.idempotency_key:
-                present[item.idempotency_key] = Recorded(
-                    transaction_id=mine.transaction_id, request_hash=mine.request_hash, created=False
-                )
+                present[item.idempotency_key] = replace(mine, created=False, owner=item.transaction.owner)
         else:
             answers.append(recorded)
     rows = [(item, branch_rows(item.transaction)) for item in new]
@@ -307,6 +309,7 @@ def _save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
     hung_branches.replace_changed(connection, [(item.before, item.after) for item in items])
     insert_calls(connection, [call for item in items for call in item.calls])
     write_outcomes(connection, [heard for item in items for heard in item.heard])
+    insert_entries(connection, [entry for item in items for entry in item.audited])
     return [replace(item.after, version=item.after.version + 1) for item in items]
 
 
@@ -314,7 +317,10 @@ def _recorded_under(connection: Connection, keys: list[str]) -> dict[str, Record
     if not keys:
         return {}
     rows = connection.execute(_RECORDED, {"keys": keys})
-    return {key: Recorded(transaction_id=id_, request_hash=hash_, created=False) for key, id_, hash_ in rows}
+    return {
+        key: Recorded(transaction_id=id_, request_hash=hash_, created=False, owner=owner)
+        for key, id_, hash_, owner in rows
+    }
 
 
 def _new_row(item: NewRecord, of_branches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -331,6 +337,7 @@ def _new_row(item: NewRecord, of_branches: Sequence[Mapping[str, Any]]) -> dict[
         "created_at": transaction.created_at,
         "deadline": transaction.deadline,
         "traceparent": transaction.traceparent,
+        "owner": transaction.owner,
         "definition_bytes": sum(len(row["definition"].encode()) for row in of_branches),
     }
 

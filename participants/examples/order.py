@@ -64,7 +64,7 @@ class NewOrder(BaseModel):
 
 engine = create_async_engine(DATABASE_URL)
 sessions = async_sessionmaker(engine, expire_on_commit=False)
-tcc = Client(HOLDFAST_URL)
+tcc = Client(HOLDFAST_URL, api_key=os.environ.get("HOLDFAST_API_KEY"))
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from holdfast import Hold, Participant, Refused
 DATA_DIR = os.environ.get("DATA_DIR", ".run")
 DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite+aiosqlite:///{DATA_DIR}/payment.db")
 HOLDFAST_URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
+HOLDFAST_API_KEY = os.environ.get("HOLDFAST_API_KEY")
 GATEWAY_URL = os.environ.get("GATEWAY_URL", "http://127.0.0.1:8005")
 HOLD_TTL_MAX_S = float(os.environ.get("HOLD_TTL_MAX_S", "0")) or None  # maximum hold time, in seconds
 HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # release without asking after this
@@ -60,6 +61,7 @@ payment = Participant(
     "payment",
     engine,
     coordinator_url=HOLDFAST_URL,
+    api_key=HOLDFAST_API_KEY,
     metadata=Base.metadata,
     two_step=True,
     hold_ttl_max_s=HOLD_TTL_MAX_S,

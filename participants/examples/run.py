@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import httpx
+
+from examples.keys import YOU, KeyFiles, rights
 from examples.processes import HOST, ROOT, Process, Processes, ProcessFailed, is_free, run_until_stopped, until
 
 PORTS: Final = {
@@ -35,13 +38,23 @@ async def serve(ports: Mapping[str, int], data: Path) -> int:
         print(f"Taken: port {', '.join(taken)}. Stop what listens there, and try again.", file=sys.stderr)
         return 1
     print("Starting ...", flush=True)
+    keys = KeyFiles(data / "keys")
     try:
         async with Processes(data / "logs") as processes:
-            await processes.start(*_all(processes, ports, data))
+            coordinator, services = _all(processes, ports, data, keys)
+            await processes.start(coordinator)
+            await keys.create(coordinator.url, rights(PARTICIPANTS))
+            for service in services:
+                if keys.path(service.name).exists():
+                    service.environment["HOLDFAST_API_KEY"] = keys.text(service.name)
+            await processes.start(*services)
             print(welcome(ports, data), flush=True)
             return await _until_one_ends(processes)
     except ProcessFailed as error:
         print(error, file=sys.stderr)
+        return 1
+    except httpx.HTTPError as error:
+        print(f"The keys in {data} don't fit its database ({error}). Remove {data}, and start again.", file=sys.stderr)
         return 1
 
 
@@ -50,30 +63,32 @@ def welcome(ports: Mapping[str, int], data: Path) -> str:
     urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
     pages = {"coordinator": "/docs", "order": "/docs"}
     where = "\n".join(f"  {name:<12} {url}{pages.get(name, '/balances')}" for name, url in urls.items())
-    tries = "\n\n".join(curls(urls["coordinator"]))
+    tries = "\n\n".join(curls(urls["coordinator"], data / "keys" / YOU))
     return f"{where}\n\nTry, in another terminal:\n\n{tries}\n\nData and logs are in {data}. Ctrl-C stops everything."
 
 
-def curls(coordinator_url: str) -> list[str]:
-    """Begin a transaction; look at it; look at what hangs."""
+def curls(coordinator_url: str, key: Path) -> list[str]:
+    """Begin a transaction; look at it; look at what hangs. `key` is the file that has the key."""
     transactions = f"{coordinator_url}/v1/transactions"
+    shown = f'-H "Authorization: Bearer $(cat {key})"'
     return [
-        f"curl -i {transactions} \\\n  -H 'Content-Type: application/json' -d '{BEGIN}'",
-        f"curl '{transactions}?reference=order-4711'",
-        f"curl {coordinator_url}/v1/admin/hung",
+        f"curl -i {transactions} {shown} \\\n  -H 'Content-Type: application/json' -d '{BEGIN}'",
+        f"curl {shown} '{transactions}?reference=order-4711'",
+        f"curl {shown} {coordinator_url}/v1/admin/hung",
     ]
 
 
-def _all(processes: Processes, ports: Mapping[str, int], data: Path) -> list[Process]:
+def _all(processes: Processes, ports: Mapping[str, int], data: Path, keys: KeyFiles) -> tuple[Process, list[Process]]:
     urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
     coordinator = processes.coordinator(
         ports["coordinator"],
         database_url=f"sqlite:///{data / 'holdfast.db'}",
         participants={name: f"{urls[name]}/tcc" for name in PARTICIPANTS},
+        **keys.settings(),
     )
     where = {"DATA_DIR": str(data), "HOLDFAST_URL": urls["coordinator"], "GATEWAY_URL": urls["gateway"]}
     services = [processes.service(name, ports[name], **where) for name in ports if name != "coordinator"]
-    return [coordinator, *services]
+    return coordinator, services
 
 
 async def _until_one_ends(processes: Processes) -> int:

@@ -23,6 +23,7 @@ from holdfast import Hold, Participant, Refused
 DATA_DIR = os.environ.get("DATA_DIR", ".run")
 DATABASE_URL = os.environ.get("DATABASE_URL", f"sqlite:///{DATA_DIR}/shipping.db")
 HOLDFAST_URL = os.environ.get("HOLDFAST_URL", "http://127.0.0.1:8000")
+HOLDFAST_API_KEY = os.environ.get("HOLDFAST_API_KEY")
 HOLD_TTL_MAX_S = float(os.environ.get("HOLD_TTL_MAX_S", "0")) or None  # maximum hold time, in seconds
 HOLD_MAX_S = float(os.environ.get("HOLD_MAX_S", "0")) or None  # release without asking after this
 REAP_INTERVAL_S = float(os.environ.get("REAP_INTERVAL_S", "5"))
@@ -59,6 +60,7 @@ shipping = Participant(
     "shipping",
     engine,
     coordinator_url=HOLDFAST_URL,
+    api_key=HOLDFAST_API_KEY,
     hold_ttl_max_s=HOLD_TTL_MAX_S,
     hold_max_s=HOLD_MAX_S,
     reap_interval_s=REAP_INTERVAL_S,

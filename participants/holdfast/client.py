@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from holdfast.connections import Connections
 from holdfast.json_text import parsed, text_of
 from holdfast.jsonable import jsonable
-from holdfast.urls import base_url, printable_url
+from holdfast.urls import base_url, credentials, printable_url
 from holdfast.wire import Answer, Decision, answer_of, printable, refusal_detail, retry_after_s
 
 log = logging.getLogger("holdfast")
@@ -201,12 +201,12 @@ def idempotency_key_of(error: BaseException | None) -> str | None:
 
 
 class Client:
-    """A client of the coordinator at `coordinator_url`. Close it, or use it with `async with`.
+    """A client of the coordinator at `coordinator_url`, which may need an `api_key`. Close it, or use `async with`.
 
     Retries a request with back-off for `retry_s` seconds on top of the wait that it asks for, then gives up. An attempt
     takes at most `timeout_s` seconds on top of that wait. `attempts_max` limits their number, too. Usable from
     several event loops; each has its own connections. Every method raises a HoldfastError when the network or the
-    coordinator fails. Raises ValueError for a URL that can't be a coordinator's.
+    coordinator fails. Raises ValueError for a URL that can't be a coordinator's, or a key that can't be one.
     """
 
     def __init__(
@@ -217,8 +217,10 @@ class Client:
         attempts_max: int | None = None,
         timeout_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        api_key: str | None = None,
     ) -> None:
         self._base_url = f"{base_url(coordinator_url)}/v1/"
+        self._credentials = credentials(api_key)
         self._retry_s = retry_s
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
@@ -317,7 +319,11 @@ class Client:
         """
         http = await self._http()
         content = None if body is None else text_of(body).encode()
-        headers = {**(headers or {}), **({} if body is None else {"Content-Type": "application/json"})}
+        headers = {
+            **self._credentials,
+            **(headers or {}),
+            **({} if body is None else {"Content-Type": "application/json"}),
+        }
         until = self._clock() + wait_s + self._retry_s
         attempt_s = self._timeout_s + wait_s + (WAIT_MARGIN_S if wait_s else 0.0)
         attempts, cause = 0, None

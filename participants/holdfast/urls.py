@@ -1,4 +1,4 @@
-"""The coordinator's URL in the configuration of participants and clients: validation, and printing without secrets."""
+"""How participants and clients reach the coordinator: its URL and their key, checked, and printed without secrets."""
 
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -17,6 +17,16 @@ def base_url(coordinator_url: str) -> str:
         raise ValueError("coordinator_url must not end in /v1: give the base URL, the SDK appends the version")
     _ = parts.port  # raises ValueError if it is invalid
     return coordinator_url.rstrip("/")
+
+
+def credentials(api_key: str | None) -> dict[str, str]:
+    """The headers that show this key. Raises ValueError, without the key, for text that can't be one."""
+    if api_key is None:
+        return {}
+    key = api_key.strip()  # of the line break at the end of a file
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("api_key must be a key of the coordinator, such as python -m app keys create prints")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def printable_url(url: str) -> str:

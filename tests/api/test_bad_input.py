@@ -294,7 +294,9 @@ async def test_every_problem_has_a_page(service: Service) -> None:
         assert kind.title in page.text
         assert kind.advice in page.text
         assert str(kind.status) in page.text
-    assert {kind.status for kind in CATALOGUE.values()} == {*(400, 404, 405, 408, 409, 413, 421, 422, 431, 500, 503)}
+    assert {kind.status for kind in CATALOGUE.values()} == {
+        *(400, 401, 403, 404, 405, 408, 409, 413, 421, 422, 429, 431, 500, 503)
+    }
 
 
 async def test_a_defect_is_a_problem_without_details(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ ORDER: Final[Json] = {
 FIELDS: Final = {
     *("id", "name", "reference", "phase", "decision", "outcome", "reason", "hung", "hung_since", "hung_reason"),
     *("created_at", "deadline", "decided_at", "finished_at", "next_attempt_at", "branches", "try_order"),
+    *("owner", "masked"),
 }
 BRANCH_FIELDS: Final = {
     *("name", "participant", "endpoints", "call_timeout_s", "phase", "payload", "result", "attempts", "last_error"),

@@ -33,6 +33,7 @@ SOURCES: Final[dict[tuple[str, int], tuple[str, Any]]] = {
     ("listCalls", 200): ("/v1/transactions/{id}/calls?limit=1", None),
     ("listHung", 200): ("/v1/admin/hung?limit=1", None),
     ("listParticipants", 200): ("/v1/participants", None),
+    ("listAudit", 200): ("/v1/admin/audit?limit=1", None),
     ("putParticipant", 200): ("/v1/participants/inventory", REGISTRATION),
     ("putParticipant", 201): ("/v1/participants/another", REGISTRATION),
 }
@@ -47,6 +48,8 @@ async def source(service: Service, request: pytest.FixtureRequest) -> tuple[str,
     for _ in range(2):
         await service.until((await service.begin(STUCK)).json()["id"], lambda transaction: transaction["hung"])
     begun = (await service.begin(BEGIN)).json()
+    for _ in range(2):
+        await service.register("inventory")  # an entry of the record each
     path, body = SOURCES[request.param]
     method = OPERATIONS[request.param[0]][0]
     answer = await service.client.request(method, path.replace("{id}", begun["id"]), json=body)

@@ -130,7 +130,7 @@ async def test_calls_are_listed_oldest_first(service: Service) -> None:
     assert responses[3][0] == "no funds"
     assert all(c["duration_ms"] >= 0 and datetime.fromisoformat(c["started_at"]) for c in page["items"])
     fields = {"branch", "operation", "attempt", "started_at", "duration_ms", "answer", "http_status"}
-    assert {frozenset(c) for c in page["items"]} == {frozenset(fields | {"error", "response"})}
+    assert {frozenset(c) for c in page["items"]} == {frozenset(fields | {"error", "response", "masked"})}
 
 
 async def test_calls_are_listed_while_they_are_made_and_page_by_page(service: Service) -> None:

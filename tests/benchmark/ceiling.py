@@ -53,7 +53,7 @@ class NullJournal(Journal):
         if function is transactions.claim:
             return []
         if function is participants.put_participants:
-            self._participants[item.name] = item
+            self._participants[item.participant.name] = item.participant
             return True
         if function is calls.add_calls:
             return None

@@ -13,6 +13,8 @@ from starlette.requests import Request
 import holdfast
 from app.docs_ui import pages
 from app.docs_ui.pages import FILES
+from app.main import create_app
+from app.settings import Settings
 from tests.harness.coordinator_app import check_problem, running
 from tests.harness.repository import ROOT
 
@@ -57,7 +59,7 @@ async def test_the_start_page_names_every_place_to_go(client: httpx.AsyncClient)
 
 
 async def test_the_start_page_keeps_a_proxys_prefix() -> None:
-    request = Request({"type": "http", "headers": [], "root_path": "/tcc"})
+    request = Request({"type": "http", "headers": [], "root_path": "/tcc", "app": create_app(Settings())})
     assert b'"docs":"/tcc/docs"' in (await pages.start(request)).body
 
 
@@ -107,3 +109,14 @@ async def test_files_are_those_of_the_repository(client: httpx.AsyncClient) -> N
 @pytest.mark.parametrize("path", ["/docs/index.html", "/docs/VENDOR.json", "/docs/%2e%2e/pages.py", "/docs/", "/redoc"])
 async def test_nothing_else_is_served(client: httpx.AsyncClient, path: str) -> None:
     check_problem(await client.get(path), 404, "not-found")
+
+
+@pytest.mark.parametrize(("auth", "says"), [("none", "Authentication is off"), ("accept", "counted"), ("require", "")])
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_every_page_says_when_nobody_is_refused(sqlite_url: str, auth: str, says: str, path: str) -> None:
+    async with running(sqlite_url, auth=auth) as service:
+        page = (await service.client.get(path, headers=BROWSER)).text
+        assert ('class="notice"' in page) is bool(says)
+        assert says in page
+        assert "{{" not in page
+        assert (await service.client.get("/")).json()["authentication"] == auth

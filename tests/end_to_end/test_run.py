@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from examples.keys import YOU
 from examples.processes import Port, until
 from examples.run import PORTS, curls, serve, welcome
 from tests.harness.repository import ROOT
@@ -29,6 +31,9 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+CAT = re.compile(r"\$\(cat ([^)]+)\)")
+
+
 def requested(curl: str) -> tuple[str, str, dict[str, Any]]:
     """Method, URL and the rest of what a curl command sends, for httpx."""
     parser = iter(shlex.split(curl.replace("\\\n", ""))[1:])
@@ -39,7 +44,7 @@ def requested(curl: str) -> tuple[str, str, dict[str, Any]]:
                 pass
             case "-H":
                 name, _, value = next(parser).partition(": ")
-                headers[name] = value
+                headers[name] = CAT.sub(lambda file: Path(file[1]).read_text().strip(), value)
             case "-d":
                 body = next(parser)
             case _:
@@ -61,7 +66,7 @@ async def test_what_is_printed_works_as_printed(
         return printed if welcome(ports, tmp_path) in printed else None
 
     said = await until("everything is up", welcomed, within_s=60)
-    begin, look, hung = curls(f"http://127.0.0.1:{ports['coordinator']}")
+    begin, look, hung = curls(f"http://127.0.0.1:{ports['coordinator']}", tmp_path / "keys" / YOU)
     assert all(curl in said for curl in (begin, look, hung))
 
     answers = []
@@ -72,6 +77,10 @@ async def test_what_is_printed_works_as_printed(
     assert answers[0].json()["phase"] == "confirmed"
     assert [item["id"] for item in answers[1].json()["items"]] == [answers[0].json()["id"]]
     assert answers[2].json()["items"] == []
+    for name in ("first", YOU, "order", "inventory", "payment", "shipping"):
+        assert (tmp_path / "keys" / name).stat().st_mode & 0o777 == 0o600
+    without = await client.get(f"http://127.0.0.1:{ports['coordinator']}/v1/admin/hung")
+    assert (without.status_code, without.headers["www-authenticate"]) == (401, "Bearer")
     order = {"customer": "ada", "sku": "A-1", "quantity": 1, "day": "monday"}
     assert (await client.post(f"http://127.0.0.1:{ports['order']}/orders", json=order)).status_code == 201
 
@@ -95,7 +104,7 @@ async def test_a_port_that_is_taken_is_named_and_nothing_is_started(
 
 def test_the_readme_shows_the_same_commands() -> None:
     readme = on_one_line((ROOT / "README.md").read_text())
-    for curl in curls("http://127.0.0.1:8000"):
+    for curl in curls("http://127.0.0.1:8000", Path("~/holdfast-tour/.run/keys/you")):
         assert on_one_line(curl) in readme, f"put this into README.md:\n{curl}"
 
 

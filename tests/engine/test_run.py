@@ -77,7 +77,7 @@ async def test_the_lease_is_kept_while_a_call_takes_long(database_url: str, engi
         slow = participants.RegisteredParticipant(
             name="car", base_url="http://car", call_timeout_s=60.0, concurrency_max=1
         )
-        participants.put_participants(connection, [slow])
+        participants.put_participants(connection, [participants.Registration(participant=slow)])
     network = Network(engine, now, {("car", TRY): [Reply(delay_s=20.0)]})
     async with Replica(database_url, network) as one, Replica(database_url, network) as two:
         ended = await one.finish(begin_of())

@@ -223,7 +223,7 @@ def register_participants(engine: Engine) -> None:
         for name in BRANCHES
     ]
     with engine.execution_options(holdfast_writes=True).begin() as connection:
-        participants.put_participants(connection, entries)
+        participants.put_participants(connection, [participants.Registration(participant=each) for each in entries])
 
 
 def stored(engine: Engine, transaction_id: str) -> Transaction:

@@ -132,7 +132,7 @@ class Clients:
 
     def _count_kinds(self, body: BeginRequest) -> None:
         """What the coordinator takes the request for, not what was meant: a kind that never arrives isn't met."""
-        begin = body.begin(self._world.replicas[0].settings, idempotency_key=None, traceparent=None)
+        begin = body.begin(self._world.replicas[0].settings, idempotency_key=None, traceparent=None, owner=None)
         for branch in begin.branches:
             self._world.plan.count(branch.kind)
 

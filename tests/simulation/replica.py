@@ -11,6 +11,7 @@ from app.api import admin, transactions
 from app.api.dependencies import Parts
 from app.api.problems import Problem
 from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQuery
+from app.auth.roles import ANYBODY
 from app.engine.errors import ObjectedError, OverloadedError, UnknownTransactionError
 from app.engine.inbox import Inbox
 from app.engine.recovery import Recovery
@@ -174,26 +175,29 @@ async def answer(world: Any, parts: Any, request: tuple[str, ...]) -> tuple[int,
 async def _route(parts: Any, request: tuple[Any, ...]) -> Any:
     match request:
         case ("begin", body, prefer, key):
-            return await transactions.begin(body, parts, prefer, f'"{key}"', None)
+            return await transactions.begin(body, _REQUEST, parts, ANYBODY, prefer, f'"{key}"', None)
         case ("get", transaction_id, prefer):
-            return await transactions.get(transaction_id, parts, prefer)
+            return await transactions.get(transaction_id, _REQUEST, parts, ANYBODY, prefer)
         case ("cancel", transaction_id):
-            return await transactions.cancel(transaction_id, _Request(), parts)  # type: ignore[arg-type]
+            return await transactions.cancel(transaction_id, _REQUEST, parts, ANYBODY)
         case ("decision", transaction_id, *branch):
-            return await transactions.get_decision(transaction_id, parts, *branch)
+            return await transactions.get_decision(transaction_id, _REQUEST, parts, ANYBODY, *branch)
         case ("retry", transaction_id):
-            return await admin.retry(transaction_id, _Request(), parts)  # type: ignore[arg-type]
+            return await admin.retry(transaction_id, _REQUEST, parts, ANYBODY)
         case ("list",):
-            return await transactions.list_newest(parts, TransactionsQuery(limit=500))
+            return await transactions.list_newest(parts, ANYBODY, TransactionsQuery(limit=500))
         case ("hung",):
-            return await admin.list_hung(parts, HungQuery(limit=500))
+            return await admin.list_hung(parts, ANYBODY, HungQuery(limit=500))
         case ("calls", transaction_id):
-            return await transactions.list_calls(transaction_id, parts, CallsQuery(limit=500))
+            return await transactions.list_calls(transaction_id, _REQUEST, parts, ANYBODY, CallsQuery(limit=500))
         case ("resolve", transaction_id, branch, settled, reason):
             body = ResolveRequest.model_validate({"as": settled, "reason": reason})
-            return await admin.resolve(transaction_id, branch, body, _Request(), parts)  # type: ignore[arg-type]
+            return await admin.resolve(transaction_id, branch, body, _REQUEST, parts, ANYBODY)
     raise AssertionError(request)
 
 
 class _Request:
     client = None
+
+
+_REQUEST: Any = _Request()

@@ -12,9 +12,21 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import Connection, Engine, event, insert, text
 
+from app.protocol.messages import Asker
 from app.protocol.values import Branch, BranchPhase, HungReason, Resolution, Settled, Transaction
-from app.storage import calls, hung_branches, leases, participants, purge, queries, tables, transactions
-from app.storage.participants import RegisteredParticipant
+from app.storage import (
+    api_keys,
+    audit,
+    calls,
+    hung_branches,
+    leases,
+    participants,
+    purge,
+    queries,
+    tables,
+    transactions,
+)
+from app.storage.participants import RegisteredParticipant, Registration
 from app.storage.transactions import Claim
 from holdfast.wire import Decision
 from tests.harness.transactions import call, transaction, written
@@ -35,7 +47,13 @@ def some(number: int) -> Transaction:
 
     The others are confirmed.
     """
-    made = transaction(number, *BRANCHES, name="refund" if number % 10 == 1 else "order", reference=f"r-{number}")
+    made = transaction(
+        number,
+        *BRANCHES,
+        name="refund" if number % 10 == 1 else "order",
+        reference=f"r-{number}",
+        owner="shop" if number % 40 == 1 else "orders",
+    )
     if number % 100 == 7:
         return replace(made, branches=(HANGS, BRANCHES[1]), decision=Decision.CONFIRM, hung_since=float(number))
     if number % 50 == 3:
@@ -44,6 +62,29 @@ def some(number: int) -> Transaction:
         return replace(made, branches=(AGAINST, BRANCHES[1]), decision=Decision.CANCEL, finished_at=1.0, wake_at=None)
     decision = Decision.CANCEL if number % 20 == 5 else Decision.CONFIRM
     return replace(made, decision=decision, finished_at=number + 1.0, wake_at=None)
+
+
+def entry(number: int) -> audit.AuditEntry:
+    """Each column has few values, and one that is rare."""
+    said = "rare" if number % 1_000 == 1 else f"v-{number % 5}"
+    return audit.AuditEntry(at=float(number), asker=Asker(actor=said), action=said, target=said, outcome=said)
+
+
+def rare(column: str) -> audit.AuditFilter:
+    wanted: dict[str, Any] = {column: "rare"}
+    return audit.AuditFilter(**wanted)
+
+
+def key(number: int) -> dict[str, Any]:
+    return {
+        "id": f"{number:012}",
+        "name": f"key {number}",
+        "secret_hash": "x" * 64,
+        "roles": "[]",
+        "owner": "o",
+        "endpoints": False,
+        "created_at": 1.0,
+    }
 
 
 @pytest.fixture
@@ -66,9 +107,17 @@ def full(engine: Engine) -> Engine:
         connection.execute(insert(tables.hung_branches), hung)
         connection.execute(insert(tables.leftover_calls), [{"transaction_id": ONE.id}])
         leases.take_lease(connection, [LEASE])
+        connection.execute(insert(tables.api_keys), [key(number) for number in range(1_000)])
+        audit.insert_entries(connection, [entry(number) for number in range(ROWS)])
         participants.put_participants(
             connection,
-            [RegisteredParticipant(name="car", base_url="http://car", call_timeout_s=None, concurrency_max=1)],
+            [
+                Registration(
+                    participant=RegisteredParticipant(
+                        name="car", base_url="http://car", call_timeout_s=None, concurrency_max=1
+                    )
+                )
+            ],
         )
     if engine.dialect.name == "postgresql":  # it does this by itself, and SQLite never does
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -132,6 +181,7 @@ STATEMENTS: Final[dict[str, Statement]] = {
     "list, name": newest("ix_transactions_name_id", name="refund"),
     "list, reference": newest("ix_transactions_reference_id", reference="r-17"),
     "list, participant": newest(MEMBERS, participant="car"),
+    "list, owner": newest("ix_transactions_owner_id", owner="shop"),
     "list, hung": newest("", hung=True),
     "list, not hung": newest(ID, hung=False),
     "list, phase and name": newest("ix_transactions_phase_id", phase="cancelled", name="order"),
@@ -156,9 +206,18 @@ STATEMENTS: Final[dict[str, Statement]] = {
         uses=f"{ID} {CALLS} {BRANCH_ROWS}",
     ),
     "purge, leftovers": writing(purge.delete_leftover_calls, LEASE, uses=CALLS),
-    "unregister": writing(participants.delete_participants, "car", uses="ix_transactions_wake_at"),
+    "key of the API": reading(api_keys.find_key, "k", uses="pk_api_keys"),
+    **{
+        f"record, {column}": reading(audit.list_entries, rare(column), 10, None, uses=f"ix_audit_{column}_id")
+        for column in ("actor", "action", "target", "outcome")
+    },
+    "record, newest": reading(audit.list_entries, audit.AuditFilter(since=1.0), 10, ONE.id, uses="pk_audit"),
+    "record, old": writing(audit.delete_older, 1.0, uses="pk_audit"),
+    "unregister": writing(
+        participants.delete_participants, participants.Removal(name="car"), uses="ix_transactions_wake_at"
+    ),
 }
-READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|branches|calls)\b(?! USING)")
+READS_ALL: Final = re.compile(r"(Seq Scan on|^SCAN) (transactions|branches|calls|audit|api_keys)\b(?! USING)")
 """What is registered, and what hangs, may be read whole; and of SQLite an index from one end on."""
 SORTS: Final = re.compile(r"Sort|TEMP B-TREE")
 IN_ORDER: Final = {"claim", "claim what hangs", "hung", "hung, further"}
@@ -210,6 +269,8 @@ INDEXES: Final = {
     "ix_transactions_is_mixed_id": {"list, mixed", "list, mixed and name"},
     "ix_transactions_name_id": {"list, name"},
     "ix_transactions_reference_id": {"list, reference"},
+    "ix_transactions_owner_id": {"list, owner"},
+    **{f"ix_audit_{column}_id": {f"record, {column}"} for column in ("actor", "action", "target", "outcome")},
     "uq_transactions_idempotency_key": {"key", "record"},
     CALLS: {"calls", "purge", "purge, batch", "purge, calls", "purge, page of calls", "purge, leftovers"},
 }

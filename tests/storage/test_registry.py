@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, delete
 from sqlalchemy.exc import OperationalError
 
 from app.storage import participants, tables, transactions
-from app.storage.participants import RegisteredParticipant, delete_participants, put_participants
+from app.storage.participants import RegisteredParticipant, Registration, Removal, delete_participants, put_participants
 from app.storage.transactions import NewRecord, NotRegistered, Recorded
 from holdfast.wire import Decision
 from tests.harness.databases import engine_with_tables, on_servers
@@ -30,8 +30,10 @@ def engine(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engin
     engine.dispose()
 
 
-def entry(name: str) -> RegisteredParticipant:
-    return RegisteredParticipant(name=name, base_url="http://old", call_timeout_s=None, concurrency_max=1)
+def entry(name: str) -> Registration:
+    return Registration(
+        participant=RegisteredParticipant(name=name, base_url="http://old", call_timeout_s=None, concurrency_max=1)
+    )
 
 
 def naming(number: int, *names: str, key: str | None = None) -> NewRecord:
@@ -57,15 +59,15 @@ def waits(engine: Engine, function: Callable[..., Any], item: object) -> None:
 def test_a_delete_waits_for_a_begin_and_then_finds_its_transaction(engine: Engine) -> None:
     with writing(engine) as connection, connection.begin():
         (mine,) = transactions.record(connection, [naming(1)])
-        waits(engine, delete_participants, "car")
+        waits(engine, delete_participants, Removal(name="car"))
     assert isinstance(mine, Recorded)
-    assert written(engine, delete_participants, "car") == [False]
+    assert written(engine, delete_participants, Removal(name="car")) == [False]
     assert registered(engine) == ["car", "hotel"]
 
 
 def test_a_begin_waits_for_a_delete_and_then_records_nothing(engine: Engine) -> None:
     with writing(engine) as connection, connection.begin():
-        assert delete_participants(connection, ["car"]) == [True]
+        assert delete_participants(connection, [Removal(name="car")]) == [True]
         waits(engine, transactions.record, naming(1))
     assert written(engine, transactions.record, naming(1, "hotel", "car")) == [NotRegistered(participant="car")]
     assert (registered(engine), begun(engine)) == (["hotel"], 0)
@@ -74,8 +76,8 @@ def test_a_begin_waits_for_a_delete_and_then_records_nothing(engine: Engine) -> 
 def test_whichever_comes_first_in_one_batch_has_its_way(engine: Engine) -> None:
     with writing(engine) as connection, connection.begin():
         transactions.record(connection, [naming(1)])
-        assert delete_participants(connection, ["car"]) == [False]
-        assert delete_participants(connection, ["hotel"]) == [True]
+        assert delete_participants(connection, [Removal(name="car")]) == [False]
+        assert delete_participants(connection, [Removal(name="hotel")]) == [True]
         assert transactions.record(connection, [naming(2, "hotel")]) == [NotRegistered(participant="hotel")]
 
 
@@ -93,7 +95,7 @@ def test_what_is_in_use_is_not_deleted_and_no_begin_is_waited_for_to_say_so(engi
     recorded(engine, transaction(1))
     with writing(engine) as connection, connection.begin():
         transactions.record(connection, [naming(2)])
-        assert written(engine, delete_participants, "car") == [False]
+        assert written(engine, delete_participants, Removal(name="car")) == [False]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -117,7 +119,11 @@ def test_a_participant_that_is_gone_fails_its_own_begins_alone(engine: Engine) -
 
 def test_a_participant_is_deleted_once_its_transactions_have_ended(engine: Engine) -> None:
     recorded(engine, transaction(1, decision=Decision.CONFIRM, finished_at=2.0, wake_at=None))
-    assert written(engine, delete_participants, "car", "car", "nobody") == [True, None, None]
+    assert written(engine, delete_participants, Removal(name="car"), Removal(name="car"), Removal(name="nobody")) == [
+        True,
+        None,
+        None,
+    ]
 
 
 def writing(engine: Engine) -> Connection:

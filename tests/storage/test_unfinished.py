@@ -36,12 +36,12 @@ def unfinished(request: pytest.FixtureRequest, engine: Engine) -> Transaction:
 
 def test_a_participant_that_it_needs_is_not_deleted(unfinished: Transaction, engine: Engine) -> None:
     car = RegisteredParticipant(name="car", base_url="http://car", call_timeout_s=None, concurrency_max=1)
-    written(engine, participant_rows.put_participants, car)
-    assert written(engine, participant_rows.delete_participants, "car") == [False]
+    written(engine, participant_rows.put_participants, participant_rows.Registration(participant=car))
+    assert written(engine, participant_rows.delete_participants, participant_rows.Removal(name="car")) == [False]
     assert found(engine, participant_rows.list_participants) == [car]
     ended = replace(unfinished, finished_at=9.0, wake_at=None, hung_since=None, decision=Decision.CANCEL)
     written(engine, transaction_rows.save, transaction_rows.Save(before=unfinished, after=ended))
-    assert written(engine, participant_rows.delete_participants, "car") == [True]
+    assert written(engine, participant_rows.delete_participants, participant_rows.Removal(name="car")) == [True]
 
 
 def test_it_is_counted(unfinished: Transaction, engine: Engine) -> None:

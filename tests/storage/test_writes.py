@@ -353,17 +353,29 @@ def participant(name: str, port: int = 1, **fields: Any) -> RegisteredParticipan
     return replace(entry, **fields)
 
 
+def registration(entry: RegisteredParticipant) -> participants.Registration:
+    return participants.Registration(participant=entry)
+
+
+def removal(name: str) -> participants.Removal:
+    return participants.Removal(name=name)
+
+
 def test_participants_are_put_replaced_and_listed_by_name(engine: Engine) -> None:
     entries = [participant("b"), participant("a", call_timeout_s=0.5), participant("b", 2, concurrency_max=1)]
-    assert written(engine, participants.put_participants, *entries) == [True, True, False]
+    assert written(engine, participants.put_participants, *map(registration, entries)) == [True, True, False]
     assert found(engine, participants.list_participants) == [entries[1], entries[2]]
 
 
 def test_a_participant_in_use_is_not_deleted(engine: Engine) -> None:
-    written(engine, participants.put_participants, participant("car"), participant("idle"))
+    written(engine, participants.put_participants, *map(registration, [participant("car"), participant("idle")]))
     recorded(engine, transaction(1))
-    assert written(engine, participants.delete_participants, "car", "idle", "unknown") == [False, True, None]
+    assert written(engine, participants.delete_participants, removal("car"), removal("idle"), removal("unknown")) == [
+        False,
+        True,
+        None,
+    ]
     ended = replace(transaction(1), decision=Decision.CANCEL, finished_at=9.0, wake_at=None)
     written(engine, transactions.save, transactions.Save(before=transaction(1), after=ended))
-    assert written(engine, participants.delete_participants, "car", "car") == [True, None]
+    assert written(engine, participants.delete_participants, removal("car"), removal("car")) == [True, None]
     assert found(engine, participants.list_participants) == []

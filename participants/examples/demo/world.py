@@ -15,6 +15,7 @@ import httpx
 
 from examples.demo.gate import Gate
 from examples.demo.ledger import PARTICIPANTS, Ledger
+from examples.keys import YOU, KeyFiles, rights
 from examples.processes import Port, Process, Processes
 
 DECISION_TIMEOUT_S: Final = 5.0
@@ -38,6 +39,7 @@ class World:
         self._folder = folder
         self._ports = ports
         self._running: dict[str, Process] = {}
+        self._keys = KeyFiles(folder / "keys")
         self._http = httpx.AsyncClient(timeout=30.0, trust_env=False)
 
     @classmethod
@@ -75,6 +77,8 @@ class World:
 
     async def ask(self, method: str, path: str, **request: Any) -> Any:
         """What the coordinator answers, as JSON. Raises httpx.HTTPError unless it is a success."""
+        shown = {"Authorization": f"Bearer {self._keys.text(YOU)}"}
+        request["headers"] = shown | request.get("headers", {})
         response = await self._http.request(method, self["coordinator"].url + path, **request)
         return response.raise_for_status().json()
 
@@ -111,10 +115,14 @@ class World:
         self._running["payment"].environment["GATEWAY_URL"] = self["gateway"].url
         database_url = f"sqlite:///{self._folder / 'holdfast.db'}"
         self._running["coordinator"] = self._processes.coordinator(
-            ports["coordinator"], database_url=database_url, participants={}, **SETTINGS
+            ports["coordinator"], database_url=database_url, participants={}, **SETTINGS, **self._keys.settings()
         )
         await self.route()
-        await self.start(*self._running)
+        await self.start("coordinator")
+        await self._keys.create(self["coordinator"].url, rights(PARTICIPANTS))
+        for name in ("order", *PARTICIPANTS):
+            self[name].environment["HOLDFAST_API_KEY"] = self._keys.text(name)
+        await self.start(*(name for name in self._running if name != "coordinator"))
 
     def _add(self, name: str, **environment: str) -> None:
         self._running[name] = self._processes.service(

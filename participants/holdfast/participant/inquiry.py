@@ -7,7 +7,7 @@ database.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -23,6 +23,7 @@ UNKNOWN_TRANSACTION: Final = "/problems/unknown-transaction"
 RECHECK_MIN_S: Final = 0.1
 RECHECK_MAX_S: Final = 3_600.0
 RECHECK_DEFAULT_S: Final = 5.0
+NO_HEADERS: Final[Mapping[str, str]] = {}
 PAUSE_S: Final = 5.0
 """How long a coordinator that didn't answer at all is left alone, for all transactions, in seconds."""
 
@@ -99,14 +100,19 @@ class Questions:
 
 
 async def ask(
-    transport: httpx.AsyncBaseTransport, coordinator_url: str, question: Question, *, timeout_s: float
+    transport: httpx.AsyncBaseTransport,
+    coordinator_url: str,
+    question: Question,
+    *,
+    timeout_s: float,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Answered:
-    """Ask what was decided about a branch. Never raises: every failure is "unreachable"."""
+    """Ask what was decided about a branch; `headers` are sent, too. Never raises: every failure is "unreachable"."""
     path = f"/v1/transactions/{quote(question.transaction_id, safe='')}/decision"
     request = httpx.Request(
         "GET",
         f"{coordinator_url.rstrip('/')}{path}?branch={quote(question.branch, safe='')}",
-        headers={"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity"},
+        headers={"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity", **headers},
         extensions={"timeout": httpx.Timeout(timeout_s).as_dict()},
     )
     try:
@@ -148,7 +154,8 @@ def _read(status: int, document: Any, coordinator_id: str | None) -> Answered:
                 return Answered(verdict=Verdict.CANCEL)
             case "undecided":
                 return Answered(verdict=Verdict.UNDECIDED, recheck_in_s=_recheck_s(members.get("recheck_in_s")))
-    return Answered(verdict=Verdict.UNREACHABLE, why=f"HTTP {status} without a decision; check coordinator_url")
+    check = "api_key" if status in (401, 403) else "coordinator_url"
+    return Answered(verdict=Verdict.UNREACHABLE, why=f"HTTP {status} without a decision; check {check}")
 
 
 def _recheck_s(value: Any) -> float:

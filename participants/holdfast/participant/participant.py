@@ -27,7 +27,7 @@ from holdfast.participant.inquiry import Ask
 from holdfast.participant.reaper import Reaper
 from holdfast.participant.routes import Message, router_for
 from holdfast.participant.running import Running
-from holdfast.urls import base_url, printable_url
+from holdfast.urls import base_url, credentials, printable_url
 from holdfast.wire import Operation
 
 log = logging.getLogger("holdfast")
@@ -70,6 +70,7 @@ class Participant:
         ask_timeout_s: float = 5.0,
         clock: Callable[[], float] = time.time,
         transport: httpx.AsyncBaseTransport | None = None,
+        api_key: str | None = None,
     ) -> None:
         _check_name(name)
         _check_limits(
@@ -82,6 +83,7 @@ class Participant:
         )
         self.name: Final = name
         self.coordinator_url: Final = base_url(coordinator_url)
+        self._credentials = credentials(api_key)
         self._database = Database(database)
         if handler_timeout_s is not None and not two_step and not self._database.asynchronous:
             raise ValueError(
@@ -277,7 +279,13 @@ class Participant:
             yield self._ask_over(transport)
 
     def _ask_over(self, transport: httpx.AsyncBaseTransport) -> Ask:
-        return partial(inquiry.ask, transport, self.coordinator_url, timeout_s=self._ask_timeout_s)
+        return partial(
+            inquiry.ask,
+            transport,
+            self.coordinator_url,
+            timeout_s=self._ask_timeout_s,
+            headers=self._credentials,
+        )
 
 
 def _check_name(name: str) -> None:
