@@ -11,6 +11,7 @@ from app.api.dependencies import Parts, PartsOf
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response, participant_json
 from app.api.schemas import ParticipantBody, ParticipantPage
+from app.auth.audit_log import log_entry
 from app.auth.roles import READERS, Principal, Role
 from app.calling.registration import ParticipantName, RegistryBody
 from app.storage.audit import AuditEntry
@@ -106,6 +107,7 @@ async def put(
     participant = RegisteredParticipant(name=name, **body.model_dump())
     audited = _entry("participant.put", name, request, parts, principal)
     is_new = await parts.registry.put(participant, audited)
+    log_entry(audited)
     return json_response(participant_json(participant), 201 if is_new else 200)
 
 
@@ -122,11 +124,13 @@ async def put(
 )
 async def delete(name: Name, request: Request, parts: PartsOf, principal: PrincipalOf) -> Response:
     """Remove a participant from the registry. Refused while an unfinished transaction needs it."""
-    deleted = await parts.registry.delete(name, _entry("participant.delete", name, request, parts, principal))
+    audited = _entry("participant.delete", name, request, parts, principal)
+    deleted = await parts.registry.delete(name, audited)
     if deleted is None:
         raise Problem("participant-not-found")
     if not deleted:
         raise Problem("participant-in-use")
+    log_entry(audited)
     return Response(status_code=204)
 
 

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from app.auth.api_keys import ApiKey
+from app.auth.audit_log import log_entry
 from app.auth.key_request import KeyRequest
 from app.auth.roles import Role
 from app.protocol.messages import Asker
@@ -44,7 +45,9 @@ class Keys:
         """Create a key. Raises ValueError for one that has ended already."""
         shown = ApiKey.new()
         stored = request.key(shown, self._clock())
-        await self._journal.write(api_keys.create_keys, NewKey(key=stored, audited=self._created(stored, asker)))
+        audited = self._created(stored, asker)
+        await self._journal.write(api_keys.create_keys, NewKey(key=stored, audited=audited))
+        log_entry(audited)
         return Issued(stored, shown)
 
     async def list(self) -> list[StoredKey]:
@@ -61,12 +64,18 @@ class Keys:
             audited=self._entry("key.rotate", key_id, asker),
         )
         stored = await self._journal.write(api_keys.rotate_keys, rotation)
-        return None if stored is None else Issued(stored, shown)
+        if stored is None:
+            return None
+        log_entry(rotation.audited)
+        return Issued(stored, shown)
 
     async def revoke(self, key_id: str, asker: Asker) -> bool:
         """End a key for good; False if it is unknown or revoked already."""
         revocation = Revocation(id=key_id, at=self._clock(), audited=self._entry("key.revoke", key_id, asker))
-        return await self._journal.write(api_keys.revoke_keys, revocation)
+        is_revoked = await self._journal.write(api_keys.revoke_keys, revocation)
+        if is_revoked:
+            log_entry(revocation.audited)
+        return is_revoked
 
     async def bootstrap(self, shown: ApiKey) -> None:
         """Make this the first key, an admin's, if no key has ever existed."""

@@ -1,4 +1,4 @@
-"""Roles, and who has them. Section 1 of the contract's part on operation (docs/reference/authentication.md). Pure."""
+"""Roles, and who has them (docs/how-to/authentication.md). Pure."""
 
 from collections.abc import Set
 from dataclasses import dataclass

@@ -131,7 +131,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def _expiry(self) -> float:
         """When a new connection is too old for another request; at different times for those that are made together."""
-        return asyncio.get_running_loop().time() + self._age_max_s * uniform(AGE_SPREAD, 1.0)
+        return asyncio.get_running_loop().time() + self._age_max_s * uniform(AGE_SPREAD, 1.0)  # noqa: S311 - jitter
 
     def _keep(self, origin: Origin, connection: "_Connection") -> None:
         loop = asyncio.get_running_loop()

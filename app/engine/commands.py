@@ -58,7 +58,8 @@ class Commands:
         if the transaction kept changing hands: the command had no effect.
         """
         for round_ in range(ROUNDS_MAX):
-            await asyncio.sleep(random.uniform(0, PAUSE_S * round_))  # so that two replicas don't keep colliding
+            # a random pause, so that two replicas don't keep colliding
+            await asyncio.sleep(random.uniform(0, PAUSE_S * round_))  # noqa: S311
             done: asyncio.Future[Transaction] = asyncio.get_running_loop().create_future()
             pending = PendingCommand(command=command, done=done)
             transaction = await self._runs.find(transaction_id)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from app.auth.audit_log import log_entry
 from app.calling.caller import Caller
 from app.calling.registry import Registry
 from app.engine.audited import entries_of
@@ -235,12 +236,13 @@ class Run:
     async def _save(self, step: Step) -> Transaction:
         made = tuple(self.history)  # a call that finishes during this save is left for the next one
         heard = tuple(self._heard)
+        audited = entries_of(self.saved, step.transaction, self._basis[1], self._context.clock())
         save = transactions.Save(
             before=self.saved,
             after=step.transaction,
             calls=made,
             heard=heard,
-            audited=entries_of(self.saved, step.transaction, self._basis[1], self._context.clock()),
+            audited=audited,
             is_late=self._lateness_of(step),
         )
         self._saving = True
@@ -253,6 +255,8 @@ class Run:
         if heard or self.saved.phase is not before.phase or self.saved.is_delayed is not before.is_delayed:
             self._context.tell(self.saved.id)
         log_save(before, self.saved, self._basis[1])
+        for entry in audited:
+            log_entry(entry)
         if self.saved.finished:
             self._context.metrics.finished.labels(outcome=self.saved.outcome).inc()
         return self.saved

@@ -33,6 +33,6 @@ def _thaw(kind: type) -> Callable[[Any], Any]:
     thawed = type(kind.__name__, (), {"__slots__": names})
     assignments = "; ".join(f"copy.{name} = value.{name}" for name in names)
     written = {"thawed": thawed}
-    exec(f"def thaw(value):\n    copy = thawed(); {assignments}\n    return copy", written)  # as dataclasses do
+    exec(f"def thaw(value):\n    copy = thawed(); {assignments}\n    return copy", written)  # noqa: S102 - as dataclasses do
     thaw: Callable[[Any], Any] = written["thaw"]
     return thaw

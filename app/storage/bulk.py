@@ -56,7 +56,7 @@ def _as_json(rows: Sequence[Mapping[str, Any]]) -> str:
 @cache
 def _insert(table: Table, names: tuple[str, ...]) -> TextClause:
     columns = ", ".join(names)
-    return text(f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {_recordset(table, names)}")
+    return text(f"INSERT INTO {table.name} ({columns}) SELECT {columns} FROM {_recordset(table, names)}")  # noqa: S608 - names of our own columns
 
 
 @cache
@@ -64,7 +64,7 @@ def _update(table: Table, names: tuple[str, ...]) -> TextClause:
     changed = ", ".join(f"{name} = r.{name}" for name in names if not name.startswith(EXPECTED))
     expected = [name for name in names if name.startswith(EXPECTED)]
     found = " AND ".join(f"{table.name}.{name.removeprefix(EXPECTED)} = r.{name}" for name in expected)
-    return text(f"UPDATE {table.name} SET {changed} FROM {_recordset(table, names)} WHERE {found}")
+    return text(f"UPDATE {table.name} SET {changed} FROM {_recordset(table, names)} WHERE {found}")  # noqa: S608 - names of our own columns
 
 
 def _recordset(table: Table, names: tuple[str, ...]) -> str:

@@ -331,7 +331,7 @@ class Client:
             attempts += 1
             timeout_s = max(0.0, min(attempt_s, until - self._clock()))
             request = http.build_request(method, path, content=content, headers=headers, timeout=timeout_s)
-            pause_s = (0.5 + 0.5 * random.random()) * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 10))
+            pause_s = (0.5 + 0.5 * random.random()) * min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** min(attempts - 1, 10))  # noqa: S311 - jitter
             try:
                 async with asyncio.timeout(timeout_s):
                     response = await http.send(request)

@@ -164,3 +164,25 @@ async def test_old_entries_are_deleted(service: Service) -> None:
     before = await service.parts.journal.read(count)
     assert await service.parts.journal.write(audit.delete_older, 2_000.0) is False
     assert await service.parts.journal.read(count) == before - 1
+
+
+async def test_what_was_done_is_in_the_log_too(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    await service.register("payment")
+    await service.client.delete("/v1/participants/payment")
+    created = (await service.client.post("/v1/admin/keys", json={"name": "ada", "roles": ["viewer"]})).json()
+    await service.client.post(f"/v1/admin/keys/{created['id']}/rotate")
+    await service.client.delete(f"/v1/admin/keys/{created['id']}")
+    service.participants.script("/inventory/try", [reply(503)])
+    orders = await client_of(service, "initiator", name="orders")
+    request = {"branches": [{"participant": "inventory"}]}
+    begun = await orders.post("/v1/transactions", json=request, headers={"Prefer": "respond-async"})
+    await orders.post(f"/v1/transactions/{begun.json()['id']}/cancel")
+    await orders.aclose()
+    lines = [record.getMessage() for record in caplog.records if "event=audited" in record.getMessage()]
+    actions = [line.partition("action=")[2].split()[0] for line in lines]
+    assert actions == [
+        *("participant.put", "participant.delete", "key.create", "key.rotate", "key.revoke", "key.create"),
+        "transaction.cancel",
+    ]
+    assert "actor='orders' role=initiator address=127.0.0.1" in lines[-1]

@@ -313,7 +313,7 @@ def _evaluated(annotation: str, function: Callable[..., Any], name: str) -> Any:
     """Evaluate a postponed annotation in the scope in which the function was defined."""
     closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     try:
-        return eval(annotation, getattr(function, "__globals__", {}), dict(closure))
+        return eval(annotation, getattr(function, "__globals__", {}), dict(closure))  # noqa: S307 - the service's own annotation
     except NameError as error:
         raise TypeError(
             f"{name}: can't find {error.name!r} in the annotation {annotation!r}; define it before the handler"
