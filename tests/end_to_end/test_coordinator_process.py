@@ -310,18 +310,20 @@ async def test_a_head_that_is_too_large_is_refused(coordinator: CoordinatorProce
 
 
 async def test_another_host_than_loopback_is_warned_of_once(settings: dict[str, str]) -> None:
-    process = await started(settings | {"HOLDFAST_HOST": "0.0.0.0"})
+    process = await started(settings | {"HOLDFAST_HOST": "0.0.0.0", "HOLDFAST_AUTH": "none"})
     process.terminate()
     await asyncio.to_thread(process.wait_end)
     warnings = [line for line in process.lines if "WARNING" in line]
     assert len(warnings) == 1
     assert "event=exposed host=0.0.0.0" in warnings[0]
-    assert "authentication" in warnings[0]
+    assert "HOLDFAST_AUTH is none" in warnings[0]
 
 
 async def test_a_process_logs_json_from_its_first_line_on(settings: dict[str, str]) -> None:
     """Those of uvicorn, too."""
-    process = await started(settings | {"HOLDFAST_LOG_FORMAT": "json", "HOLDFAST_HOST": "0.0.0.0"})
+    process = await started(
+        settings | {"HOLDFAST_LOG_FORMAT": "json", "HOLDFAST_HOST": "0.0.0.0", "HOLDFAST_AUTH": "none"}
+    )
     process.terminate()
     await asyncio.to_thread(process.wait_end)
     lines = [json.loads(line) for line in process.lines]
@@ -330,6 +332,23 @@ async def test_a_process_logs_json_from_its_first_line_on(settings: dict[str, st
     assert (exposed["level"], exposed["host"]) == ("WARNING", "0.0.0.0")
     assert any(line.get("event") == "serving" and "http://" in line["message"] for line in lines)
     assert any(line["logger"].startswith("uvicorn") for line in lines)
+
+
+async def test_a_copy_of_a_database_does_not_run_under_another_url(settings: dict[str, str]) -> None:
+    """A copy of production that is started as staging would confirm for real."""
+    production = settings | {"HOLDFAST_PUBLIC_URL": "https://holdfast.example.com"}
+    staging = settings | {"HOLDFAST_PUBLIC_URL": "https://staging.example.com"}
+    for same in (production, production, settings):
+        process = await started(same)
+        process.terminate()
+        await asyncio.to_thread(process.wait_end)
+    assert "this database serves https://holdfast.example.com" in failed(staging)
+    assert "serve --adopt" in failed(staging)
+    process = CoordinatorProcess(staging, command="serve --adopt")
+    await asyncio.to_thread(process.start)
+    process.terminate()
+    await asyncio.to_thread(process.wait_end)
+    assert "this database serves https://staging.example.com" in failed(production)
 
 
 def failed(settings: dict[str, str], command: str = "serve") -> str:

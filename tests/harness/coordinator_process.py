@@ -70,7 +70,7 @@ class CoordinatorProcess:
         self.url, self.lines = "", []
         self._settled.clear()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "app", self._command],
+            [sys.executable, "-m", "app", *self._command.split()],
             cwd=self._root,
             env=self._environment,
             stdin=subprocess.DEVNULL,
