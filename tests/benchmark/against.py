@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.benchmark.checkout import THIS, Checkout
-from tests.benchmark.contenders import Contender, Holdfast
+from tests.benchmark.contenders import Contender, Holdfast, KeyedHoldfast
 from tests.benchmark.databases import Database, Databases
 from tests.benchmark.noop import Noop
 from tests.benchmark.paced_clients import PacedClients, Plan
@@ -60,9 +60,19 @@ class Comparison:
         return Holdfast(database, checkout=checkout, driver=self.driver)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guarded(Comparison):
+    """What keys and signatures cost: this checkout with them, and the other without. Compare it with itself."""
+
+    def contender(self, database: Database, checkout: Checkout) -> Contender:
+        kind = KeyedHoldfast if checkout is THIS else Holdfast
+        return kind(database, checkout=checkout, driver=self.driver)
+
+
 COMPARISONS: Final = (
     Comparison(name="sqlite", database=Databases.sqlite, clients=64, transactions=320),
     Comparison(name="postgres", database=Databases.postgres, clients=64, transactions=320),
+    Guarded(name="guarded", database=Databases.postgres, clients=64, transactions=320),
     Comparison(  # payloads and results of 64 KiB
         name="large",
         database=Databases.postgres,
@@ -162,6 +172,7 @@ def _started(comparison: Comparison, checkout: Checkout, databases: Databases, p
             participant_url=participant.url,
             clients=comparison.clients,
             driver=running.driver,
+            key=running.key,
         )
         clients = stack.enter_context(PacedClients(plan))
         yield Side(checkout.label, contender, running, clients, participant)

@@ -5,8 +5,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import httpx
+
+from app.auth.api_keys import ApiKey
 from tests.benchmark.checkout import THIS, Checkout
 from tests.benchmark.databases import Database
 from tests.benchmark.noop import Noop
@@ -20,6 +23,8 @@ class Running:
     urls: list[str]
     processes: list[ServerProcess]
     driver: str = "tests.benchmark.holdfast_client"
+    key: str = ""
+    """The API key that its clients need."""
 
 
 class Contender(ABC):
@@ -50,8 +55,13 @@ class Holdfast(Contender):
 
     @contextmanager
     def start(self, participant: Noop, more: Mapping[str, str] = {}) -> Iterator[Running]:
+        with self._serving(participant, more, {}) as running:
+            yield running
+
+    @contextmanager
+    def _serving(self, participant: Noop, more: Mapping[str, str], settings: Mapping[str, str]) -> Iterator[Running]:
         assert self.database is not None
-        environment = _settings(self.database.url, participant, more)
+        environment = _settings(self.database.url, participant, more) | dict(settings)
         with ExitStack() as stack:
             served = [
                 stack.enter_context(
@@ -60,6 +70,25 @@ class Holdfast(Contender):
                 for _ in range(self._processes)
             ]
             yield Running([each.url for each in served], served, self._driver)
+
+
+class KeyedHoldfast(Holdfast):
+    """The same with everything that guards it: clients show keys, and calls are signed."""
+
+    @contextmanager
+    def start(self, participant: Noop, more: Mapping[str, str] = {}) -> Iterator[Running]:
+        first = ApiKey.new()
+        guards = {
+            "HOLDFAST_AUTH": "require",
+            "HOLDFAST_BOOTSTRAP_KEY": first.text,
+            "HOLDFAST_RATE_PER_KEY": "0",
+        }
+        with self._serving(participant, more, guards) as running:
+            headers = {"Authorization": f"Bearer {first.text}"}
+            with httpx.Client(base_url=running.urls[0], headers=headers, timeout=10.0) as http:
+                key = http.post("/v1/admin/keys", json={"name": "clients", "roles": ["initiator"]})
+                key.raise_for_status()
+            yield replace(running, key=key.json()["key"])
 
 
 class Ceiling(Contender):

@@ -51,10 +51,11 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """Connections to whatever origin; an idle one is used again. Each client has its own."""
+    """Connections to whatever origin; an idle one is used again. Each client has its own. All requests show `key`."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str = "") -> None:
         self._idle: dict[str, list[Connection]] = {}
+        self._shown = f"Authorization: Bearer {key}\r\n" if key else ""
 
     async def post(self, url: str, body: bytes) -> tuple[int, bytes]:
         """The status and the body of the answer. Raises OSError when there is none."""
@@ -74,7 +75,7 @@ class Connections:
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
         answer = await connection.ask(
             f"{method} {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            f"{self._shown}Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
         if connection.is_open:

@@ -32,6 +32,7 @@ class Plan:
     participant_url: str
     clients: int
     driver: str = "tests.benchmark.holdfast_client"
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ async def _run(plan: Plan, driver: Any, transactions: int, batch_number: int) ->
 
 async def _client(plan: Plan, driver: Any, numbers: Iterator[int], batch_number: int, latencies_s: list[float]) -> None:
     """Takes the next number until there are none; its first error ends it."""
-    connections = Connections()
+    connections = Connections(plan.key)
     try:
         for number in numbers:
             began_at = time.perf_counter()

@@ -89,6 +89,12 @@ def test_transactions_of_64_kib_are_confirmed(participant: Noop, databases: Data
     assert compared.these[0]["throughput_per_s"] > 0
 
 
+def test_one_side_has_its_guards_up(participant: Noop, databases: Databases) -> None:
+    """Its clients show keys: without one they are refused, so those of the other side would fail there."""
+    [compared] = compare([comparison("guarded")], open_checkout(ROOT), databases, participant, rounds=1, transactions=2)
+    assert compared.these[0]["throughput_per_s"] > 0
+
+
 async def test_the_large_payloads_are_64_kib() -> None:
     class Kept:
         body = b""
