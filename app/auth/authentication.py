@@ -45,23 +45,28 @@ class Authenticator:
         self._noted: dict[str, float] = {}
 
     async def authenticate(self, authorization: Sequence[str]) -> Principal:
-        """Who shows these Authorization headers. Raises UnauthenticatedError, or DatabaseError if nobody can tell."""
+        """Who shows these Authorization headers. Raises UnauthenticatedError, or DatabaseError if nobody can tell.
+
+        Refuses only after a look of its own: another replica may have created or rotated the key a moment ago.
+        """
         key = _shown(authorization)
-        found = await self._find(key.id)
-        now = self._clock()
-        if found is None or not _is_valid(found[0], key, now):
-            raise UnauthenticatedError
-        self._note_use(found[0], now)
-        return found[1]
+        arrived_at = elapsed_s()
+        for read_since in (arrived_at - CACHE_S, arrived_at):
+            found = await self._find(key.id, read_since)
+            now = self._clock()
+            if found is not None and _is_valid(found[0], key, now):
+                self._note_use(found[0], now)
+                return found[1]
+        raise UnauthenticatedError
 
     def forget(self, key_id: str) -> None:
         """Read this key again before it is used again: it was changed here."""
         self._cached.pop(key_id, None)
 
-    async def _find(self, key_id: str) -> tuple[StoredKey, Principal] | None:
-        """Many requests share one read, which goes on if one of them is given up."""
+    async def _find(self, key_id: str, read_since: float) -> tuple[StoredKey, Principal] | None:
+        """The key as it was read at this time or later. Requests share a read, which goes on if one is given up."""
         cached, now = self._cached.get(key_id), elapsed_s()
-        if cached is None or now - cached.at > CACHE_S:
+        if cached is None or cached.at < read_since:
             while len(self._cached) >= CACHED_MAX:
                 del self._cached[next(iter(self._cached))]
             self._cached.pop(key_id, None)

@@ -118,7 +118,7 @@ async def test_it_ends_at_its_time_and_when_it_is_revoked(
     clock.now = 1_003.0  # the row that was read at 1,000 is still used
     assert await refused(authenticator, *bearer(SHOWN))
     rows.key = replace(STORED, revoked_at=900.0)
-    clock.now = 1_010.0
+    clock.now = 1_010.0  # what is still used of the row must not be older than five seconds
     assert await refused(authenticator, *bearer(SHOWN))
 
 
@@ -181,3 +181,17 @@ async def test_it_remembers_a_limited_number_of_ids(
     for _ in range(50):
         assert await refused(authenticator, *bearer(ApiKey.new()))
     assert len(authenticator._cached) <= 10
+
+
+async def test_what_another_replica_has_just_changed_is_not_refused(
+    authenticator: Authenticator, rows: Rows, clock: Clock
+) -> None:
+    rows.key = None
+    assert await refused(authenticator, *bearer(SHOWN))
+    clock.now += 0.01
+    rows.key = STORED
+    assert not await refused(authenticator, *bearer(SHOWN))
+    clock.now += 0.01
+    rows.key = replace(STORED, secret_hash=OTHER.secret_hash)
+    assert not await refused(authenticator, *bearer(OTHER))
+    assert await refused(authenticator, *bearer(SHOWN))

@@ -17,6 +17,7 @@ import httpx
 from tests.chaos import report
 from tests.chaos.disks import separate
 from tests.chaos.gathering import Rest, dump, gather
+from tests.chaos.keys import ShownKey
 from tests.chaos.nemesis import FULL, Kind, Nemesis, plan
 from tests.chaos.processes import OldReplica, ParticipantProcess, Replica, wait_ready
 from tests.chaos.system import START_MAX_S, SystemUnderTest
@@ -41,6 +42,7 @@ class Sampler(threading.Thread):
     def __init__(self, system: SystemUnderTest) -> None:
         super().__init__(name="sampler", daemon=True)
         self._system = system
+        self._shown_key = ShownKey(system.folder)
         self._seen: dict[tuple[str, int], float] = {}
         self._stopping = threading.Event()
 
@@ -57,7 +59,7 @@ class Sampler(threading.Thread):
 
     def _sample(self, client: httpx.Client, name: str, life: int, url: str) -> None:
         with suppress(httpx.HTTPError):
-            found = _CLAIMED.search(client.get(f"{url}/metrics").text)
+            found = _CLAIMED.search(client.get(f"{url}/metrics", headers=self._shown_key.headers()).text)
             if found:
                 self._seen[name, life] = float(found[1])
 
@@ -83,7 +85,7 @@ def run(system: SystemUnderTest, *, seconds: float, seed: str) -> tuple[bool, st
     system.faults_file.unlink()
     _wait_until_all_work(system, nemesis)
     healed_at = time.monotonic()
-    rest = Rest([replica.url for replica in system.replicas], wall_ahead_s)
+    rest = Rest([replica.url for replica in system.replicas], wall_ahead_s, ShownKey(system.folder))
     complaints = nemesis.fault_log.complaints
     if seconds >= EVERYTHING_S:
         if system.old_replica is None:
@@ -105,6 +107,7 @@ def run(system: SystemUnderTest, *, seconds: float, seed: str) -> tuple[bool, st
             stale,
             replicas=replicas,
             claimed=sampler.claimed,
+            rotated=system.keys.rotated,
             seconds=healed_at - started_at,
             settled_s=settled_s,
         )

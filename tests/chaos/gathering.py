@@ -13,6 +13,7 @@ import httpx
 from sqlalchemy import Engine, text
 
 from tests.chaos.call_log import read_log
+from tests.chaos.keys import ShownKey
 from tests.harness import ledger
 from tests.harness.evidence import Account, Effect, Evidence, HistoryCall, Hold, Known, known_of
 from tests.harness.notes import read_notes
@@ -26,7 +27,8 @@ UNFINISHED_HOLDS: Final = text(
 class Rest:
     """The coordinator's answers at the end, asked of the replicas in turn. `wall_ahead_s`: wall clock − monotonic."""
 
-    def __init__(self, urls: Sequence[str], wall_ahead_s: float) -> None:
+    def __init__(self, urls: Sequence[str], wall_ahead_s: float, shown_key: ShownKey) -> None:
+        self._shown_key = shown_key
         self._clients = [httpx.Client(base_url=url, timeout=30.0) for url in urls]
         self._wall_ahead_s = wall_ahead_s
         self._turn = 0
@@ -66,7 +68,9 @@ class Rest:
 
     def _get(self, path: str, **query: Any) -> Any:
         self._turn += 1
-        response = self._clients[self._turn % len(self._clients)].get(path, params=query)
+        response = self._clients[self._turn % len(self._clients)].get(
+            path, params=query, headers=self._shown_key.headers()
+        )
         response.raise_for_status()
         return response.json()
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import PyreqwestError
 
+from tests.chaos.keys import ShownKey
 from tests.harness.notes import Notebook, note_of, transaction_in
 
 REQUEST_TIMEOUT_S: Final = 4.0
@@ -54,6 +55,7 @@ class Crowd:
         self._seed: str = arguments["seed"]
         self._client = client
         self._notebook = Notebook(Path(arguments["folder"]) / "clients.jsonl")
+        self._shown_key = ShownKey(Path(arguments["folder"]))
         self._recent: deque[str] = deque(maxlen=RECENT)
         self.stopping = asyncio.Event()
 
@@ -140,7 +142,8 @@ class Crowd:
     ) -> Reply:
         replica = draw.randrange(len(self._urls))
         sent_at = time.monotonic()
-        builder = self._client.request(method, self._urls[replica] + path).headers(headers)
+        shown = headers | self._shown_key.headers()
+        builder = self._client.request(method, self._urls[replica] + path).headers(shown)
         if body is not None:
             builder = builder.body_bytes(body)
         try:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from holdfast import Participant
 from holdfast.json_text import parsed
 from tests.chaos.call_log import CallLogMiddleware, Faults, RequestLog
+from tests.chaos.keys import ShownKey
 from tests.harness import ledger
 from tests.harness.notes import Notebook, note_of
 
@@ -40,7 +41,8 @@ class Config:
 class AnyReplica(httpx.AsyncBaseTransport):
     """Puts each question to a replica drawn at random, and writes down what it said."""
 
-    def __init__(self, ports: list[int], notebook: Notebook) -> None:
+    def __init__(self, ports: list[int], notebook: Notebook, shown_key: ShownKey) -> None:
+        self._shown_key = shown_key
         self._ports = ports
         self._notebook = notebook
         self._inner = httpx.AsyncHTTPTransport(verify=False)
@@ -49,6 +51,7 @@ class AnyReplica(httpx.AsyncBaseTransport):
         replica = random.randrange(len(self._ports))
         transaction_id = request.url.path.split("/")[-2]
         request.url = request.url.copy_with(port=self._ports[replica])
+        request.headers.update(self._shown_key.headers())
         sent_at = time.monotonic()
         response = await self._inner.handle_async_request(request)
         content = await response.aread()
@@ -78,7 +81,7 @@ def main() -> None:
         config.name,
         ledger.open_database(config.database_url),
         coordinator_url=f"http://127.0.0.1:{config.replica_ports[0]}",
-        transport=AnyReplica(config.replica_ports, notebook),
+        transport=AnyReplica(config.replica_ports, notebook, ShownKey(folder)),
         hold_ttl_max_s=config.hold_ttl_max_s,
         reap_interval_s=REAP_INTERVAL_S,
         ask_timeout_s=2.0,

@@ -90,6 +90,7 @@ def summary(
     *,
     replicas: int,
     claimed: int,
+    rotated: int,
     seconds: float,
     settled_s: float,
 ) -> Iterator[str]:
@@ -112,6 +113,7 @@ def summary(
     yield "what was done"
     yield from (f"    {count:5}  {kind}" for kind, count in fault_log.counts.most_common())
     yield from (f"    {count:5}  {mode}: {place}" for (mode, place), count in sorted(fault_log.modes.items()))
+    yield f"keys rotated         {rotated} times, while clients and participants showed them"
     yield f"claimed by recovery  {claimed}, at least (holdfast_transactions_claimed_total)"
     yield f"taken over           {len(found.waits_s)} transactions after {len(found.kills)} kills of their replica"
     yield f"    from the kill to the next call or the end: {_spread(found.waits_s)}"

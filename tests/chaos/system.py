@@ -16,8 +16,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
+from app.auth.api_keys import ApiKey
 from tests.chaos.disks import Disk
 from tests.chaos.forkserver import ForkServer
+from tests.chaos.keys import KeyRotation
 from tests.chaos.participant import Config
 from tests.chaos.processes import (
     NAMES_FILE,
@@ -126,7 +128,9 @@ class SystemUnderTest:
         fronts = [self._link(f"clients-replica-{number}", Place.CLIENTS, ports[number]) for number in numbers]
         bases = {name: self._make_participant(name, fronts) for name in PARTICIPANTS}
         registry = {name: {"base_url": base, "concurrency_max": CONCURRENCY_MAX} for name, base in bases.items()}
-        settings = SETTINGS | {"PARTICIPANTS": json.dumps(registry)}
+        first = ApiKey.new()
+        guards = {"AUTH": "require", "BOOTSTRAP_KEY": first.text, "RATE_PER_KEY": "0"}
+        settings = SETTINGS | guards | {"PARTICIPANTS": json.dumps(registry)}
         for number in numbers:
             kind = Replica if number < self._replica_count else OldReplica
             replica = kind(
@@ -142,6 +146,9 @@ class SystemUnderTest:
             assert not self.proxy.wait_end(0.05), f"the proxy did not start:\n{self.proxy.log.read_text()}"
         self.network = Network(str(self.proxy.control))
         self._start(database_url)
+        self.keys = KeyRotation(self.folder, first, [replica.url for replica in self.replicas], self._seed)
+        self._stack.callback(self.keys.stop)
+        self.keys.create()
         self.clients = Clients(
             self._forkserver,
             self.folder,
