@@ -15,6 +15,7 @@ from app.api.client_address import ClientAddress
 from app.api.dependencies import Parts
 from app.api.host_check import HostCheck
 from app.api.path_prefix import PathPrefix
+from app.api.readiness import Readiness
 from app.api.rendering import exported
 from app.auth.authentication import Authenticator
 from app.auth.denials import Denials
@@ -231,6 +232,7 @@ def assemble(
         ),
         keys=Keys(journal, clock),
         later_writes=later_writes,
+        readiness=Readiness(journal),
         metrics=metrics,
         memory=memory,
         allowed=settings.allowed,

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.access import Gate
+from app.api.readiness import Readiness
 from app.auth.keys import Keys
 from app.auth.later_writes import LaterWrites
 from app.calling.allowlist import AllowedEndpoints
@@ -32,6 +33,7 @@ class Parts:
     gate: Gate
     keys: Keys
     later_writes: LaterWrites
+    readiness: Readiness
     metrics: Metrics
     memory: MemoryBudget
     allowed: AllowedEndpoints

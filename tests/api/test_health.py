@@ -5,7 +5,7 @@ import math
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.main import SchemaOutdatedError
 from app.storage.migrations import migrate
@@ -113,7 +113,7 @@ async def test_without_the_database_everything_is_503_and_heals(
     assert math.isnan(samples["holdfast_transactions_hung"])
     assert len(service.participants.received) == calls, "nothing is sent that is not recorded"
     database_server.start()
-    assert (await service.client.get("/readyz")).status_code == 200
+    await until(lambda: has_status(service, "/readyz", 200))
     samples = await metrics(service)
     assert (samples["holdfast_database_up"], samples["holdfast_transactions_unfinished"]) == (1, 0)
     assert (await service.begin(request)).status_code == 201
@@ -155,14 +155,37 @@ async def test_while_the_server_only_reads_nothing_is_ready_and_nothing_is_a_def
             assert int(answer.headers["retry-after"]) >= 1
         gate.open()  # all hold, and the decision can't be saved
         await until(lambda: has_logged(caplog, f"event=save_failed transaction_id={holding}"))
-    assert (await service.client.get("/readyz")).status_code == 200
+    await until(lambda: has_status(service, "/readyz", 200))
     assert (await service.until_finished(holding))["outcome"] == "confirmed"
     assert not [each for each in caplog.messages if "event=broken" in each or "event=defect" in each]
     assert await service.json("/v1/admin/hung") == {"items": [], "totals": [], "next_cursor": None}
 
 
 async def is_unavailable(service: Service, path: str) -> bool:
-    return (await service.client.get(path)).status_code == 503
+    return await has_status(service, path, 503)
+
+
+async def has_status(service: Service, path: str, status: int) -> bool:
+    return (await service.client.get(path)).status_code == status
+
+
+async def test_those_who_ask_at_once_or_within_a_second_share_a_look(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = 100.0, 0
+    monkeypatch.setattr("app.api.readiness.elapsed_s", lambda: now)
+
+    def looked_at(connection: Connection) -> str | None:
+        nonlocal looks
+        looks += 1
+        return None
+
+    monkeypatch.setattr("app.api.readiness.schema_fault", looked_at)
+    for later, expected in ((0.0, 1), (0.9, 1), (0.2, 2), (5.0, 3)):
+        now += later
+        answers = await asyncio.gather(*(service.client.get("/readyz") for _ in range(5)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert looks == expected
 
 
 async def has_logged(caplog: pytest.LogCaptureFixture, text: str) -> bool:
