@@ -1,4 +1,4 @@
-"""python -m app serve | migrate | keys … | --version"""
+"""python -m app serve | migrate | keys … | secrets … | --version"""
 
 import argparse
 import asyncio
@@ -15,9 +15,10 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app import key_commands
+from app import key_commands, secrets_command
 from app.api.http_protocol import bounded
 from app.auth.roles import AuthMode
+from app.calling.registry import secrets_fault
 from app.log_format import LogFormat, formatter_of
 from app.main import create_app
 from app.settings import Settings
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--finish", action="store_true", help="finish the upgrade, once no process of the version before runs"
     )
     key_commands.add_to(commands)
+    secrets_command.add_to(commands)
     asked = parser.parse_args(arguments)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
@@ -69,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return _migrate(settings, finishes=asked.finish)
             case "keys":
                 return key_commands.run(asked, settings)
+            case "secrets":
+                return secrets_command.run(asked.action, settings)
             case _:
                 return _serve(settings, adopts=asked.adopt)
     except ValidationError as error:
@@ -263,7 +267,11 @@ async def _database_fault(settings: Settings, *, adopts: bool) -> str | None:
     try:
         while True:
             try:
-                return await journal.read(schema_fault) or await _url_fault(journal, settings, adopts=adopts)
+                return (
+                    await journal.read(schema_fault)
+                    or await _url_fault(journal, settings, adopts=adopts)
+                    or await journal.read(secrets_fault, settings.encryption)
+                )
             except DatabaseUnavailableError as error:
                 if loop.time() + DATABASE_PAUSE_S > until:
                     raise

@@ -14,6 +14,11 @@ def anchored_clock() -> Callable[[], float]:
     return lambda: anchor + elapsed_s()
 
 
+def wall_clock() -> float:
+    """The machine's time, which can be set: only for what others compare with a wall clock of their own."""
+    return time.time()
+
+
 def elapsed_s() -> float:
     """The monotonic clock. On Linux one that keeps running while the machine sleeps, because holds expire meanwhile."""
     if sys.platform == "linux":

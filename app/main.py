@@ -8,7 +8,17 @@ from contextlib import asynccontextmanager
 import httpx
 from fastapi import FastAPI
 
-from app.api import admin, audit, health, keys, openapi_document, participants, problems, transactions
+from app.api import (
+    admin,
+    audit,
+    health,
+    keys,
+    openapi_document,
+    participant_secrets,
+    participants,
+    problems,
+    transactions,
+)
 from app.api.access import Gate
 from app.api.body_limit import BodyLimit
 from app.api.client_address import ClientAddress
@@ -23,7 +33,7 @@ from app.auth.keys import Keys
 from app.auth.later_writes import LaterWrites
 from app.auth.rate_limit import RateLimit
 from app.calling.caller import Caller
-from app.calling.registry import Registry
+from app.calling.registry import Registry, secrets_fault
 from app.calling.transport import Transport
 from app.clock import anchored_clock, elapsed_s
 from app.docs_ui import pages
@@ -47,6 +57,10 @@ from app.storage.transactions import release_leases
 from holdfast.version import __version__
 
 log = logging.getLogger(__name__)
+
+
+class UndecryptableSecretsError(Exception):
+    """The database has secrets for which there is no key; the message says what to set."""
 
 
 class SchemaOutdatedError(Exception):
@@ -91,6 +105,7 @@ def create_app(
         admin.router,
         audit.router,
         keys.router,
+        participant_secrets.router,
         health.router,
         pages.router,
     ):
@@ -121,6 +136,8 @@ async def running(
     try:
         if fault := await journal.read(schema_fault):
             raise SchemaOutdatedError(fault)
+        if fault := await journal.read(secrets_fault, settings.encryption):
+            raise UndecryptableSecretsError(fault)
         caller = caller_of(settings, transport, clock, coordinator_id=await journal.read(find_coordinator_id))
         try:
             async with _started(settings, journal, caller, clock, embedded=embedded) as parts:
@@ -200,7 +217,12 @@ def assemble(
     metrics = Metrics()
     later_writes = LaterWrites(journal)
     memory = MemoryBudget(settings.memory_max_bytes)
-    registry = Registry(journal, allowed=settings.allowed, call_timeout_s=settings.call_timeout_s)
+    registry = Registry(
+        journal,
+        allowed=settings.allowed,
+        encryption=settings.encryption,
+        call_timeout_s=settings.call_timeout_s,
+    )
     coordinator = Coordinator(
         journal=journal,
         caller=caller,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
-from pydantic import AwareDatetime, Field, field_validator, model_validator
+from pydantic import AwareDatetime, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.auth.api_keys import ApiKey
@@ -19,6 +19,7 @@ from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
 from app.log_format import LogFormat
 from app.protocol.policy import Policy
+from app.storage.encryption import Encryption
 from app.trust import ANY_HOST, LOOPBACK_HOSTS, TrustedHosts, TrustedProxies, is_loopback
 from holdfast.wire import DOCUMENT_BYTES_MAX, ENVELOPE_BYTES_MAX
 
@@ -97,6 +98,11 @@ class Settings(BaseSettings):
         ),
         description="URLs that the coordinator may call: scheme://host-pattern:port, comma-separated",
     )
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="encrypts participants' secrets in the database; several keys, the newest first, comma-separated",
+    )
+    secrets_key_file: Path | None = Field(None, description="file that holds `SECRETS_KEY` instead")
     timeout_default_s: Seconds = Field(30.0, description="time to the decision, unless begin sets another")
     timeout_max_s: float = Field(
         2_592_000.0,
@@ -211,6 +217,7 @@ class Settings(BaseSettings):
                 "the other"
             )
         _ = self.hosts, self.proxies, self.first_key, self.public_origin  # raise if they can't be read
+        _ = self.encryption  # likewise
         allowed = self.allowed
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):
@@ -220,6 +227,24 @@ class Settings(BaseSettings):
     @property
     def allowed(self) -> AllowedEndpoints:
         return AllowedEndpoints.parse(self.allowed_endpoints)
+
+    @property
+    def encryption(self) -> Encryption:
+        """What encrypts secrets in the database; without a key nothing can be encrypted."""
+        if self.secrets_key is not None and self.secrets_key_file is not None:
+            raise ValueError("HOLDFAST_SECRETS_KEY and HOLDFAST_SECRETS_KEY_FILE are both set; set one of them")
+        setting, text = "HOLDFAST_SECRETS_KEY", self.secrets_key.get_secret_value() if self.secrets_key else ""
+        if self.secrets_key_file is not None:
+            setting = "HOLDFAST_SECRETS_KEY_FILE"
+            try:
+                text = self.secrets_key_file.read_text(encoding="utf-8")
+            except (OSError, UnicodeError) as error:
+                reason = getattr(error, "strerror", None) or "not text"
+                raise ValueError(f"{setting}: can't read {self.secrets_key_file} ({reason})") from None
+        try:
+            return Encryption.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}") from None
 
     @property
     def hosts(self) -> TrustedHosts:

@@ -1,7 +1,7 @@
 """Examples for the OpenAPI document: requests that you can send, and the answers to them.
 
-Data only. They fit the services that `make run` starts. tests/api/test_examples.py sends every request to a real
-application and checks every answer against the documented schema.
+Data only. They fit the services that `make run` starts, but for the branch that is given by URLs.
+tests/api/test_examples.py sends every request to a real application, and checks every answer against its schema.
 """
 
 from collections.abc import Mapping
@@ -58,19 +58,19 @@ BEGIN: Final = named(
     Example(
         "A branch given by URLs, tried last",
         {
-            "name": "ship-parcel",
+            "name": "pay-by-card",
             "try_order": "sequential",
             "branches": [
                 _INVENTORY,
                 {
-                    "name": "parcel",
+                    "name": "card",
                     "endpoints": {
-                        "try": "http://127.0.0.1:8003/tcc/try",
-                        "confirm": "http://127.0.0.1:8003/tcc/confirm",
-                        "cancel": "http://127.0.0.1:8003/tcc/cancel",
+                        "try": "http://127.0.0.1:9000/auth",
+                        "confirm": "http://127.0.0.1:9000/capture",
+                        "cancel": "http://127.0.0.1:9000/void",
                     },
                     "call_timeout_s": 20,
-                    "payload": {"day": "tuesday", "parcels": 1},
+                    "payload": {"amount": "50.00"},
                 },
             ],
         },
@@ -101,6 +101,10 @@ CREATE_KEY: Final = named(
 ROTATE_KEY: Final = named(
     Example("The secret before ends at once", {}),
     Example("It stays valid for an hour", {"previous_ttl_s": 3600}),
+)
+ROTATE: Final = named(
+    Example("The earlier secret stays valid for a day", {}),
+    Example("The earlier secret was stolen and ends at once", {"previous_ttl_s": 0}),
 )
 RESOLVE: Final = named(
     Example("It was done", {"as": "confirmed", "reason": "shipped by hand, waybill 2291; confirmed with the carrier"}),
@@ -352,6 +356,13 @@ AUDIT_LINES: Final = Example(
     '{"id":"0199b2c6-1d02-7b51-8c33-6f0e92a1c4d8","at":"2026-03-02T09:41:20.331904Z","actor":"ada","role":null,'
     '"address":"10.0.0.7","action":"POST /v1/admin/keys","target":"/v1/admin/keys",'
     '"reason":"This needs a key with the role admin.","outcome":"denied","before":null,"after":null,"masked":false}\n',
+)
+FIRST_SECRET: Final = Example(
+    "The first secret",
+    {"secret": "whsec_ZXhhbXBsZSwgbm90IGEgc2VjcmV0IG9mIGFueWJvZHk=", "previous_expires_at": None},
+)
+NEXT_SECRET: Final = Example(
+    "A later secret", FIRST_SECRET.value | {"previous_expires_at": "2026-03-03T09:15:04.113402Z"}
 )
 ALIVE: Final = Example("Alive", {"status": "alive"})
 READY: Final = Example("Ready", {"status": "ready"})

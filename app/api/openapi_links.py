@@ -25,6 +25,7 @@ ROTATE_KEY: Final = "rotateKey"
 REVOKE_KEY: Final = "revokeKey"
 LIST_AUDIT: Final = "listAudit"
 EXPORT_AUDIT: Final = "exportAudit"
+ROTATE_SECRET: Final = "rotateSecret"
 
 Links = Mapping[int | str, Mapping[str, Any]]
 
@@ -63,6 +64,7 @@ def to_participant(name: str) -> dict[str, Any]:
     branches = {"branches": [{"participant": f"{{{name}}}"}]}
     return {
         GET_PARTICIPANT: _link(GET_PARTICIPANT, "Get its registry entry.", {"name": name}),
+        ROTATE_SECRET: _link(ROTATE_SECRET, "Give it a secret, with which its calls are signed.", {"name": name}),
         DELETE_PARTICIPANT: _link(DELETE_PARTICIPANT, "Remove it, if no transaction needs it.", {"name": name}),
         BEGIN: _link(BEGIN, "Begin a transaction with it.", {}) | {"requestBody": branches},
     }

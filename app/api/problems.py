@@ -64,6 +64,17 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "The participant isn't there",
         "Nothing was registered. Correct the base URL, or start the participant, and send the request again.",
     ),
+    "secrets-key-missing": Kind(
+        409,
+        "The coordinator has no key to store secrets with",
+        "Nothing was changed. `python -m app secrets generate-key` prints a key: set HOLDFAST_SECRETS_KEY or "
+        "HOLDFAST_SECRETS_KEY_FILE to it on every replica, and restart.",
+    ),
+    "upgrade-unfinished": Kind(
+        409,
+        "Replicas of the version before may still run, and don't know this",
+        "Nothing was changed. Once none of them runs, finish the upgrade with `python -m app migrate --finish`.",
+    ),
     "payload-too-large": Kind(
         413,
         "The request body is too large",

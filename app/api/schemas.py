@@ -45,6 +45,7 @@ from holdfast.json_text import EMPTY_OBJECT
 from holdfast.wire import Answer, Decision, Operation, is_one_line
 
 REASON_CHARS_MAX: Final = 2000
+PREVIOUS_TTL_DEFAULT_S: Final = 86_400.0
 PREVIOUS_TTL_MAX_S: Final = 30 * 86_400.0
 
 
@@ -235,6 +236,18 @@ class TransactionsQuery(_Query):
         default=None, description="a participant of one of its branches", examples=["inventory"]
     )
     hung: bool | None = Field(default=None, description="only hung transactions, or only those that aren't")
+
+
+class SecretRequest(_Body):
+    """How long the secret that the participant has stays valid beside the new one."""
+
+    previous_ttl_s: float = Field(
+        default=PREVIOUS_TTL_DEFAULT_S,
+        ge=0,
+        le=PREVIOUS_TTL_MAX_S,
+        allow_inf_nan=False,
+        description="seconds for which calls are signed with the earlier secret, too; 0 ends it at once",
+    )
 
 
 class HungQuery(_Query):
@@ -455,6 +468,13 @@ class AuditEntryBody(BaseModel):
 class AuditPage(BaseModel):
     items: list[AuditEntryBody]
     next_cursor: str | None
+
+
+class SecretBody(BaseModel):
+    secret: str = Field(description="`whsec_` and base64; it can't be shown again")
+    previous_expires_at: datetime | None = Field(
+        description="until when calls are signed with the earlier secret, too; null if there is none"
+    )
 
 
 class StatusBody(BaseModel):

@@ -395,6 +395,10 @@ def _admit_branch(branch: BranchRequest, parts: Parts) -> None:
         for url in (branch.endpoints.try_url, branch.endpoints.confirm_url, branch.endpoints.cancel_url):
             if fault := parts.allowed.fault(url):
                 raise Problem("endpoint-not-allowed", fault, branch=branch.branch_name)
+            if name := parts.registry.under(url):
+                why = f"{url} lies under the base URL of participant {name}, and calls to endpoints aren't signed"
+                fault = f"{why}; name the participant instead"
+                raise Problem("endpoint-not-allowed", fault, branch=branch.branch_name)
 
 
 def _unknown_participant(name: str) -> Problem:

@@ -7,15 +7,17 @@ directly, because httpx's client adds exactly what a coordinator must not do. No
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import httpx
 
 from app.calling.routes import faults, is_no_route, no_route
+from app.calling.signing_keys import SigningKeys
 from app.calling.slots import Group, Slots
 from app.calling.transport import TRUNCATED
+from app.clock import wall_clock
 from app.protocol.messages import Answered, Call
 from app.protocol.values import CallRecord
 from holdfast import wire
@@ -39,6 +41,8 @@ class Target:
     timeout_s: float
     slots_of: str
     concurrency_max: int
+    signing_keys: SigningKeys | None = None
+    """None: calls are not signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class _Response:
 class Caller:
     """Calls participants over `transport`, at most `calls_max` at a time. `clock` gives seconds since the epoch.
 
-    Each Try says that it comes from `coordinator_id`: whom a participant in doubt may believe.
+    Each Try says that it comes from `coordinator_id`: whom a participant in doubt may believe. Signatures carry the
+    time of `wall_clock`, because participants compare it with their own.
     """
 
     def __init__(
@@ -63,11 +68,13 @@ class Caller:
         response_max_bytes: int,
         calls_max: int,
         clock: Callable[[], float],
+        wall_clock: Callable[[], float] = wall_clock,
     ) -> None:
         self.coordinator_id: Final = coordinator_id
         self._transport = transport
         self._response_max_bytes = response_max_bytes
         self._clock = clock
+        self._wall_clock = wall_clock
         self._slots = Slots(calls_max)
 
     async def call(self, call: Call, target: Target | str) -> tuple[Answered, CallRecord]:
@@ -103,7 +110,7 @@ class Caller:
     ) -> tuple[Answered, CallRecord]:
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._exchange(call, target.url)
+                response = await self._exchange(call, target)
         except (TimeoutError, httpx.TimeoutException):
             return self._unanswered(call, started_at, f"no answer within {timeout_s:.3g} s")
         except Exception as error:  # transports raise anything; whatever the class, it is no answer
@@ -117,7 +124,7 @@ class Caller:
             return target.timeout_s
         return max(0.0, min(target.timeout_s, call.deadline - self._clock()))
 
-    async def _exchange(self, call: Call, url: httpx.URL) -> _Response:
+    async def _exchange(self, call: Call, target: Target) -> _Response:
         branch = call.branch
         message = wire.Message(
             transaction_id=call.transaction_id,
@@ -130,7 +137,12 @@ class Caller:
             held=call.operation is wire.Operation.CANCEL and branch.was_held,
             coordinator_id=self.coordinator_id if call.operation is wire.Operation.TRY else None,
         )
-        response = await self._transport.handle_async_request(_request(message, url, _traceparent(call)))
+        body = message.body()
+        headers = message.headers()
+        if target.signing_keys is not None:
+            headers |= target.signing_keys.headers(message, body, now=self._clock(), timestamp=int(self._wall_clock()))
+        request = _request(target.url, headers, body, _traceparent(call))
+        response = await self._transport.handle_async_request(request)
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
             return _Response(response.status_code, headers, *await self._body(response))
@@ -234,18 +246,17 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
     return response.stream
 
 
-def _request(message: wire.Message, url: httpx.URL, traceparent: str) -> httpx.Request:
+def _request(url: httpx.URL, headers: Mapping[str, str], body: bytes, traceparent: str) -> httpx.Request:
     """The request with all its headers. Letting httpx encode the body and add headers costs several times as much."""
-    body = message.body()
-    headers = {
+    sent = {
         "Host": url.netloc.decode("ascii"),
         "Content-Length": str(len(body)),
         "Accept-Encoding": "identity",
         "User-Agent": "holdfast",
         "traceparent": traceparent,
-        **message.headers(),
+        **headers,
     }
-    raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+    raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in sent.items()]
     return httpx.Request("POST", url, headers=raw, stream=httpx.ByteStream(body))
 
 

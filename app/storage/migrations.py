@@ -79,6 +79,11 @@ def schema_fault(connection: Connection) -> str | None:
     return None
 
 
+def is_finished(connection: Connection) -> bool:
+    """Whether the upgrade to this version is finished: no process of the version before runs."""
+    return _compatible_from(connection) >= _head()
+
+
 @contextmanager
 def _migrating(database_url: str) -> Iterator[Connection]:
     """A connection, while no other process migrates; what is done at the end is committed.

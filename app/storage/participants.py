@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, select, up
 
 from app.storage.audit import AuditEntry, insert_entries
 from app.storage.expressions import UNFINISHED
-from app.storage.tables import branches, participants, transactions
+from app.storage.tables import branches, participant_secrets, participants, transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +98,7 @@ def _delete_participant(connection: Connection, item: Removal) -> bool | None:
             return None
         if _is_needed(connection, item.name):
             return False
+    connection.execute(delete(participant_secrets).where(participant_secrets.c.participant == item.name))
     is_done = connection.execute(delete(participants).where(participants.c.name == item.name)).rowcount == 1
     if is_done and before is not None and item.audited is not None:
         insert_entries(connection, [replace(item.audited, before=_shown(dict(before)))])

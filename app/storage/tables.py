@@ -192,6 +192,20 @@ class ParticipantRow(_Table, table=True):
     concurrency_max: int = Field(sa_column=Column(Integer, nullable=False))
 
 
+class ParticipantSecretRow(_Table, table=True):
+    """The secret that signs a participant's calls, encrypted; and those before it, each until it expires, as JSON.
+
+    A table of its own, because the entries of HOLDFAST_PARTICIPANTS are written again at every start.
+    """
+
+    __tablename__ = "participant_secrets"
+
+    participant: str = Field(sa_column=Column(ExactString(64), primary_key=True))
+    current: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    previous: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+    created_at: float = Field(sa_column=Column(Double, nullable=False))
+
+
 class CoordinatorRow(_Table, table=True):
     """One row: the id by which participants tell this coordinator, all its replicas, from others, and its URL."""
 
@@ -276,6 +290,7 @@ calls = _table(CallRow)
 leftover_calls = _table(LeftoverCallsRow)
 leases = _table(LeaseRow)
 participants = _table(ParticipantRow)
+participant_secrets = _table(ParticipantSecretRow)
 coordinator = _table(CoordinatorRow)
 compatibility = _table(CompatibilityRow)
 restores = _table(RestoreRow)

@@ -21,6 +21,7 @@ from holdfast.json_text import parsed, text_of
 from holdfast.jsonable import jsonable
 from holdfast.participant import inquiry
 from holdfast.participant.participant import Participant
+from holdfast.signing import message_id, signed_headers
 from holdfast.wire import Message, Operation, hold_ttl_s, retry_after_s
 
 Decided = Literal["confirm", "cancel", "undecided", "unknown", "unreachable"]
@@ -188,10 +189,19 @@ class Branch:
             held=operation is Operation.CANCEL and self.held,
             coordinator_id=self.coordinator.coordinator_id if operation is Operation.TRY else None,
         )
+        body = message.body()
+        headers = message.headers() | self._signature(message, body)
         transport = httpx.ASGITransport(self.coordinator._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:
-            response = await client.post(f"/{operation.value}", content=message.body(), headers=message.headers())
+            response = await client.post(f"/{operation.value}", content=body, headers=headers)
         return _answer(response)
+
+    def _signature(self, message: Message, body: bytes) -> dict[str, str]:
+        """The call is signed with the participant's first secret, if it has one."""
+        signatures = self.coordinator.participant._signatures
+        id_ = message_id(message.transaction_id, message.branch, message.operation)
+        secrets = signatures.secrets[:1]
+        return signed_headers(secrets, id_, int(signatures.clock()), body) if secrets else {}
 
 
 _dies_at: ContextVar[CrashPoint | None] = ContextVar("_dies_at", default=None)  # per call

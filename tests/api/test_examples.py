@@ -6,7 +6,7 @@ member missing or left over.
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import httpx
@@ -18,7 +18,8 @@ from app.api.problems import CATALOGUE, MEDIA_TYPE
 from app.main import create_app
 from app.protocol.transaction_id import is_id
 from app.settings import Settings
-from tests.harness.coordinator_app import Json, Service, base_url, reply
+from app.storage.encryption import Encryption
+from tests.harness.coordinator_app import Json, Service, base_url, reply, running
 
 DOCUMENT: Final[Json] = create_app(Settings()).openapi()
 OPERATIONS: Final[dict[str, Json]] = {
@@ -27,6 +28,13 @@ OPERATIONS: Final[dict[str, Json]] = {
     for method, operation in methods.items()
 }
 BEGIN: Final = {"branches": [{"participant": "inventory"}]}
+
+
+@pytest.fixture
+async def service(sqlite_url: str) -> AsyncIterator[Service]:
+    async with running(sqlite_url, secrets_key=Encryption.new_key()) as service:
+        await service.register("inventory", "payment")
+        yield service
 
 
 def requests() -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ MATRIX: Final[dict[tuple[str, str], set[Role]]] = {
     ("GET", "/v1/admin/audit"): {V, O, A},
     ("GET", "/v1/admin/audit/export"): {V, O, A},
     ("GET", "/v1/admin/keys"): {A},
+    ("POST", "/v1/admin/participants/{name}/secret"): {A},
     ("POST", "/v1/admin/keys"): {A},
     ("POST", "/v1/admin/keys/{key_id}/rotate"): {A},
     ("DELETE", "/v1/admin/keys/{key_id}"): {A},

@@ -436,7 +436,7 @@ async def test_one_line_at_the_start_says_what_it_is_and_where(
         assert line == (
             f"event=participant_started participant=seats database={made} table=holdfast_branches "
             "coordinator=http://coordinator "
-            "form=one-step reap_interval_s=5.0"
+            "form=one-step signatures=unchecked reap_interval_s=5.0"
         )
 
 

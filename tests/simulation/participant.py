@@ -250,7 +250,9 @@ class SimulatedParticipant(Restarting):
         participant._knows_table = True
         participant._database = InlineDatabase(template._database._sync)  # type: ignore[arg-type]
         self._answers = {
-            f"/{operation.value}": _route(operation, participant._receive, participant._failure_of)
+            f"/{operation.value}": _route(
+                operation, participant._receive, participant._failure_of, participant._signatures
+            )
             for operation in Operation
         }
         transport = InquiryTransport(self.world, self.name, is_misled=self.is_misled)

@@ -4,11 +4,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeVar
 
 import httpx
 from fastapi import APIRouter
@@ -27,6 +28,8 @@ from holdfast.participant.inquiry import Ask
 from holdfast.participant.reaper import Reaper
 from holdfast.participant.routes import Message, router_for
 from holdfast.participant.running import Running
+from holdfast.participant.signatures import Signatures, read_secrets
+from holdfast.signing import TOLERANCE_DEFAULT_S
 from holdfast.urls import base_url, credentials, printable_url
 from holdfast.wire import Operation
 
@@ -68,6 +71,9 @@ class Participant:
         retention_s: float = 30 * 86_400.0,
         reap_interval_s: float = 5.0,
         ask_timeout_s: float = 5.0,
+        secrets: Sequence[str] = (),
+        signatures: Literal["accept", "require"] | None = None,
+        signature_tolerance_s: float = TOLERANCE_DEFAULT_S,
         clock: Callable[[], float] = time.time,
         transport: httpx.AsyncBaseTransport | None = None,
         api_key: str | None = None,
@@ -80,7 +86,10 @@ class Participant:
             retention_s=retention_s,
             reap_interval_s=reap_interval_s,
             ask_timeout_s=ask_timeout_s,
+            signature_tolerance_s=signature_tolerance_s,
         )
+        known, requires = read_secrets(secrets, signatures)
+        self._signatures = Signatures(name, known, requires=requires, tolerance_s=signature_tolerance_s, clock=clock)
         self.name: Final = name
         self.coordinator_url: Final = base_url(coordinator_url)
         self._credentials = credentials(api_key)
@@ -114,7 +123,14 @@ class Participant:
         self._running = Running()
         self._background = Background(f"reaper of {name}", self._reap_for_ever)
         self._is_alone_known = False
-        self.router: Final[APIRouter] = router_for(name, self._receive, self._failure_of, lifespan=self.lifespan)
+        self.router: Final[APIRouter] = router_for(
+            name, self._receive, self._failure_of, signatures=self._signatures, lifespan=self.lifespan
+        )
+
+    @property
+    def signature_counts(self) -> Mapping[str, int]:
+        """How many calls to this process were signed: `valid`, `missing` and `wrong`. All 0 without secrets."""
+        return MappingProxyType(self._signatures.counts)
 
     def on_try(self, handler: F) -> F:
         """Decorate the function that reserves. Raises TypeError if it doesn't suit the database."""
@@ -189,12 +205,14 @@ class Participant:
     def _announce(self) -> None:
         """Log the participant's configuration on one line."""
         log.info(
-            "event=participant_started participant=%s database=%s table=%s coordinator=%s form=%s reap_interval_s=%s",
+            "event=participant_started participant=%s database=%s table=%s coordinator=%s form=%s signatures=%s "
+            "reap_interval_s=%s",
             self.name,
             printable_database(self._database.engine.url),
             self.table.fullname,
             printable_url(self.coordinator_url),
             "two-step" if self._rules.two_step else "one-step",
+            self._signatures.form,
             self._reap_interval_s,
         )
 

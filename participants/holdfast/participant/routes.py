@@ -18,6 +18,8 @@ from holdfast.fence.rows import BRANCH_CHARS_MAX, COORDINATOR_ID_CHARS_MAX, TABL
 from holdfast.fence.table import Refusal
 from holdfast.hold import NotNow, Refused
 from holdfast.json_text import NotPortableError, checked, loads
+from holdfast.participant.signatures import Signatures
+from holdfast.signing import BadSignatureError
 from holdfast.wire import (
     BRANCH_HEADER,
     HOLD_TTL_HEADER,
@@ -106,13 +108,20 @@ FailureOf = Callable[[BaseException], Failure]
 """Tells what kind of failure an exception is."""
 
 
-def router_for(name: str, receive: Receive, failure_of: FailureOf, *, lifespan: Callable[[Any], Any]) -> APIRouter:
+def router_for(
+    name: str,
+    receive: Receive,
+    failure_of: FailureOf,
+    *,
+    signatures: Signatures,
+    lifespan: Callable[[Any], Any],
+) -> APIRouter:
     """A router with `POST /try`, `/confirm`, `/cancel`, and a lifespan. docs/reference/protocol.md, section 4."""
     router = APIRouter(tags=[f"tcc: {name}"], lifespan=lifespan)
     for operation in Operation:
         router.add_api_route(
             f"/{operation.value}",
-            _route(operation, receive, failure_of),
+            _route(operation, receive, failure_of, signatures),
             methods=["POST"],
             name=f"{name}-{operation.value}",
             operation_id=f"tcc-{name}-{operation.value}",
@@ -140,10 +149,14 @@ def _body_of(operation: Operation) -> dict[str, Any]:
     return {"schema": _SCHEMA, "examples": {operation.value: {"summary": "One call", "value": example}}}
 
 
-def _route(operation: Operation, receive: Receive, failure_of: FailureOf) -> Callable[[Request], Awaitable[Response]]:
+def _route(
+    operation: Operation, receive: Receive, failure_of: FailureOf, signatures: Signatures
+) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         try:
-            message = _message(operation, request, await _body(request))
+            body = await _body(request)
+            _check(signatures, request, body)
+            message = _message(operation, request, body, is_signed=signatures.requires)
         except Problem as problem:
             return problem.response()
         try:
@@ -217,7 +230,15 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _message(operation: Operation, request: Request, body: bytes) -> Message:
+def _check(signatures: Signatures, request: Request, body: bytes) -> None:
+    try:
+        signatures.check(request.headers, body)
+    except BadSignatureError as error:
+        raise Problem(403, "bad-signature", printable(str(error))) from None
+
+
+def _message(operation: Operation, request: Request, body: bytes, *, is_signed: bool) -> Message:
+    """The message that the body is. Only the body may be signed: path and headers are compared with it, no more."""
     try:
         members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         given = {name: checked(members[name]) for name in Message.model_fields if name in members}
@@ -235,6 +256,9 @@ def _message(operation: Operation, request: Request, body: bytes) -> Message:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
         detail = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in wrong)
         raise Problem(422, "invalid-message", printable(detail)) from None
+    if is_signed and message.operation is not operation:
+        asked = message.operation or "no operation"
+        raise Problem(403, "bad-signature", f"The signed body asks for {asked}, and this is the route of {operation}.")
     for what, here, there in (
         ("operation in the body", message.operation, operation),
         (OPERATION_HEADER, request.headers.get(OPERATION_HEADER), operation),
@@ -275,6 +299,7 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
         status: {"description": description, "content": {"application/problem+json": {}}}
         for status, description in {
             400: "The body is not valid JSON.",
+            403: "Signatures are required, and this call isn't signed as it should be.",
             409: "Refused, or no longer possible.",
             413: "The message is too long.",
             422: "The message or its payload is not valid.",

@@ -1,0 +1,52 @@
+"""python -m app secrets …: the keys with which participants' secrets are encrypted in the database."""
+
+import argparse
+import asyncio
+import logging
+from typing import Any
+
+from app.settings import Settings
+from app.storage.encryption import KEY_SETTINGS, Encryption, UndecryptableError
+from app.storage.group_commit import Journal
+from app.storage.migrations import NotMigratedError, schema_fault
+from app.storage.participant_secrets import re_encrypt
+
+log = logging.getLogger("holdfast")
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to those of `python -m app`."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "secrets", help="the encryption of participants' secrets in the database"
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("generate-key", help="print a new key for HOLDFAST_SECRETS_KEY")
+    actions.add_parser("re-encrypt", help="encrypt everything with the first key, so that the others can be removed")
+
+
+def run(action: str, settings: Settings) -> int:
+    """Run an action and return the exit code. Raises ValueError, NotMigratedError and DatabaseError."""
+    if action == "generate-key":
+        print(Encryption.new_key())
+        return 0
+    count = asyncio.run(_re_encrypt(settings))
+    log.info("event=secrets_re_encrypted participants=%d The first key alone decrypts them now.", count)
+    return 0
+
+
+async def _re_encrypt(settings: Settings) -> int:
+    encryption = settings.encryption
+    if not encryption.has_key:
+        raise ValueError(f"there is no key to encrypt with; set {KEY_SETTINGS}")
+    journal = Journal(settings.database_url)
+    try:
+        if fault := await journal.read(schema_fault):
+            raise NotMigratedError(fault)
+        return await journal.write(re_encrypt, lambda token: encryption.encrypted(encryption.decrypted(token)))
+    except UndecryptableError:
+        raise ValueError(
+            f"a secret in the database can't be decrypted, and nothing was changed; add the key that encrypted it to "
+            f"{KEY_SETTINGS}"
+        ) from None
+    finally:
+        await journal.close()
