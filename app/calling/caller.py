@@ -159,7 +159,7 @@ class Caller:
         return bytes(body), TRUNCATED in response.extensions
 
     def _read(self, call: Call, url: httpx.URL, started_at: float, response: _Response) -> tuple[Answered, CallRecord]:
-        answer = wire.answer_of(response.status)
+        answer = wire.answer_of(response.status, response.body)
         result = self._result(call, answer, response)
         error = None
         match answer:
@@ -187,6 +187,7 @@ class Caller:
                 retry_after_s=wire.retry_after_s(response.headers),
                 hold_ttl_s=wire.hold_ttl_s(response.headers),
                 too_long=answer is Answer.SUCCEEDED and response.too_long,
+                unauthorized=wire.is_unauthorized(response.status, response.body),
             ),
             self._record(call, started_at, answer, error, response),
         )

@@ -28,7 +28,7 @@ _TRIES: Final = 512
 _CONFIRMS_OR_CANCELS: Final = 1024
 
 _SECOND_PHASES: Final = frozenset({BranchPhase.CONFIRMING, BranchPhase.CANCELLING})
-_SILENCES: Final = frozenset({HungReason.CONFIRM_UNANSWERED, HungReason.CANCEL_UNANSWERED})
+_SILENCES: Final = frozenset({HungReason.CONFIRM_UNANSWERED, HungReason.CANCEL_UNANSWERED, HungReason.UNAUTHORIZED})
 
 
 class Facts(NamedTuple):

@@ -29,6 +29,7 @@ class Answered:
     `in_progress` means that it is unanswered because the participant is still working, which is not a failure: it is
     asked again later, and only time makes its branch hung.
     `too_long` means that the answer was longer than what is kept of a result, so that its result is lost.
+    `unauthorized` means that it is unanswered because the participant doesn't accept who calls it.
     """
 
     branch: str
@@ -41,6 +42,7 @@ class Answered:
     retry_after_s: float | None = None
     hold_ttl_s: float | None = None
     too_long: bool = False
+    unauthorized: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,7 @@ from app.protocol.policy import Policy
 from app.protocol.replacing import replace
 from app.protocol.values import (
     FINAL,
+    REFUSALS,
     Branch,
     BranchPhase,
     HungReason,
@@ -57,6 +58,7 @@ from holdfast.wire import Answer, Decision, Operation
 
 HOLD_GUARD_MAX_S: Final = 5.0
 """A hold stops counting as safe a tenth of its TTL before it ends, but at most this many seconds before."""
+_SILENT_TRIES: Final = frozenset({HungReason.TRY_UNANSWERED, HungReason.UNAUTHORIZED})
 RETRY_AFTER_MAX_S: Final = 3600.0
 """Upper bound for `Retry-After`, so that a participant that says "in ten years" doesn't strand a transaction."""
 
@@ -205,8 +207,12 @@ def _asked_in_vain(transaction: Transaction, branch: Branch, answered: Answered,
     after = replace(branch, next_attempt_at=now + wait_s)
     if answered.in_progress:
         return after
-    is_silent = transaction.decision is Decision.UNDECIDED and _is_silent(branch, times, now, policy)
-    return replace(after, failures=times, hung_reason=HungReason.TRY_UNANSWERED if is_silent else branch.hung_reason)
+    if transaction.decision is Decision.UNDECIDED:
+        is_silent = branch.hung_reason is not HungReason.UNAUTHORIZED and _is_silent(branch, times, now, policy)
+        reason = HungReason.TRY_UNANSWERED if is_silent else branch.hung_reason
+        return replace(after, failures=times, hung_reason=HungReason.UNAUTHORIZED if answered.unauthorized else reason)
+    counts = answered.unauthorized and answered.operation is not Operation.TRY and branch.hung_reason not in REFUSALS
+    return replace(after, failures=times, hung_reason=HungReason.UNAUTHORIZED if counts else branch.hung_reason)
 
 
 def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, policy: Policy) -> float:
@@ -414,7 +420,7 @@ def _is_silent(branch: Branch, failures: int, now: float, policy: Policy) -> boo
 
 def _no_longer_silent(branch: Branch) -> Branch:
     """Silence to a Try is no reason to be hung once the branch holds, or the transaction is decided."""
-    return replace(branch, hung_reason=None) if branch.hung_reason is HungReason.TRY_UNANSWERED else branch
+    return replace(branch, hung_reason=None) if branch.hung_reason in _SILENT_TRIES else branch
 
 
 def _hung_at(transaction: Transaction, policy: Policy) -> float:

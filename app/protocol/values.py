@@ -82,6 +82,7 @@ class HungReason(StrEnum):
     """Why a branch needs an operator's attention."""
 
     TRY_UNANSWERED = "try_unanswered"  # only while undecided, until it holds
+    UNAUTHORIZED = "unauthorized"  # the participant doesn't accept who calls; a Try's ends as try_unanswered does
     CONFIRM_REFUSED = "confirm_refused"
     CONFIRM_UNANSWERED = "confirm_unanswered"
     CANCEL_REFUSED = "cancel_refused"

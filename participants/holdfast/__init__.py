@@ -4,6 +4,7 @@ Reference: docs/reference/sdk.md; contract: docs/reference/protocol.md.
 """
 
 from holdfast.client import (
+    AccessDenied,
     Branch,
     BranchRecord,
     Client,
@@ -25,6 +26,7 @@ from holdfast.version import __version__
 install()  # before anything logs
 
 __all__ = [
+    "AccessDenied",
     "Branch",
     "BranchRecord",
     "Client",

@@ -147,6 +147,10 @@ class ProblemError(HoldfastError):
         super().__init__(f"{status} {self.slug}: {self.detail or self.title}")
 
 
+class AccessDenied(ProblemError):
+    """The coordinator doesn't accept who asks (401), or doesn't let them do this (403). Nothing was recorded."""
+
+
 class TransactionCancelled(HoldfastError):
     """The transaction was cancelled: no part of it has taken effect, or will."""
 
@@ -340,7 +344,7 @@ class Client:
             else:
                 if 200 <= response.status_code <= 299:
                     return response
-                if answer_of(response.status_code) is Answer.REFUSED:
+                if response.status_code == 401 or answer_of(response.status_code) is Answer.REFUSED:
                     self._said_no(response)
                 why, cause = _status(response), None
                 pause_s = max(pause_s, retry_after_s(response.headers) or 0.0)
@@ -374,7 +378,8 @@ class Client:
         if end is not None and isinstance(members.get("transaction"), dict):
             transaction = self._parsed(members["transaction"])
             raise TransactionMixed(transaction) if transaction.mixed else end(transaction)
-        raise ProblemError(response.status_code, members)
+        kind = AccessDenied if response.status_code in (401, 403) else ProblemError
+        raise kind(response.status_code, members)
 
 
 _ENDS: Final[Mapping[str, type[TransactionCancelled | TransactionMixed]]] = {

@@ -46,6 +46,9 @@ STILL_WORKING: Final = 202
 _UNAVAILABLE: Final = 503
 _BUSY: Final = "/problems/busy"
 _UNANSWERED_4XX: Final = frozenset({408, 425, 429})
+_FORBIDDEN: Final = 403
+_UNAUTHENTICATED: Final = 401
+_BAD_SIGNATURE: Final = "/problems/bad-signature"
 
 
 class Operation(StrEnum):
@@ -125,16 +128,26 @@ def header_text(text: str) -> str:
     return quote(text, safe=_HEADER_SAFE, errors="replace")
 
 
-def answer_of(status: int) -> Answer:
-    """What an HTTP status means as an answer to a try, confirm or cancel.
+def answer_of(status: int, body: bytes = b"") -> Answer:
+    """What an HTTP status means as an answer to a try, confirm or cancel; of some 403s the body decides.
 
-    202 means "still working, try again". A redirect is not followed, and is therefore no answer.
+    202 means "still working, try again". A redirect is not followed, and is therefore no answer. Who isn't let in
+    hasn't been answered either.
     """
+    if is_unauthorized(status, body):
+        return Answer.UNANSWERED
     if 200 <= status <= 299 and status != STILL_WORKING:
         return Answer.SUCCEEDED
     if 400 <= status <= 499 and status not in _UNANSWERED_4XX:
         return Answer.REFUSED
     return Answer.UNANSWERED
+
+
+def is_unauthorized(status: int, body: bytes) -> bool:
+    """Whether a participant doesn't accept who calls it: 401, or 403 with the problem `bad-signature`."""
+    if status == _FORBIDDEN:
+        return (string_member(body, "type") or "").endswith(_BAD_SIGNATURE)
+    return status == _UNAUTHENTICATED
 
 
 def is_still_working(status: int, body: bytes) -> bool:

@@ -10,8 +10,8 @@ import pytest
 from tests.harness.coordinator_app import Gate, Json, Service, check_problem, lost, reply, running
 
 ONE: Final[Json] = {"branches": [{"participant": "inventory", "payload": {"sku": "A-1", "quantity": 2}}]}
-UNANSWERED: Final = (202, 300, 301, 302, 303, 304, 307, 308, 408, 425, 429, 500, 501, 502, 503, 504, 507, 599)
-REFUSED: Final = (400, 401, 402, 403, 404, 405, 406, 409, 410, 411, 412, 413, 415, 418, 422, 423, 426, 431, 451, 499)
+UNANSWERED: Final = (202, 300, 301, 302, 303, 304, 307, 308, 401, 408, 425, 429, 500, 501, 502, 503, 504, 507, 599)
+REFUSED: Final = (400, 402, 403, 404, 405, 406, 409, 410, 411, 412, 413, 415, 418, 422, 423, 426, 431, 451, 499)
 SUCCEEDED: Final = (200, 201, 203, 204, 205, 206, 207, 226, 299)
 
 
@@ -98,6 +98,36 @@ async def test_unanswered_is_repeated_on_try_and_on_confirm(service: Service) ->
         assert [(c["answer"], c["http_status"]) for c in calls] == per_operation * 2
     assert set(service.participants.paths()) == {"/inventory/try", "/inventory/confirm"}
     assert not any("cookie" in each.headers for each in service.participants.received)
+
+
+@pytest.mark.parametrize(("status", "slug"), [(401, "unauthenticated"), (403, "bad-signature")])
+async def test_who_is_turned_away_is_listed_at_the_first_call_and_cancels_nothing(
+    service: Service, status: int, slug: str
+) -> None:
+    refusal = reply(status, {"type": f"/problems/{slug}", "detail": "who are you?"}, retry_after="3600")
+    service.participants.script("/inventory/try", [refusal])
+    begun = (await service.begin(ONE | {"answer_at": "record"})).json()
+    hung = await service.until(begun["id"], lambda transaction: transaction["hung"])
+    assert (hung["phase"], hung["decision"], hung["hung_reason"]) == ("trying", "undecided", "unauthorized")
+    listed = await service.json("/v1/admin/hung")
+    assert [each["id"] for each in listed["items"]] == [begun["id"]]
+    assert listed["totals"] == [{"participant": "inventory", "reason": "unauthorized", "count": 1}]
+    assert listed["items"][0]["branches"][0]["last_error"] == f"HTTP {status} who are you?"
+    service.participants.script("/inventory/try", [reply(200)])
+    service.participants.script("/inventory/confirm", [refusal, reply(200)])
+    await service.client.post(f"/v1/admin/transactions/{begun['id']}/retry")
+    confirming = await service.until(
+        begun["id"], lambda transaction: transaction["hung"] and transaction["phase"] == "confirming"
+    )
+    assert confirming["hung_reason"] == "unauthorized"
+    await service.client.post(f"/v1/admin/transactions/{begun['id']}/retry")
+    assert (await service.until_finished(begun["id"]))["outcome"] == "confirmed"
+
+
+async def test_any_other_403_refuses(service: Service) -> None:
+    service.participants.script("/inventory/try", [reply(403, {"type": "/problems/forbidden", "detail": "no"})])
+    document = check_problem(await service.begin(ONE), 409, "transaction-cancelled")
+    assert document["transaction"]["reason"] == {"code": "refused", "branch": "inventory", "detail": "no"}
 
 
 async def test_any_other_4xx_refuses_a_try_and_is_not_done_on_cancel(service: Service) -> None:

@@ -154,6 +154,34 @@ async def test_the_history_says_what_came_of_a_call(status: int, answer: Answer)
     assert answered.result is None, "only a Try has a result"
 
 
+SIGNATURE: Final = b'{"type": "/problems/bad-signature", "detail": "stale"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "answer", "unauthorized"),
+    [
+        (401, b"", Answer.UNANSWERED, True),
+        (401, b"<html>", Answer.UNANSWERED, True),
+        (403, SIGNATURE, Answer.UNANSWERED, True),
+        (403, SIGNATURE.replace(b"/problems", b"https://shop.example/problems"), Answer.UNANSWERED, True),
+        (403, b'{"type": "/problems/forbidden"}', Answer.REFUSED, False),
+        (403, b'{"type": 7}', Answer.REFUSED, False),
+        (403, b"no entry", Answer.REFUSED, False),
+        (409, SIGNATURE, Answer.REFUSED, False),
+        (503, SIGNATURE, Answer.UNANSWERED, False),
+        (200, SIGNATURE, Answer.SUCCEEDED, False),
+    ],
+)
+@pytest.mark.parametrize("operation", Operation)
+async def test_who_is_turned_away_has_no_answer(
+    operation: Operation, status: int, body: bytes, answer: Answer, unauthorized: bool
+) -> None:
+    answered, record = await called(Answers(status, body), call(operation))
+    assert (answered.answer, answered.unauthorized, record.answer) == (answer, unauthorized, answer)
+    if body == SIGNATURE and status == 403:
+        assert record.error == "HTTP 403 stale"
+
+
 @pytest.mark.parametrize("body", [b"", b'{"type": "/problems/busy"}', b'{"type": "/problems/unavailable"}'])
 @pytest.mark.parametrize("status", [200, 202, 204, 302, 404, 425, 429, 500, 503])
 async def test_202_and_busy_say_that_the_participant_is_still_working(status: int, body: bytes) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import holdfast
 from holdfast import (
+    AccessDenied,
     Branch,
     Client,
     CoordinatorUnreachable,
@@ -392,6 +393,19 @@ async def test_what_is_no_coordinator_is_an_error_all_the_same(
     client, _, _ = make(lambda request: response)
     with pytest.raises(error):
         await client.begin("n", BRANCHES)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_who_is_not_let_in_is_told_at_once(make: Make, status: int) -> None:
+    slug = {401: "unauthenticated", 403: "forbidden"}[status]
+    problem = {"type": f"/problems/{slug}", "title": "No", "detail": "Send a key."}
+    client, coordinator, _ = make(answer(status, problem), httpx.Response(status, text="<html>no</html>"))
+    for said in (f"{status} {slug}: Send a key.", f"{status} about:blank: <html>no</html>"):
+        with pytest.raises(AccessDenied) as caught:
+            await client.get("t-1")
+        assert str(caught.value) == said
+        assert (caught.value.status, isinstance(caught.value, ProblemError)) == (status, True)
+    assert len(coordinator.requests) == 2, "another attempt would change nothing"
 
 
 async def test_cookies_are_not_kept(make: Make) -> None:

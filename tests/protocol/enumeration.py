@@ -205,6 +205,7 @@ def _answers(state: State, index: int) -> Iterator[Answered]:
         held = Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.SUCCEEDED, result=RESULT)
         yield replace(held, hold_ttl_s=SHORT_TTL_S)
         yield replace(held, result=None, too_long=True, error="too long")
+    yield Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.UNANSWERED, unauthorized=True)
     later = Answered(branch=name, operation=operation, attempt=attempt, answer=Answer.UNANSWERED, retry_after_s=LATE_S)
     yield later
     yield replace(later, in_progress=True)

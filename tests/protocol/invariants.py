@@ -446,7 +446,8 @@ def delayed_means_that_a_call_after_the_decision_failed(edge: Edge) -> None:
 def hung_is_noticed(edge: Edge) -> None:
     """After so many failures, so long after the decision, or at a refusal in phase two; and for no other reason.
 
-    Before the decision after so many failures in so long a time, until the branch holds.
+    Before the decision after so many failures in so long a time, until the branch holds. At once, before and after it,
+    when the participant doesn't accept who calls.
     """
     after = edge.after
     overdue = after.decided_at is not None and edge.now >= after.decided_at + edge.policy.hung_after_s
@@ -454,22 +455,30 @@ def hung_is_noticed(edge: Edge) -> None:
         ghost = BranchGhost() if edge.decides else edge.heard.branches[i]
         many = branch.phase in PHASES_TWO and ghost.failures >= edge.policy.hung_attempts
         expected = edge.before.branches[i].hung_reason
-        if expected is HungReason.TRY_UNANSWERED:
+        counted = edge.counted.get(i)
+        denied = counted is not None and counted.unauthorized
+        undecided = edge.before.decision is Decision.UNDECIDED
+        if expected is HungReason.TRY_UNANSWERED or (expected is HungReason.UNAUTHORIZED and undecided):
+            denied = denied or (expected is HungReason.UNAUTHORIZED and branch.phase is not BranchPhase.HELD)
             expected = None
         if branch.phase in FINAL:
             expected = None
         elif after.decision is Decision.UNDECIDED:
-            expected = HungReason.TRY_UNANSWERED if ghost.silent else expected
+            silent = HungReason.TRY_UNANSWERED if ghost.silent else expected
+            expected = HungReason.UNAUTHORIZED if denied else silent
         elif ghost.refused:
             expected = REFUSED[after.decision]
-        elif (overdue or many) and expected not in REFUSED.values():
+        elif denied and not undecided and counted and counted.operation in PHASE_TWO:
+            expected = expected if expected in REFUSED.values() else HungReason.UNAUTHORIZED
+        elif (overdue or many) and expected not in (*REFUSED.values(), HungReason.UNAUTHORIZED):
             expected = UNANSWERED[after.decision]
         assert branch.hung_reason is expected, f"{branch.name}: {branch.hung_reason}, and not {expected}"
 
 
 def hung_stays_until_the_branch_is_final(edge: Edge) -> None:
     for old, new in zip(edge.before.branches, edge.after.branches, strict=True):
-        may_end = new.phase in FINAL or old.hung_reason is HungReason.TRY_UNANSWERED
+        before_the_decision = edge.before.decision is Decision.UNDECIDED and old.hung_reason is HungReason.UNAUTHORIZED
+        may_end = new.phase in FINAL or old.hung_reason is HungReason.TRY_UNANSWERED or before_the_decision
         assert not old.hung_reason or new.hung_reason or may_end, new.name
     hangs = any(b.hung_reason for b in edge.after.branches)
     assert (edge.after.hung_since is not None) == hangs

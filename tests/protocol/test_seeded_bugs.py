@@ -13,7 +13,7 @@ import pytest
 from app.protocol import branches, kinds, steps
 from app.protocol.messages import Answered, CancelRequested, Command, RetryRequested, Step
 from app.protocol.policy import Policy
-from app.protocol.values import Branch, BranchPhase, Kind, Outcome, Transaction
+from app.protocol.values import Branch, BranchPhase, HungReason, Kind, Outcome, Transaction
 from holdfast.wire import Answer, Decision, Operation
 from tests.harness.search_share import share
 from tests.protocol import invariants
@@ -387,6 +387,25 @@ def failing_often_hangs_before_the_decision_however_short_it_was(patch: Patch) -
 @bug("hung_is_noticed")
 def failing_for_long_hangs_before_the_decision_however_seldom_it_was(patch: Patch) -> None:
     wrap(patch, "_is_silent", lambda original, branch, failures, now, policy: original(branch, 9, now, policy))
+
+
+@bug("hung_is_noticed")
+def takes_being_turned_away_for_silence(patch: Patch) -> None:
+    def answered(original: Any, transaction: Transaction, answer: Answered, now: float, policy: Policy) -> Transaction:
+        after: Transaction = original(transaction, replace(answer, unauthorized=False), now, policy)
+        return after
+
+    wrap(patch, "_answered", answered)
+
+
+@bug("hung_is_noticed")
+def forgets_a_refusal_when_it_is_turned_away(patch: Patch) -> None:
+    patch.setattr(steps, "REFUSALS", frozenset())
+
+
+@bug("hung_is_noticed")
+def takes_being_turned_away_for_silence_once_that_lasts(patch: Patch) -> None:
+    patch.setattr(branches, "_SILENCES", branches._SILENCES - {HungReason.UNAUTHORIZED})
 
 
 @bug("hung_is_noticed")

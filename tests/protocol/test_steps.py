@@ -633,6 +633,60 @@ def test_a_try_that_fails_often_and_for_long_hangs(
     assert a.failures == failures + (not in_progress)
 
 
+class TestTurnedAway:
+    """A participant that doesn't accept who calls: unanswered, and listed at the first."""
+
+    def test_a_try_is_repeated_and_hangs_at_once_until_it_holds(self) -> None:
+        denied = said("a", Operation.TRY, Answer.UNANSWERED, unauthorized=True, error="HTTP 401")
+        result = step(undecided(trying("a"), trying("b"), deadline=FAR), NOW + 1, denied)
+        a, b = result.transaction.branches
+        assert (a.phase, a.hung_reason, b.hung_reason) == (BranchPhase.TRYING, HungReason.UNAUTHORIZED, None)
+        assert (result.transaction.decision, result.transaction.hung_since) == (Decision.UNDECIDED, NOW + 1)
+        assert result.must_save
+        assert a.next_attempt_at is not None
+        again = step(result.transaction, a.next_attempt_at)
+        assert called(again) == [("a", Operation.TRY, 2)]
+        late = NOW + 99
+        silence = said("a", Operation.TRY, Answer.UNANSWERED, attempt=2)
+        silent = step(replace(again.transaction, wake_at=late + 15), late, silence).transaction
+        assert silent.branches[0].hung_reason is HungReason.UNAUTHORIZED, "it is what a person has to repair"
+        held = step(again.transaction, NOW + 9, said("a", Operation.TRY, Answer.SUCCEEDED, attempt=2)).transaction
+        assert (held.branches[0].phase, held.branches[0].hung_reason) == (BranchPhase.HELD, None)
+
+    def test_at_the_deadline_it_is_cancelled_and_counts_anew(self) -> None:
+        hung = silent("a", hung_reason=HungReason.UNAUTHORIZED)
+        result = step(undecided(hung, trying("b"), hung_since=NOW), DEADLINE)
+        assert result.transaction.decision is Decision.CANCEL
+        assert result.transaction.branches[0].hung_reason is None
+        denied = said("a", CANCEL, Answer.UNANSWERED, unauthorized=True)
+        assert step(result.transaction, DEADLINE + 1, denied).transaction.hung_reason is HungReason.UNAUTHORIZED
+
+    @pytest.mark.parametrize("decision", [Decision.CONFIRM, Decision.CANCEL])
+    def test_after_the_decision_it_hangs_at_once_and_until_the_end(self, decision: Decision) -> None:
+        asked = confirming("a") if decision is Decision.CONFIRM else cancelling("a")
+        assert asked.calling is not None
+        denied = said("a", asked.calling, Answer.UNANSWERED, unauthorized=True)
+        hung = step(decided(decision, asked), NOW + 1, denied).transaction
+        assert (hung.hung_reason, hung.hung_since) == (HungReason.UNAUTHORIZED, NOW + 1)
+        later = step(replace(hung, wake_at=NOW + 99), NOW + 90)
+        assert later.transaction.hung_reason is HungReason.UNAUTHORIZED
+        refused = step(later.transaction, NOW + 91, said("a", asked.calling, Answer.REFUSED, attempt=2)).transaction
+        assert refused.hung_reason is not HungReason.UNAUTHORIZED
+        ended = step(later.transaction, NOW + 91, said("a", asked.calling, Answer.SUCCEEDED, attempt=2)).transaction
+        assert (ended.finished, ended.hung_since) == (True, None)
+
+    def test_a_refusal_stays_the_reason(self) -> None:
+        branch = replace(confirming("a"), hung_reason=HungReason.CONFIRM_REFUSED)
+        denied = said("a", Operation.CONFIRM, Answer.UNANSWERED, unauthorized=True)
+        result = step(decided(Decision.CONFIRM, branch, hung_since=NOW), NOW + 1, denied)
+        assert result.transaction.hung_reason is HungReason.CONFIRM_REFUSED
+
+    def test_a_try_that_was_under_way_at_the_decision_says_nothing_about_the_cancel(self) -> None:
+        denied = said("a", Operation.TRY, Answer.UNANSWERED, unauthorized=True)
+        result = step(decided(Decision.CANCEL, trying("a")), NOW + 1, denied)
+        assert (called(result), result.transaction.hung_since) == ([("a", CANCEL, 1)], None)
+
+
 @pytest.mark.parametrize("answer", [Answer.SUCCEEDED, Answer.REFUSED, Answer.UNANSWERED])
 def test_a_result_that_was_lost_cancels_if_it_is_that_of_a_hold(answer: Answer) -> None:
     before = undecided(trying("a"), trying("b"))
