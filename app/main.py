@@ -82,9 +82,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        carrier = transport or Transport(
-            response_max_bytes=settings.response_max_bytes, age_max_s=settings.connection_age_max_s
-        )
+        carrier = transport or transport_of(settings)
         async with running(settings, carrier, clock or anchored_clock(), open_journal) as parts:
             app.state.parts = parts
             yield
@@ -187,6 +185,20 @@ async def _started(
         await inbox.stop()
         await parts.later_writes.close()
         await notifications.stop()  # last: others are told of what ended while the coordinator stopped
+
+
+def transport_of(settings: Settings) -> Transport:
+    """The transport of calls to participants, which checks each address that it connects to."""
+    allowed, rules = settings.allowed, settings.address_rules
+
+    def fault_of(url: httpx.URL, address: str) -> str | None:
+        return rules.fault(address, is_loopback_listed=allowed.lists_loopback(url))
+
+    return Transport(
+        response_max_bytes=settings.response_max_bytes,
+        age_max_s=settings.connection_age_max_s,
+        fault_of=fault_of,
+    )
 
 
 def caller_of(

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.auth.api_keys import ApiKey
 from app.auth.roles import AuthMode
+from app.calling.addresses import AddressRules
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
 from app.log_format import LogFormat
@@ -28,6 +29,10 @@ BRANCHES_LIMIT: Final = 1000
 
 TIMEOUT_LIMIT_S: Final = 200_000_000_000
 """Upper bound of HOLDFAST_TIMEOUT_MAX_S, some 6,300 years: a deadline is a date, and dates end with the year 9999."""
+
+LOOPBACK_ENDPOINTS: Final = ",".join(
+    f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1", "[::1]")
+)
 
 OWN_SEGMENTS: Final = frozenset({"v1", "docs", "openapi.json", "problems", "healthz", "readyz", "metrics", "admin"})
 """What the coordinator's own paths begin with."""
@@ -92,11 +97,16 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="JSON object: name → base URL, or name → registry entry; registered at start",
     )
-    allowed_endpoints: str = Field(
-        ",".join(
-            f"{scheme}://{host}:*" for scheme in ("http", "https") for host in ("localhost", "127.0.0.1", "[::1]")
-        ),
-        description="URLs that the coordinator may call: scheme://host-pattern:port, comma-separated",
+    allowed_endpoints: str | None = Field(
+        None,
+        description="URLs that the coordinator may call: scheme://host-pattern:port, comma-separated; by default those "
+        "of loopback if it listens there, else none",
+    )
+    allowed_addresses: str = Field(
+        "", description="addresses and networks that it may connect to although they are denied, comma-separated"
+    )
+    denied_addresses: str = Field(
+        "", description="further addresses and networks that it may not connect to, comma-separated"
     )
     secrets_key: SecretStr | None = Field(
         None,
@@ -217,7 +227,7 @@ class Settings(BaseSettings):
                 "the other"
             )
         _ = self.hosts, self.proxies, self.first_key, self.public_origin  # raise if they can't be read
-        _ = self.encryption  # likewise
+        _ = self.encryption, self.address_rules  # likewise
         allowed = self.allowed
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):
@@ -226,7 +236,12 @@ class Settings(BaseSettings):
 
     @property
     def allowed(self) -> AllowedEndpoints:
-        return AllowedEndpoints.parse(self.allowed_endpoints)
+        default = LOOPBACK_ENDPOINTS if is_loopback(self.host) else ""
+        return AllowedEndpoints.parse(default if self.allowed_endpoints is None else self.allowed_endpoints)
+
+    @property
+    def address_rules(self) -> AddressRules:
+        return AddressRules.parse(self.denied_addresses, self.allowed_addresses)
 
     @property
     def encryption(self) -> Encryption:

@@ -1,6 +1,6 @@
 """The allow-list of URLs that the coordinator may call: its protection against server-side request forgery.
 
-Pure, and resolves no names. By default only `localhost` and the loopback addresses are allowed.
+Pure, and resolves no names: addresses.py says to which addresses they may lead.
 """
 
 import re
@@ -14,8 +14,10 @@ _PATTERN: Final = re.compile(r"^(https?)://(\[[0-9a-fA-F:.*]+\]|[A-Za-z0-9._*-]+
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+\Z|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\Z")
 _IPV4_PATTERN: Final = re.compile(r"[\d*]+(?:\.[\d*]+)+\Z")
 _IPV4: Final = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}\Z")
+_LOOPBACK: Final = re.compile(r"(?:localhost|127(?:\.[\d*]+){3}|::1)\Z")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 URL_CHARS_MAX: Final = 2000
+NONE: Final = "none, which is the default beyond loopback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,16 @@ class AllowedEndpoints:
         if any(self._matches(pattern, parsed.scheme, host.lower(), str(port)) for pattern in self.patterns):
             return None
         return (
-            f"{parsed.scheme}://{parsed.netloc.decode()} is not among the allowed endpoints ({self.text or 'none'}); "
+            f"{parsed.scheme}://{parsed.netloc.decode()} is not among the allowed endpoints ({self.text or NONE}); "
             "add it to HOLDFAST_ALLOWED_ENDPOINTS"
         )
+
+    def lists_loopback(self, url: httpx.URL) -> bool:
+        """Whether an entry that names loopback itself, and not by `*`, admits this URL; then the URL names it, too."""
+        port = str(url.port or _DEFAULT_PORTS.get(url.scheme))
+        host = url.raw_host.decode("ascii").lower()
+        own = [pattern for pattern in self.patterns if _LOOPBACK.match(pattern.host)]
+        return any(self._matches(pattern, url.scheme, host, port) for pattern in own)
 
     @staticmethod
     def _matches(pattern: _Pattern, scheme: str, host: str, port: str) -> bool:

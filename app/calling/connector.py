@@ -5,7 +5,7 @@ The library races the connection attempts; here is the order of the addresses, a
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -21,6 +21,10 @@ SLOW_MAX: Final = 1024
 """Maximum number of such addresses that are remembered."""
 
 
+FaultOf = Callable[[str], str | None]
+"""Why an address may not be connected to; None if it may."""
+
+
 class Connector:
     """Connects to hosts whose addresses `resolver` finds. Belongs to the event loop that first uses it."""
 
@@ -28,12 +32,19 @@ class Connector:
         self._resolver = resolver
         self._slow_until: dict[Any, float] = {}
 
-    async def connect(self, host: str, port: int) -> socket.socket:
-        """A connected socket. Raises OSError, with a message for the call history, if nothing answers."""
+    async def connect(self, host: str, port: int, fault_of: FaultOf | None = None) -> socket.socket:
+        """A connected socket. Raises OSError, with a message for the call history, if nothing answers.
+
+        `fault_of` says why an address may not be connected to. If one may not, none may: a name that leads to
+        such an address is not to be trusted. What is checked is what is connected to; no name is looked up again.
+        """
         try:
             addresses: Sequence[Address] = await self._resolver.addresses(host, port)
         except OSError as error:
             raise OSError(f"can't look up {host}: {error}") from error
+        for *_, where in addresses if fault_of else ():
+            if fault_of and (fault := fault_of(where[0])):
+                raise OSError(f"{host} has the address {where[0]}, which {fault}")
         if self._slow_until:
             addresses = self._slow_last(addresses)
         try:

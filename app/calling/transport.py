@@ -9,7 +9,8 @@ import asyncio
 import math
 import ssl
 from collections import deque
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from random import uniform
 from typing import Any, Final, cast
 
@@ -52,7 +53,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     Raises httpx.ConnectError if nothing was sent. Any other httpx.TransportError means that the request may have
     arrived. A connection older than `age_max_s` isn't used again, so that calls reach a name's new addresses. Belongs
-    to the event loop that first uses it.
+    to the event loop that first uses it. `fault_of` says why an address may not be connected to for a URL.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Transport(httpx.AsyncBaseTransport):
         idle_max_s: float = IDLE_MAX_S,
         age_max_s: float = math.inf,
         resolver: Resolver | None = None,
+        fault_of: Callable[[httpx.URL, str], str | None] | None = None,
     ) -> None:
         self._response_max_bytes = response_max_bytes
         self._idle_max_s = idle_max_s
         self._age_max_s = age_max_s
+        self._fault_of = fault_of
         self._connector = Connector(resolver or Resolver())
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._sweep_at: asyncio.TimerHandle | None = None
@@ -105,7 +108,8 @@ class Transport(httpx.AsyncBaseTransport):
     async def _connect(self, url: httpx.URL) -> "_Connection":
         host, port = url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
         try:
-            connected = await self._connector.connect(host, port)
+            fault_of = self._fault_of and partial(self._fault_of, url)
+            connected = await self._connector.connect(host, port, fault_of)
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: _Connection(self._response_max_bytes),
                 sock=connected,

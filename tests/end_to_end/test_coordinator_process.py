@@ -240,7 +240,7 @@ async def test_look_ups_that_hang_delay_neither_other_names_nor_sigterm(
         | {
             "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT), str(ROOT / "participants"))),
             "HOLDFAST_PARTICIPANTS": json.dumps(hanging | local),
-            "HOLDFAST_ALLOWED_ENDPOINTS": "http://*:*",
+            "HOLDFAST_ALLOWED_ENDPOINTS": "http://*:*,http://localhost:*",
         }
     )
     try:
