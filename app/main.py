@@ -198,6 +198,7 @@ def transport_of(settings: Settings) -> Transport:
         response_max_bytes=settings.response_max_bytes,
         age_max_s=settings.connection_age_max_s,
         fault_of=fault_of,
+        tls=settings.call_tls,
     )
 
 

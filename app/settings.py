@@ -6,6 +6,7 @@ environment.
 
 import json
 import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from app.auth.roles import AuthMode
 from app.calling.addresses import AddressRules
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.registration import ParticipantName, RegistryBody
+from app.calling.tls import tls_context
 from app.log_format import LogFormat
 from app.protocol.policy import Policy
 from app.storage.encryption import Encryption
@@ -107,6 +109,16 @@ class Settings(BaseSettings):
     )
     denied_addresses: str = Field(
         "", description="further addresses and networks that it may not connect to, comma-separated"
+    )
+    call_ca_file: Path | None = Field(
+        None,
+        description="file with further certificate authorities, PEM, that participants' certificates may come from",
+    )
+    call_cert_file: Path | None = Field(
+        None, description="file with the certificate, PEM, that the coordinator shows to participants"
+    )
+    call_key_file: Path | None = Field(
+        None, description="file with the key of that certificate, PEM, if it isn't in the same file"
     )
     secrets_key: SecretStr | None = Field(
         None,
@@ -228,6 +240,8 @@ class Settings(BaseSettings):
             )
         _ = self.hosts, self.proxies, self.first_key, self.public_origin  # raise if they can't be read
         _ = self.encryption, self.address_rules  # likewise
+        if self.call_ca_file or self.call_cert_file or self.call_key_file:
+            self.call_tls()
         allowed = self.allowed
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):
@@ -242,6 +256,10 @@ class Settings(BaseSettings):
     @property
     def address_rules(self) -> AddressRules:
         return AddressRules.parse(self.denied_addresses, self.allowed_addresses)
+
+    def call_tls(self) -> ssl.SSLContext:
+        """What calls to https URLs use. Reads the files. Raises ValueError."""
+        return tls_context(ca_file=self.call_ca_file, cert_file=self.call_cert_file, key_file=self.call_key_file)
 
     @property
     def encryption(self) -> Encryption:

@@ -53,7 +53,8 @@ class Transport(httpx.AsyncBaseTransport):
 
     Raises httpx.ConnectError if nothing was sent. Any other httpx.TransportError means that the request may have
     arrived. A connection older than `age_max_s` isn't used again, so that calls reach a name's new addresses. Belongs
-    to the event loop that first uses it. `fault_of` says why an address may not be connected to for a URL.
+    to the event loop that first uses it. `fault_of` says why an address may not be connected to for a URL. `tls` is
+    called once, for the first https URL.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Transport(httpx.AsyncBaseTransport):
         age_max_s: float = math.inf,
         resolver: Resolver | None = None,
         fault_of: Callable[[httpx.URL, str], str | None] | None = None,
+        tls: Callable[[], ssl.SSLContext] = httpx.create_ssl_context,
     ) -> None:
         self._response_max_bytes = response_max_bytes
         self._idle_max_s = idle_max_s
         self._age_max_s = age_max_s
         self._fault_of = fault_of
+        self._make_tls = tls
         self._connector = Connector(resolver or Resolver())
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._sweep_at: asyncio.TimerHandle | None = None
@@ -103,7 +106,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()
+        return self._make_tls()
 
     async def _connect(self, url: httpx.URL) -> "_Connection":
         host, port = url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)

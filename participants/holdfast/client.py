@@ -7,6 +7,7 @@ Source: docs/reference/protocol.md, section 3. Independent of participants and d
 import asyncio
 import logging
 import random
+import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from holdfast.connections import Connections
+from holdfast.connections import Connections, check_tls
 from holdfast.json_text import parsed, text_of
 from holdfast.jsonable import jsonable
 from holdfast.urls import base_url, credentials, printable_url
@@ -208,9 +209,10 @@ class Client:
     """A client of the coordinator at `coordinator_url`, which may need an `api_key`. Close it, or use `async with`.
 
     Retries a request with back-off for `retry_s` seconds on top of the wait that it asks for, then gives up. An attempt
-    takes at most `timeout_s` seconds on top of that wait. `attempts_max` limits their number, too. Usable from
-    several event loops; each has its own connections. Every method raises a HoldfastError when the network or the
-    coordinator fails. Raises ValueError for a URL that can't be a coordinator's, or a key that can't be one.
+    takes at most `timeout_s` seconds on top of that wait. `attempts_max` limits their number, too. `tls` is for a
+    coordinator with a private certificate authority, or one that asks for a certificate. Usable from several event
+    loops; each has its own connections. Every method raises a HoldfastError when the network or the coordinator fails.
+    Raises ValueError for a URL that can't be a coordinator's, or a key that can't be one.
     """
 
     def __init__(
@@ -220,15 +222,17 @@ class Client:
         retry_s: float = RETRY_S,
         attempts_max: int | None = None,
         timeout_s: float = 10.0,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         api_key: str | None = None,
     ) -> None:
+        check_tls(tls, transport)
         self._base_url = f"{base_url(coordinator_url)}/v1/"
         self._credentials = credentials(api_key)
         self._retry_s = retry_s
         self._attempts_max = attempts_max
         self._timeout_s = timeout_s
-        self._connections = Connections(self._base_url, transport)
+        self._connections = Connections(self._base_url, transport, tls)
         self._announced = False
         self._closed = False
         self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep

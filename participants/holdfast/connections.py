@@ -4,6 +4,7 @@ Must not know requests or answers.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -21,9 +22,12 @@ class _OfLoop:
 class Connections:
     """HTTP clients for `base_url`, which end with their event loops; or over `transport`, which the caller ends."""
 
-    def __init__(self, base_url: str, transport: httpx.AsyncBaseTransport | None) -> None:
+    def __init__(
+        self, base_url: str, transport: httpx.AsyncBaseTransport | None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._base_url: Final = base_url
         self._transport: Final = transport
+        self._verify: Final = True if tls is None else tls
         self._by_loop: Final[dict[asyncio.AbstractEventLoop, _OfLoop]] = {}
 
     async def of_this_loop(self) -> httpx.AsyncClient:
@@ -49,12 +53,18 @@ class Connections:
         none = CookieJar(
             DefaultCookiePolicy(allowed_domains=[])
         )  # a cookie that can't be sent back would break every request
-        http = httpx.AsyncClient(base_url=self._base_url, transport=self._transport, cookies=none)
+        http = httpx.AsyncClient(base_url=self._base_url, transport=self._transport, cookies=none, verify=self._verify)
         if self._transport is not None:  # it may serve other loops, too
             return _OfLoop(http, None)
         until_end = _open_until_end(http)
         await anext(until_end)
         return _OfLoop(http, until_end)
+
+
+def check_tls(tls: ssl.SSLContext | None, transport: httpx.AsyncBaseTransport | None) -> None:
+    """Raise ValueError if both are given: it would not be clear whose TLS counts."""
+    if tls is not None and transport is not None:
+        raise ValueError("give tls or transport, not both: a transport has TLS of its own")
 
 
 async def _open_until_end(http: httpx.AsyncClient) -> AsyncGenerator[None, None]:

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import httpx
 from fastapi import APIRouter
 from sqlalchemy import MetaData, Table
 
+from holdfast.connections import check_tls
 from holdfast.fence.database import AnyDatabase, Database, collided, printable_database
 from holdfast.fence.execution import Happening, Outcome, Rules, carry_out
 from holdfast.fence.failures import Failure, failure_of
@@ -75,6 +77,7 @@ class Participant:
         signatures: Literal["accept", "require"] | None = None,
         signature_tolerance_s: float = TOLERANCE_DEFAULT_S,
         clock: Callable[[], float] = time.time,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         api_key: str | None = None,
     ) -> None:
@@ -88,18 +91,16 @@ class Participant:
             ask_timeout_s=ask_timeout_s,
             signature_tolerance_s=signature_tolerance_s,
         )
+        check_tls(tls, transport)
+        self._tls = tls
         known, requires = read_secrets(secrets, signatures)
         self._signatures = Signatures(name, known, requires=requires, tolerance_s=signature_tolerance_s, clock=clock)
         self.name: Final = name
         self.coordinator_url: Final = base_url(coordinator_url)
         self._credentials = credentials(api_key)
         self._database = Database(database)
-        if handler_timeout_s is not None and not two_step and not self._database.asynchronous:
-            raise ValueError(
-                "handler_timeout_s can't stop a def handler on a synchronous engine: set the database's own "
-                "timeouts, or use two_step=True for handlers that call out"
-            )
-        handler_timeout_s = HANDLER_TIMEOUT_DEFAULT_S if handler_timeout_s is None else handler_timeout_s
+        can_stop = two_step or self._database.asynchronous
+        handler_timeout_s = _handler_timeout_s(handler_timeout_s, can_stop_handlers=can_stop)
         self._creates_table = metadata is None
         self._knows_table = False
         self._metadata = MetaData() if metadata is None else metadata
@@ -292,7 +293,9 @@ class Participant:
         if self._transport is not None:
             yield self._ask_over(self._transport)
             return
-        verify = self.coordinator_url.startswith("https://")  # reading the certificates takes a while
+        verify: ssl.SSLContext | bool = self._tls or self.coordinator_url.startswith(
+            "https://"
+        )  # reading the certificates takes a while
         async with httpx.AsyncHTTPTransport(verify=verify) as transport:
             yield self._ask_over(transport)
 
@@ -311,6 +314,15 @@ def _check_name(name: str) -> None:
         raise ValueError(f"name must have 1 to {PARTICIPANT_CHARS_MAX} characters, not {len(name)}")
     if not name.isprintable() or name != name.strip():
         raise ValueError(f"name must be printable, without leading or trailing spaces, to fit in a header: {name!r}")
+
+
+def _handler_timeout_s(wanted_s: float | None, *, can_stop_handlers: bool) -> float:
+    if wanted_s is not None and not can_stop_handlers:
+        raise ValueError(
+            "handler_timeout_s can't stop a def handler on a synchronous engine: set the database's own "
+            "timeouts, or use two_step=True for handlers that call out"
+        )
+    return HANDLER_TIMEOUT_DEFAULT_S if wanted_s is None else wanted_s
 
 
 def _check_limits(**limits: float | None) -> None:
