@@ -14,7 +14,7 @@ from app.auth.api_keys import ApiKey
 from app.auth.key_request import KeyRequest
 from app.auth.keys import COMMAND_LINE, Keys
 from app.auth.roles import Role
-from app.clock import anchored_clock
+from app.maintenance.clock_sync import clock_of
 from app.settings import Settings
 from app.storage.api_keys import StoredKey
 from app.storage.engines import is_embedded
@@ -61,7 +61,8 @@ async def _with_keys(settings: Settings, action: Callable[[Keys], Awaitable[int]
     try:
         if fault := await journal.read(schema_fault):
             return _fail(fault)
-        return await action(Keys(journal, anchored_clock()))
+        clock = await clock_of(journal, follows_machine=is_embedded(settings.database_url))
+        return await action(Keys(journal, clock))
     finally:
         await journal.close()
 

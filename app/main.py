@@ -35,7 +35,7 @@ from app.auth.rate_limit import RateLimit
 from app.calling.caller import Caller
 from app.calling.registry import Registry, secrets_fault
 from app.calling.transport import Transport
-from app.clock import anchored_clock, elapsed_s
+from app.clock import Clock, MachineClock, elapsed_s, wall_s
 from app.docs_ui import pages
 from app.engine.coordinator import Coordinator
 from app.engine.forgotten import NOTHING, Forgotten, find_forgotten
@@ -44,6 +44,7 @@ from app.engine.memory_budget import MemoryBudget
 from app.engine.notifications import Notifications
 from app.engine.recovery import Recovery
 from app.maintenance.audit_retention import AuditRetention
+from app.maintenance.clock_sync import ClockSync, asks_the_database, asks_the_machine, clock_of
 from app.maintenance.export import Export
 from app.maintenance.retention import DAY_S, Retention
 from app.metrics import Metrics
@@ -71,19 +72,22 @@ def create_app(
     settings: Settings,
     *,
     transport: httpx.AsyncBaseTransport | None = None,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = wall_s,
+    follows_database: bool = True,
     open_journal: Callable[[str], Journal] = Journal,
 ) -> FastAPI:
     """The coordinator as an ASGI application, which works while its lifespan is entered.
 
-    `transport` carries the calls to participants, `clock` gives seconds since the epoch, and `open_journal` opens the
-    database at a URL. Each has a default.
+    `transport` carries the calls to participants, `clock` is the machine's clock (seconds since the epoch), and
+    `open_journal` opens the database at a URL. Each has a default. On a database server the coordinator goes by the
+    database's clock, unless `follows_database` is false.
     """
+    own = not follows_database or is_embedded(settings.database_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         carrier = transport or transport_of(settings)
-        async with running(settings, carrier, clock or anchored_clock(), open_journal) as parts:
+        async with running(settings, carrier, clock, open_journal, follows_machine=own) as parts:
             app.state.parts = parts
             yield
 
@@ -123,8 +127,10 @@ def create_app(
 async def running(
     settings: Settings,
     transport: httpx.AsyncBaseTransport,
-    clock: Callable[[], float],
+    wall: Callable[[], float],
     open_journal: Callable[[str], Journal],
+    *,
+    follows_machine: bool,
 ) -> AsyncIterator[Parts]:
     """The parts of a running coordinator. On exit it stops, hands over unfinished work and closes everything."""
     embedded = is_embedded(settings.database_url)
@@ -136,9 +142,10 @@ async def running(
             raise SchemaOutdatedError(fault)
         if fault := await journal.read(secrets_fault, settings.encryption):
             raise UndecryptableSecretsError(fault)
+        clock = await clock_of(journal, follows_machine=follows_machine, wall=wall)
         caller = caller_of(settings, transport, clock, coordinator_id=await journal.read(find_coordinator_id))
         try:
-            async with _started(settings, journal, caller, clock, embedded=embedded) as parts:
+            async with _started(settings, journal, caller, clock, wall, embedded=embedded) as parts:
                 yield parts
         finally:
             await caller.close()
@@ -148,7 +155,13 @@ async def running(
 
 @asynccontextmanager
 async def _started(
-    settings: Settings, journal: Journal, caller: Caller, clock: Callable[[], float], *, embedded: bool
+    settings: Settings,
+    journal: Journal,
+    caller: Caller,
+    clock: Clock,
+    wall: Callable[[], float],
+    *,
+    embedded: bool,
 ) -> AsyncIterator[Parts]:
     notifications = Notifications(journal, alone=embedded)
     parts = assemble(
@@ -169,11 +182,12 @@ async def _started(
     await parts.registry.refresh()
     if (first := settings.first_key) is not None:
         await parts.keys.bootstrap(first)
+    sync = clock_sync_of(parts, clock, wall)
     recovery = recovery_of(parts)
-    retention = _retention(settings, parts)
-    audit_retention = AuditRetention(journal=journal, retention_s=settings.audit_days * DAY_S, clock=clock)
+    retention = retention_of(parts, sync)
+    audit_retention = AuditRetention(journal=journal, retention_s=settings.audit_days * DAY_S, check_clock=sync.check)
     inbox = inbox_of(parts, poll_s=lambda: notifications.poll_s)
-    for service in (notifications, recovery, retention, audit_retention):
+    for service in (sync, notifications, recovery, retention, audit_retention):
         await service.start()
     if not embedded:
         await inbox.start()
@@ -185,6 +199,7 @@ async def _started(
         await inbox.stop()
         await parts.later_writes.close()
         await notifications.stop()  # last: others are told of what ended while the coordinator stopped
+        await sync.stop()
 
 
 def transport_of(settings: Settings) -> Transport:
@@ -292,7 +307,16 @@ def inbox_of(parts: Parts, *, poll_s: Callable[[], float]) -> Inbox:
     return Inbox(journal=parts.journal, runs=parts.coordinator.runs, poll_s=poll_s, clock=parts.clock)
 
 
-def _retention(settings: Settings, parts: Parts) -> Retention:
+def clock_sync_of(parts: Parts, clock: Clock, wall: Callable[[], float]) -> ClockSync:
+    """What has the clock of `parts` follow the database's, or the machine's, which is `wall`."""
+    is_machines = isinstance(clock, MachineClock)
+    ask = asks_the_machine(wall, clock.elapsed) if is_machines else asks_the_database(parts.journal, clock.elapsed)
+    return ClockSync(clock=clock, ask=ask, metrics=parts.metrics, wall=wall)
+
+
+def retention_of(parts: Parts, sync: ClockSync) -> Retention:
+    """The retention of `parts`, which purges by what is surely the time."""
+    settings = parts.settings
     directory = settings.export_directory
     return Retention(
         journal=parts.journal,
@@ -300,4 +324,5 @@ def _retention(settings: Settings, parts: Parts) -> Retention:
         retention_s=settings.retention_days * DAY_S,
         export=None if directory is None else Export(directory, exported),
         clock=parts.clock,
+        check_clock=sync.check,
     )

@@ -44,6 +44,12 @@ class Metrics:
         self.database_up = Gauge(
             "holdfast_database_up", "Whether the database answered this scrape", registry=self.registry
         )
+        self.clock_ahead = Gauge(
+            "holdfast_clock_ahead_seconds",
+            "How far a clock is ahead of the database's, or behind if negative",
+            ["clock"],
+            registry=self.registry,
+        )
         self._calls = Histogram(
             "holdfast_call_duration_seconds",
             "Calls to participants",

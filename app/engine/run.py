@@ -16,6 +16,7 @@ from enum import StrEnum
 from app.auth.audit_log import log_entry
 from app.calling.caller import Caller
 from app.calling.registry import Registry
+from app.clock import DatabaseClock
 from app.engine.audited import entries_of
 from app.engine.errors import ObjectedError
 from app.engine.events import log_save
@@ -181,8 +182,10 @@ class Run:
             try:
                 must_save = step.must_save or self._heard or self._is_commanded
                 transaction = await self._save(step) if must_save else step.transaction
-            except LateError:
+            except LateError as late:
                 log.warning("event=decision_late transaction_id=%s", self.saved.id)
+                if late.reached is not None and isinstance(self._context.clock, DatabaseClock):
+                    self._context.clock.not_before(late.reached)  # it had stood still, or the same would be decided
                 step = self._advance_again()
                 continue
             except WithdrawnError as withdrawn:
@@ -244,6 +247,7 @@ class Run:
             heard=heard,
             audited=audited,
             is_late=self._lateness_of(step),
+            until=self._limit_of(step),
         )
         self._saving = True
         try:
@@ -270,6 +274,11 @@ class Run:
         """What tells the writer whether it is too late for this step, by the clock that it was made by."""
         clock, not_after = self._context.clock, step.not_after
         return None if not_after == math.inf else lambda: clock() >= not_after
+
+    def _limit_of(self, step: Step) -> float | None:
+        """From when on the database refuses this step by its own clock, if this process goes by that one, too."""
+        is_shared = isinstance(self._context.clock, DatabaseClock)
+        return step.not_after if is_shared and step.not_after < math.inf else None
 
     def _publish(self, transaction: Transaction) -> None:
         self.latest = transaction

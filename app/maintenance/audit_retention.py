@@ -1,7 +1,7 @@
 """Deletes old entries of the record of who did what, which nothing else deletes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from app.background import RepeatingTask
@@ -19,12 +19,15 @@ STOP_MAX_S: Final = 2.0
 
 
 class AuditRetention:
-    """Deletes entries after `retention_s` seconds. Several replicas may do so at once: they delete the same rows."""
+    """Deletes entries after `retention_s` seconds. Several replicas may do so at once: they delete the same rows.
 
-    def __init__(self, *, journal: Journal, retention_s: float, clock: Callable[[], float]) -> None:
+    `check_clock` is awaited before each batch: it gives a time that has surely come, or raises DatabaseError.
+    """
+
+    def __init__(self, *, journal: Journal, retention_s: float, check_clock: Callable[[], Awaitable[float]]) -> None:
         self._journal = journal
         self._retention_s = retention_s
-        self._clock = clock
+        self._check_clock = check_clock
         self._task = RepeatingTask("audit_retention", self._round, failure_pause_s=RETRY_PAUSE_S, stop_max_s=STOP_MAX_S)
 
     async def start(self) -> None:
@@ -36,7 +39,7 @@ class AuditRetention:
 
     async def run_once(self) -> bool:
         """Delete a batch; returns whether there may be more."""
-        return await self._journal.write_apart(audit.delete_older, self._clock() - self._retention_s)
+        return await self._journal.write_apart(audit.delete_older, await self._check_clock() - self._retention_s)
 
     async def _round(self) -> float:
         try:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 from app.background import RepeatingTask
@@ -54,7 +54,11 @@ class _ExportStoppedError(Exception):
 
 
 class Retention:
-    """Purges until it is stopped. `clock` gives seconds since the epoch. Without `export`, purged records are gone."""
+    """Purges until it is stopped. Without `export`, purged records are gone.
+
+    `clock` gives seconds since the epoch. `check_clock` is awaited before each batch: it gives a time that has surely
+    come, or raises DatabaseError.
+    """
 
     def __init__(
         self,
@@ -64,12 +68,14 @@ class Retention:
         retention_s: float,
         export: Export | None,
         clock: Callable[[], float],
+        check_clock: Callable[[], Awaitable[float]],
     ) -> None:
         self._journal = journal
         self._metrics = metrics
         self._retention_s = retention_s
         self._export = export
         self._clock = clock
+        self._check_clock = check_clock
         self._holder = secrets.token_hex(8)
         self._leased_until = 0.0
         self._after_id = ""
@@ -104,7 +110,7 @@ class Retention:
             self._has_leftovers = await self._journal.write_apart(purge.delete_leftover_calls, self._lease())
             if self._has_leftovers:
                 return True
-        finished_by = self._clock() - self._retention_s
+        finished_by = await self._check_clock() - self._retention_s
         limit = 1 if self._after_id < self._singly_until else BATCH_MAX
         ids = await self._journal.read(purge.list_ids, self._after_id, earliest_id(finished_by + 0.001), limit)
         if not ids:

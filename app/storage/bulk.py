@@ -9,11 +9,28 @@ from functools import cache
 from typing import Any, Final
 
 from pydantic_core import to_json
-from sqlalchemy import Connection, Insert, Table, TextClause, Update, bindparam, insert, text, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Double,
+    Insert,
+    Table,
+    TextClause,
+    Update,
+    bindparam,
+    insert,
+    or_,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql
+
+from app.storage.database_clock import POSTGRESQL_NOW, database_now
 
 EXPECTED: Final = "expected_"
 """Prefix of the columns by which `update_all` finds its rows: `expected_id`, `expected_version`."""
+UNTIL: Final = "until"
+"""Not a column: a row that has it isn't updated once the database's clock says this; None is no limit."""
 
 
 def insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -43,7 +60,10 @@ def _inserting(table: Table) -> Insert:
 def _updating(table: Table, names: tuple[str, ...]) -> Update:
     expected = [name for name in names if name.startswith(EXPECTED)]
     found = [table.c[name.removeprefix(EXPECTED)] == bindparam(name) for name in expected]
-    changed: dict[str, Any] = {name: bindparam(name) for name in names if name not in expected}
+    if UNTIL in names:
+        until: BindParameter[float | None] = bindparam(UNTIL, type_=Double())
+        found.append(or_(until.is_(None), until > database_now()))
+    changed: dict[str, Any] = {name: bindparam(name) for name in names if name not in (*expected, UNTIL)}
     return update(table).where(*found).values(changed)
 
 
@@ -61,14 +81,16 @@ def _insert(table: Table, names: tuple[str, ...]) -> TextClause:
 
 @cache
 def _update(table: Table, names: tuple[str, ...]) -> TextClause:
-    changed = ", ".join(f"{name} = r.{name}" for name in names if not name.startswith(EXPECTED))
     expected = [name for name in names if name.startswith(EXPECTED)]
+    changed = ", ".join(f"{name} = r.{name}" for name in names if name not in (*expected, UNTIL))
     found = " AND ".join(f"{table.name}.{name.removeprefix(EXPECTED)} = r.{name}" for name in expected)
+    if UNTIL in names:
+        found += f" AND (r.{UNTIL} IS NULL OR r.{UNTIL} > {POSTGRESQL_NOW})"
     return text(f"UPDATE {table.name} SET {changed} FROM {_recordset(table, names)} WHERE {found}")  # noqa: S608 - names of our own columns
 
 
 def _recordset(table: Table, names: tuple[str, ...]) -> str:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    types = {name: table.c[name.removeprefix(EXPECTED)].type.compile(dialect) for name in names}
-    members = ", ".join(f"{name} {type_}" for name, type_ in types.items())
+    columns = {name: Double() if name == UNTIL else table.c[name.removeprefix(EXPECTED)].type for name in names}
+    members = ", ".join(f"{name} {type_.compile(dialect)}" for name, type_ in columns.items())
     return f"json_to_recordset(CAST(:rows AS json)) AS r({members})"

@@ -42,7 +42,14 @@ class StaleError(Exception):
 
 
 class LateError(Exception):
-    """This write was not made, because it could not be made in time. It never can be any more."""
+    """This write was not made, because it could not be made in time. It never can be any more.
+
+    `reached` is the time by the database's clock, if it is the database that refused.
+    """
+
+    def __init__(self, reached: float | None = None) -> None:
+        super().__init__() if reached is None else super().__init__(f"the database's clock says {reached:.3f}")
+        self.reached = reached
 
 
 class UnreadableRowError(Exception):

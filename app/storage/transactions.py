@@ -6,6 +6,7 @@ SQLite, PostgreSQL, MySQL and MariaDB.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,11 +17,12 @@ from sqlalchemy import ColumnElement, Connection, Integer, Row, Select, bindpara
 from app.protocol.values import CallRecord, Transaction
 from app.storage import branches, hung_branches
 from app.storage.audit import AuditEntry, insert_entries
-from app.storage.bulk import insert_all, update_all
+from app.storage.bulk import UNTIL, insert_all, update_all
 from app.storage.calls import insert_calls
 from app.storage.commands import Asked, Heard, find_waiting, write_outcomes
+from app.storage.database_clock import database_now
 from app.storage.deferred import Deferred
-from app.storage.errors import ConcurrentWriteError, RetryWithError, StaleError, UnreadableRowError
+from app.storage.errors import ConcurrentWriteError, LateError, RetryWithError, StaleError, UnreadableRowError
 from app.storage.expressions import (
     DOCUMENT_BYTES,
     IS_HUNG,
@@ -39,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class SomeStaleError(StaleError, RetryWithError):
-    """At least one save of a batch is stale. The batch is retried with the function that finds out which."""
+    """At least one save of a batch is stale or late. The batch is retried with the function that finds out which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,8 @@ class Save:
     """A step to save: the state last stored, the new state, the calls made in between, the commands heard, and what
     the record says of them.
 
-    It isn't saved, and raises LateError, if `is_late` says so right before COMMIT. Once late it must stay late.
+    It isn't saved, and raises LateError, if `is_late` says so right before COMMIT. Once late it must stay late. Nor is
+    it if the database's clock says `until` by then: the process may have stood still, and its clock with it.
     """
 
     before: Transaction
@@ -90,6 +93,7 @@ class Save:
     heard: tuple[Heard, ...] = ()
     audited: tuple[AuditEntry, ...] = ()
     is_late: Callable[[], bool] | None = None
+    until: float | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -185,8 +189,8 @@ def record(connection: Connection, items: Sequence[NewRecord]) -> list[Recorded 
 def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
     """Write steps of transactions, each only if the row still has the version that was read.
 
-    Returns them with their new versions. Raises SomeStaleError if one is stale, and WithdrawnError if a command that a
-    step carries out was withdrawn.
+    Returns them with their new versions. Raises SomeStaleError if one is stale or late, and WithdrawnError if a command
+    that a step carries out was withdrawn.
     """
     try:
         return _save(connection, items)
@@ -194,19 +198,26 @@ def save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
         raise SomeStaleError(save_all_but_stale, str(error)) from error
 
 
-def save_all_but_stale(connection: Connection, items: Sequence[Save]) -> list[Transaction | StaleError]:
-    """As `save`, but the result of a stale save is a StaleError, and the others are saved.
+def save_all_but_stale(connection: Connection, items: Sequence[Save]) -> list[Transaction | StaleError | LateError]:
+    """As `save`, but the result of a stale save is a StaleError, of a late one a LateError, and the others are saved.
 
     When a replica loses many transactions at once, every batch has some stale ones. Committing the rest one by one
     would take longer than their leases, so that they would be lost as well, and so on without end.
     """
     ids = sorted(item.after.id for item in items)
-    look = select(transactions.c.id, transactions.c.version).where(transactions.c.id.in_(ids))
-    found = connection.execute(look.order_by(transactions.c.id).with_for_update())
-    versions = {row.id: row.version for row in found}
-    fresh = [item for item in items if versions.get(item.after.id) == item.after.version]
-    saved = {(each.id, each.version): each for each in (_save(connection, fresh) if fresh else ())}
-    return [saved.get((item.after.id, item.after.version + 1)) or StaleError(item.after.id) for item in items]
+    look = select(transactions.c.id, transactions.c.version, database_now().label("now"))
+    found = connection.execute(look.where(transactions.c.id.in_(ids)).order_by(transactions.c.id).with_for_update())
+    rows = {row.id: (row.version, float(row.now)) for row in found}
+    refused = [_why_not(item, *rows.get(item.after.id, (None, -math.inf))) for item in items]
+    fresh = [replace(item, until=None) for item, why in zip(items, refused, strict=True) if why is None]
+    saved = iter(_save(connection, fresh) if fresh else ())
+    return [next(saved) if why is None else why for why in refused]
+
+
+def _why_not(item: Save, version: int | None, now: float) -> StaleError | LateError | None:
+    if version != item.after.version:
+        return StaleError(item.after.id)
+    return LateError(now) if item.until is not None and now >= item.until else None
 
 
 def claim(connection: Connection, items: Sequence[Claim]) -> list[list[Claimed]]:
@@ -304,6 +315,8 @@ def _save(connection: Connection, items: Sequence[Save]) -> list[Transaction]:
         | changing_columns(item.after)
         for item in items
     ]
+    if any(item.until is not None for item in items):
+        rows = [row | {UNTIL: item.until} for row, item in zip(rows, items, strict=True)]
     if update_all(connection, transactions, rows) != len(rows):
         raise StaleError(", ".join(item.after.id for item in items))
     hung_branches.replace_changed(connection, [(item.before, item.after) for item in items])

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from app.clock import anchored_clock
+from app.clock import MachineClock
 from tests.harness.coordinator_app import Service, check_problem, reply, running, until
 
 REQUEST = {"branches": [{"participant": "inventory"}]}
@@ -23,7 +23,7 @@ async def test_a_finished_transaction_is_exported_and_purged_when_its_time_has_p
         begun = (await service.begin(REQUEST, idempotency_key="k")).json()
         calls = (await service.json(f"/v1/transactions/{begun['id']}/calls"))["items"]
         assert begun["phase"] == "confirmed"
-    today = anchored_clock()
+    today = MachineClock()
     async with running(sqlite_url, export_directory=exports, clock=lambda: today() + 31 * 86_400.0) as service:
         await until(lambda: is_gone(service, begun["id"]))
         for path in ("", "/calls", "/decision"):
@@ -50,7 +50,7 @@ async def test_a_transaction_that_a_person_resolved_is_kept(sqlite_url: str) -> 
         path = f"/v1/admin/transactions/{hung['id']}/branches/inventory/resolve"
         answer = await service.client.post(path, json={"as": "cancelled", "reason": "refunded by hand"})
         assert answer.json()["outcome"] == "mixed"
-    today = anchored_clock()
+    today = MachineClock()
     async with running(sqlite_url, clock=lambda: today() + 31 * 86_400.0) as service:
         await until(lambda: is_gone(service, plain["id"]))
         assert (await service.get(hung["id"]))["outcome"] == "mixed"
@@ -64,7 +64,7 @@ async def test_a_directory_that_is_not_there_keeps_everything_and_the_service_re
     async with running(sqlite_url) as service:
         await service.register("inventory")
         begun = (await service.begin(REQUEST)).json()
-    today = anchored_clock()
+    today = MachineClock()
     missing = tmp_path / "nowhere"
     async with running(sqlite_url, export_directory=missing, clock=lambda: today() + 31 * 86_400.0) as service:
 

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from sqlalchemy import func, select
 
 from app.api.dependencies import Parts
-from app.clock import anchored_clock
+from app.clock import wall_s
 from app.main import create_app
 from app.settings import Settings
 from app.storage import tables
@@ -188,9 +188,12 @@ def endpoints(name: str) -> Json:
 
 @asynccontextmanager
 async def running(
-    database_url: str, *, clock: Callable[[], float] | None = None, **settings: Any
+    database_url: str, *, clock: Callable[[], float] = wall_s, follows_database: bool = True, **settings: Any
 ) -> AsyncIterator[Service]:
-    """A coordinator with impatient timings, at work while entered; `settings` override them."""
+    """A coordinator with impatient timings, at work while entered; `settings` override them.
+
+    `clock` is the clock of its machine. On a database server it counts for nothing, if the database's is followed.
+    """
     impatient: Mapping[str, Any] = {
         "retry_base_s": 0.001,
         "retry_cap_s": 0.01,
@@ -201,7 +204,8 @@ async def running(
     app = create_app(
         Settings(database_url=database_url, **{**impatient, **settings}),
         transport=participants.transport,
-        clock=clock or anchored_clock(),
+        clock=clock,
+        follows_database=follows_database,
     )
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)

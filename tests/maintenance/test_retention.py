@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count as count_from
 from itertools import pairwise
@@ -52,9 +52,23 @@ class Refusing(Export):
         self.given += [each.id for each, _ in records]
 
 
+def checked(clock: Callable[[], float]) -> Callable[[], Awaitable[float]]:
+    """A clock that is right whenever it is checked."""
+
+    async def check() -> float:
+        return clock()
+
+    return check
+
+
 def retention_of(replica: Replica, export: Export | None = None, retention_s: float = KEPT_S) -> Retention:
     return Retention(
-        journal=replica.journal, metrics=replica.metrics, retention_s=retention_s, export=export, clock=now
+        journal=replica.journal,
+        metrics=replica.metrics,
+        retention_s=retention_s,
+        export=export,
+        clock=now,
+        check_clock=checked(now),
     )
 
 
@@ -125,6 +139,31 @@ async def test_it_runs_by_itself_beside_the_traffic_and_stops_at_once(database_u
         assert now() == before
         assert (await replica.coordinator.find(fresh.id)).phase == "confirmed"
         network.check(fresh.id)
+
+
+@in_virtual_time
+async def test_only_what_is_over_its_time_by_a_clock_that_was_just_checked(database_url: str, engine: Engine) -> None:
+    """The coordinator's own may be ahead; and while the database can't be asked nothing is purged."""
+    finished(engine, KEPT_S + 10.0, KEPT_S - 10.0)
+    says: list[float | Exception] = [DatabaseUnavailableError("gone"), EPOCH - 11.0, EPOCH, EPOCH]
+
+    async def check() -> float:
+        said = says.pop(0)
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    async with Replica(database_url, Network(engine, now), recovers=False, alone=True) as replica:
+        service = retention_of(replica)
+        service._check_clock = check
+        service._clock = lambda: EPOCH + 31 * DAY_S
+        with pytest.raises(DatabaseUnavailableError):
+            await service.run_once()
+        assert count(engine) == 2
+        while says:
+            before = len(says)
+            await service.run_once()
+            assert count(engine) == (2 if before == 3 else 1)
 
 
 @in_virtual_time
@@ -247,6 +286,7 @@ async def test_a_stop_ends_an_export_that_takes_too_long(
         retention_s=KEPT_S,
         export=Export(tmp_path, exported),
         clock=lambda: EPOCH,
+        check_clock=checked(lambda: EPOCH),
     )
     await service.start()
     assert await asyncio.to_thread(reached.wait, 10)
@@ -320,7 +360,14 @@ async def test_who_was_frozen_while_it_exported_deletes_nothing(database_url: st
             async def _export_new(self, transactions: Sequence[Transaction]) -> None:
                 await thawed.wait()
 
-        frozen = Frozen(journal=replica.journal, metrics=replica.metrics, retention_s=KEPT_S, export=None, clock=now)
+        frozen = Frozen(
+            journal=replica.journal,
+            metrics=replica.metrics,
+            retention_s=KEPT_S,
+            export=None,
+            clock=now,
+            check_clock=checked(now),
+        )
         purging = asyncio.create_task(frozen.run_once())
         await pass_time(retention.LEASE_S)
         await other._hold_lease()
@@ -477,6 +524,7 @@ async def test_very_many_calls_go_in_chunks_and_are_exported_once(
         retention_s=KEPT_S,
         export=Export(tmp_path, exported),
         clock=lambda: EPOCH,
+        check_clock=checked(lambda: EPOCH),
     )
     there, has_more = [attempts + 7], True
     while has_more:
@@ -534,6 +582,7 @@ async def swept(journal: Journal, directory: Path, at: float) -> None:
         retention_s=KEPT_S,
         export=Export(directory, exported),
         clock=lambda: at,
+        check_clock=checked(lambda: at),
     )
     try:
         while await service.run_once():

@@ -57,11 +57,12 @@ def clock() -> float:
 
 
 STARTED: Final = time.monotonic()
+IMPATIENT: Final = {"hung_attempts": 2, "hung_after_s": 0.01}
 
 
 async def test_what_0_1_0_wrote_in_every_phase_is_finished_by_this_version(database_url: str, engine: Engine) -> None:
     migrate(database_url)
-    async with running(database_url, clock=clock, hung_attempts=2, hung_after_s=0.01) as service:
+    async with running(database_url, clock=clock, follows_database=False, **IMPATIENT) as service:
         service.participants.script("/stubborn/confirm", [reply(409, {"type": "/problems/refused", "title": "no"})])
         for id_, name in NAMES.items():
             if name in OUTCOMES:
@@ -118,7 +119,7 @@ async def check_as_written(service: Service) -> None:
 
 async def test_what_hangs_still_hangs_while_its_participants_stay_away(database_url: str, engine: Engine) -> None:
     migrate(database_url)
-    async with running(database_url, clock=clock, hung_attempts=2, hung_after_s=0.01) as service:
+    async with running(database_url, clock=clock, follows_database=False, **IMPATIENT) as service:
         for path in ("/broken/confirm", "/broken/cancel", "/stubborn/confirm"):
             service.participants.script(path, [lost()])
         for id_, name in NAMES.items():
