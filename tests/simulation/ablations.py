@@ -15,8 +15,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, update
 
+from app.clock import DatabaseClock
 from app.engine import commands as engine_commands
 from app.engine import recovery, run
+from app.maintenance import clock_sync
 from app.protocol import kinds, steps
 from app.protocol.messages import Step
 from app.protocol.values import BranchPhase
@@ -31,6 +33,7 @@ from holdfast.participant.reaper import Reaper
 from holdfast.wire import Decision, Operation
 from tests.simulation import databases, world
 from tests.simulation.participant import GATEWAY
+from tests.simulation.scheduler import current
 from tests.simulation.seeds import warm_up
 
 SEEDS_MAX: Final = 1000
@@ -157,6 +160,35 @@ def hold_limits() -> None:
 @ablation("no decision to confirm becomes durable after the deadline or a hold's end")
 def late_decisions_are_not_saved() -> None:
     group_commit._is_late = lambda write: False
+
+
+@ablation("the database refuses a decision to confirm that comes after the deadline or a hold's end")
+def database_refuses_the_late() -> None:
+    run.Run._limit_of = lambda self, step: None
+
+
+@ablation("a replica's clock starts with the database's time")
+def clock_starts_with_the_databases() -> None:
+    def started(sample: Any, *, elapsed: Callable[[], float]) -> DatabaseClock:
+        return DatabaseClock(current().clock(), elapsed=elapsed)
+
+    DatabaseClock.started = started
+
+
+@ablation("a replica's clock is checked again and again")
+def clock_is_checked() -> None:
+    DatabaseClock.follow = lambda self, sample: 0.0
+
+
+@ablation("only what has surely been kept long enough is purged, whatever the machine's clock says")
+def purge_by_a_sure_time() -> None:
+    check = clock_sync.ClockSync.check
+
+    async def by_the_machines(self: clock_sync.ClockSync) -> float:
+        await check(self)
+        return self._wall()
+
+    clock_sync.ClockSync.check = by_the_machines
 
 
 @ablation("what can't end is listed as hung")

@@ -69,11 +69,16 @@ class Rows:
         ((value,),) = self._found
         return value
 
-    def scalars(self) -> list[Any]:
-        return [row[0] for row in self._found]
+    def scalars(self) -> "Scalars":
+        return Scalars(row[0] for row in self._found)
 
     def mappings(self) -> "Mappings":
         return Mappings(dict(zip(self._sent.columns, row, strict=True)) for row in self._found)
+
+
+class Scalars(list[Any]):
+    def all(self) -> Self:
+        return self
 
 
 class Mappings(list[dict[str, Any]]):

@@ -26,7 +26,7 @@ class Fault(StrEnum):
     REPLICA_FREEZE_AT_COMMIT = "replica froze beside a commit"
     REPLICA_FREEZE_AT_CALL = "replica froze as a call was to leave"
     REPLICA_STOP = "replica stopped in order and started again"
-    REPLICA_SKEW = "replica's clock is off or drifts"
+    REPLICA_SKEW = "replica's machine has the wrong time, or its clock drifts"
     BATCH_FAILED = "batch failed before the commit"
     BATCH_UNDONE = "batch undone in favour of others"
     COMMIT_REPLY_LOST = "commit done, its reply lost"
@@ -53,6 +53,9 @@ class Fault(StrEnum):
     CANCELLED_EVERYWHERE = "client cancels at all replicas at once"
     NO_NOTIFICATIONS = "database without notifications"
     NOTIFICATION_LOST = "notification lost"
+    REPLICA_PAUSE = "replica's machine stood still, and its clocks with it"
+    REPLICA_PAUSE_AT_COMMIT = "replica's machine stood still as it was to commit"
+    REPLICA_STEP = "replica's machine clock was set"
 
 
 PER_SECOND: Final = frozenset(
@@ -61,6 +64,8 @@ PER_SECOND: Final = frozenset(
         Fault.REPLICA_CRASH,
         Fault.REPLICA_FREEZE,
         Fault.REPLICA_STOP,
+        Fault.REPLICA_PAUSE,
+        Fault.REPLICA_STEP,
         Fault.PARTICIPANT_CRASH,
         Fault.PARTICIPANT_FREEZE,
         Fault.PARTICIPANT_JUMP,
@@ -129,6 +134,7 @@ class Branch(StrEnum):
     ADOPTED = "adopted by another replica"
     STALE = "overtaken: StaleError"
     TOO_LATE = "decision to confirm too late to be saved"
+    REFUSED_AS_LATE = "decision to confirm refused by the database's clock"
     OVERTAKEN_CALL = "call of a replica that had been overtaken when it left"
     TOMBSTONE = "tombstone written by an empty cancel"
     LATE_TRY = "late Try refused by the fence"

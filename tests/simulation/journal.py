@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from app.storage import errors, transactions
+from app.storage import errors, purge, transactions
 from app.storage.errors import DatabaseUnavailableError
 from app.storage.group_commit import BATCH_MAX, CommitFailedError, Journal, PendingWrite, settle
 from tests.simulation.databases import coordinator_engine, raw
@@ -42,6 +42,8 @@ class SimulatedJournal(Journal):
         self._world = world
         self._plan: Plan = world.plan
         self._name = name
+        self.clock: Callable[[], float] = process.clock
+        """The clock of the coordinator, once it has one."""
         self._waiting: list[PendingWrite] = []
         self._is_writing = False
         self._closed = False
@@ -58,8 +60,8 @@ class SimulatedJournal(Journal):
         except errors.StaleError:
             self._plan.count(Branch.STALE)
             raise
-        except errors.LateError:
-            self._plan.count(Branch.TOO_LATE)
+        except errors.LateError as late:
+            self._plan.count(Branch.TOO_LATE if late.reached is None else Branch.REFUSED_AS_LATE)
             raise
         self._notice(function, result)
         return result
@@ -93,10 +95,17 @@ class SimulatedJournal(Journal):
             self._world.take(self._process.name, result.transaction_id)
 
     def _note_decision(self, item: Any, result: Any) -> None:
-        """A decision is durable from now on, by the clock of the replica that made it."""
-        is_saved = isinstance(item, transactions.Save) and not isinstance(result, Exception)
-        if is_saved and item.before.decision is not item.after.decision:
-            self._world.oracle.decided(item.after, self._process.clock())
+        """A decision is durable from now on, by the clock of the replica that made it; or the end is."""
+        if not isinstance(item, transactions.Save) or isinstance(result, Exception):
+            return
+        if item.before.decision is not item.after.decision:
+            self._world.oracle.decided(item.after, self.clock())
+        if item.after.finished:
+            self._world.oracle.finished(item.after.id)
+
+    def _note_purge(self, item: Any, result: Any) -> None:
+        if isinstance(item, purge.Deletion) and not isinstance(result, Exception):
+            self._world.oracle.purged(item.ids)
 
     async def write_apart(self, function: Callable[..., Sequence[Any]], item: Any) -> Any:
         return await self.write(function, item)
@@ -116,14 +125,21 @@ class SimulatedJournal(Journal):
         """What the writing thread does."""
         try:
             while self._waiting:
+                began, share = self._process.loop.now, self._draw.random()
                 await pass_time(self._latency_s())
+                lag_s = (self._process.loop.now - began) * share
                 batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
                 if self._plan.hits(Fault.REPLICA_CRASH_AT_COMMIT):
                     await self._crash(before=self._draw.random() < 0.5, batch=batch)
                 if self._plan.hits(Fault.REPLICA_FREEZE_AT_COMMIT):
                     freeze()
                     await pass_time(0.0)
+                if self._plan.hits(Fault.REPLICA_PAUSE_AT_COMMIT):
+                    freeze(with_its_clocks=True)
+                    await pass_time(0.0)
+                self._world.lag_s = lag_s
                 results = self.commit(batch)
+                self._world.lag_s = 0.0
                 if self._plan.hits(Fault.REPLICA_FREEZE_AT_COMMIT):
                     freeze()
                     await pass_time(0.0)
@@ -155,6 +171,7 @@ class SimulatedJournal(Journal):
             self._note_owner(write.function, write.item, result)
             self._note_commands(write.item, result)
             self._note_decision(write.item, result)
+            self._note_purge(write.item, result)
         self._world.committed()
         if self._plan.hits(Fault.COMMIT_REPLY_LOST):
             if any(write.function is transactions.save for write in batch):

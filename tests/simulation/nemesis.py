@@ -15,6 +15,8 @@ from tests.simulation.scheduler import FROZEN_S, Process, pass_time
 
 DOWN_S: Final = (0.05, 2.0)
 JUMP_S: Final = (-5.0, 5.0)
+STEPS_S: Final = (1.0, 300.0, 70 * 86_400.0)
+"""How far the clocks of replicas' machines are off, or set, at the most."""
 SEVERED_S: Final = (0.05, 0.6)
 
 
@@ -28,6 +30,8 @@ class Nemesis:
             Fault.REPLICA_CRASH: self._crash_replica,
             Fault.REPLICA_FREEZE: self._freeze_replica,
             Fault.REPLICA_STOP: self._stop_replica,
+            Fault.REPLICA_PAUSE: self._pause_replica,
+            Fault.REPLICA_STEP: self._set_a_clock,
             Fault.PARTICIPANT_CRASH: self._crash_participant,
             Fault.PARTICIPANT_FREEZE: self._freeze_participant,
             Fault.PARTICIPANT_JUMP: self._jump,
@@ -46,6 +50,7 @@ class Nemesis:
         self._world.network.severed.clear()
         for each in (*self._world.replicas, *self._world.participants):
             each.life.thaw()
+        self._world.healed_at = self._world.loop.now
 
     async def _again_and_again(self, fault: Fault, act: Any) -> None:
         while True:
@@ -86,10 +91,22 @@ class Nemesis:
     def _freeze_participant(self) -> bool:
         return self._freeze(self._draw.choice(self._world.participants).life)
 
-    def _freeze(self, life: Process) -> bool:
+    def _pause_replica(self) -> bool:
+        return self._freeze(self._draw.choice(self._world.replicas).life, with_its_clocks=True)
+
+    def _freeze(self, life: Process, *, with_its_clocks: bool = False) -> bool:
         if not life.is_up:
             return False
-        life.freeze_for(self._draw.uniform(*FROZEN_S))
+        life.freeze_for(self._draw.uniform(*FROZEN_S), with_its_clocks=with_its_clocks)
+        return True
+
+    def _set_a_clock(self) -> bool:
+        """Somebody, or NTP, sets the clock of a replica's machine."""
+        replica = self._draw.choice(self._world.replicas)
+        seconds = self._draw.choice(STEPS_S) * self._draw.uniform(-1.0, 1.0)
+        self._world.tell("clock is set", replica.name, "", f"by {seconds:.1f} s")
+        replica.offset_s += seconds
+        replica.life.clock_offset_s += seconds
         return True
 
     def _stop_replica(self) -> bool:

@@ -27,8 +27,14 @@ COMMANDS_APPLIED: Final = (
 )
 WAITING: Final = "SELECT id FROM commands WHERE transaction_id = ? AND outcome IS NULL"
 LISTED: Final = "SELECT reason FROM hung_branches WHERE transaction_id = ? AND branch = ?"
-SKEW_MAX_S: Final = 0.6
-"""What the clocks of two replicas differ by at the most: twice the offset, and a percent each way of a run."""
+SKEW_MAX_S: Final = 0.1
+"""What a replica's clock is ahead of the database's at the most: its drift during a run."""
+LAG_MAX_S: Final = 0.1
+"""What it is behind at the most, once it has been checked: the way of an answer."""
+PRECISION_S: Final = 0.001
+CHECKED_WITHIN_S: Final = 2.0
+"""Longer than the pause between two checks, and a check, once faults are off."""
+RETENTION_S: Final = 30 * 86_400.0
 Call = tuple[str, str, str, str]
 """Life of a replica, transaction, branch, operation."""
 NOT_FOR_CONFLICTS: Final = frozenset(
@@ -56,6 +62,7 @@ class Oracle:
         self._first_try_left: dict[tuple[str, str], float] = {}
         self._calls_of_the_overtaken: dict[tuple[str, str], Counter[Call]] = {}
         self._holds_for: dict[tuple[str, str], float] = {}
+        self._finished_at: dict[str, float] = {}
         self._heard: set[str] = set()
         self._carried_out: set[str] = set()
 
@@ -94,6 +101,36 @@ class Oracle:
             if at >= min([transaction.deadline, *holds]):
                 self.violated("durable_in_time", transaction.id, "confirm became durable after the deadline or a hold")
             self._check_limits(transaction.id, at, transaction.deadline)
+            self._check_holds(transaction)
+
+    def _check_holds(self, transaction: Transaction) -> None:
+        """In truth, whatever anybody's clock says: no hold has ended when the database lets the decision pass."""
+        now = self._world.database_time() - EPOCH
+        for branch in transaction.branches:
+            first = self._first_try_left.get((transaction.id, branch.name))
+            ttl_s = self._holds_for.get((transaction.id, branch.name))
+            if first is not None and ttl_s is not None and now > first + ttl_s + PRECISION_S:
+                late_s = now - first - ttl_s
+                self.violated("no_confirm_after_a_holds_end", transaction.id, f"{branch.name}: {late_s:.2f} s after it")
+
+    def finished(self, transaction_id: str) -> None:
+        """Its end has become durable."""
+        self._finished_at[transaction_id] = self._world.loop.now
+
+    def purged(self, ids: Iterable[str]) -> None:
+        """Records have been deleted."""
+        for id_ in ids:
+            if self._world.loop.now < self._finished_at.get(id_, 0.0) + RETENTION_S:
+                self.violated("no_purge_before_its_time", id_, "its record is gone, with its idempotency key")
+
+    def check_clocks(self) -> None:
+        """Whatever happened to its machine's clock, a replica's own is the database's."""
+        for replica in self._world.replicas:
+            since = max(self._world.healed_at, replica.ready_at)
+            if replica.serves and self._world.loop.now > since + CHECKED_WITHIN_S:
+                ahead_s = replica.parts.clock() - EPOCH - self._world.loop.now
+                if not -LAG_MAX_S <= ahead_s <= SKEW_MAX_S:
+                    self.violated("clocks_agree", None, f"{replica.name} is {ahead_s:.2f} s ahead")
 
     def is_confirmed(self, transaction_id: str) -> bool:
         """Whether confirm is durably decided."""

@@ -1,9 +1,10 @@
 """One replica of the coordinator: everything of it but sockets and threads, and its restarts."""
 
 import json
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -13,9 +14,9 @@ from app.api.problems import Problem
 from app.api.schemas import CallsQuery, HungQuery, ResolveRequest, TransactionsQuery
 from app.auth.roles import ANYBODY
 from app.engine.errors import ObjectedError, OverloadedError, UnknownTransactionError
-from app.engine.inbox import Inbox
 from app.engine.recovery import Recovery
-from app.main import assemble, caller_of, inbox_of, recovery_of
+from app.main import assemble, caller_of, clock_sync_of, inbox_of, recovery_of, retention_of
+from app.maintenance import clock_sync
 from app.settings import Settings
 from app.storage.errors import DatabaseUnavailableError
 from tests.simulation.faults import Branch, Fault
@@ -24,6 +25,7 @@ from tests.simulation.network import Reply
 from tests.simulation.restarting import Restarting
 from tests.simulation.scheduler import Process, current, freeze, never
 
+_Result = TypeVar("_Result")
 POLL_S = 0.25
 STOP_S = 0.3
 COORDINATOR_ID = "the-coordinator"
@@ -68,6 +70,13 @@ class CallTransport(httpx.AsyncBaseTransport):
         return httpx.Response(reply.status, headers=reply.headers, stream=stream)
 
 
+async def _surely(start: Callable[[], Awaitable[_Result]]) -> _Result:
+    """A supervisor starts it again until its database answers."""
+    while True:
+        with suppress(DatabaseUnavailableError):
+            return await start()
+
+
 async def _forget(exchange: Any) -> None:
     with suppress(httpx.HTTPError):
         await exchange
@@ -81,36 +90,30 @@ class Replica(Restarting):
         self.settings = settings
         self.parts: Parts | None = None
         self.recovery: Recovery | None = None
-        self.inbox: Inbox | None = None
         self.is_ready = False
+        self.ready_at = 0.0
 
     def _assemble(self, life: Process) -> None:
-        world, settings = self.world, self.settings
         self.is_ready = False
-        journal = SimulatedJournal(life, world, self.name)
-        caller = caller_of(settings, CallTransport(world, self.name), life.clock, coordinator_id=COORDINATOR_ID)
-        self.parts = assemble(
-            settings, journal, caller, life.clock, poll_s=lambda: POLL_S, tell=self._tell_the_others, alone=False
-        )
-        self.recovery = recovery_of(self.parts)
-        self.inbox = inbox_of(self.parts, poll_s=lambda: POLL_S)
-        life.spawn(self._start(life))
+        self.parts = self.recovery = None
+        life.spawn(self._start(life, SimulatedJournal(life, self.world, self.name)))
 
-    async def _start(self, life: Process) -> None:
-        parts, recovery = self.parts, self.recovery
-        assert parts is not None
-        assert recovery is not None
-        while True:
-            try:
-                await parts.registry.refresh()
-                break
-            except DatabaseUnavailableError:
-                continue  # a supervisor starts it again
-        await recovery.start()
-        assert self.inbox is not None
-        await self.inbox.start()
+    async def _start(self, life: Process, journal: SimulatedJournal) -> None:
+        ask = clock_sync.asks_the_database(journal, life.elapsed)
+        clock = await _surely(lambda: clock_sync.start_clock(ask, life.elapsed))
+        journal.clock = clock
+        caller = caller_of(self.settings, CallTransport(self.world, self.name), clock, coordinator_id=COORDINATOR_ID)
+        parts = self.parts = assemble(
+            self.settings, journal, caller, clock, poll_s=lambda: POLL_S, tell=self._tell_the_others, alone=False
+        )
+        await _surely(parts.registry.refresh)
+        sync = clock_sync_of(parts, clock, life.clock)
+        self.recovery = recovery_of(parts)
+        for service in (sync, self.recovery, inbox_of(parts, poll_s=lambda: POLL_S), retention_of(parts, sync)):
+            await service.start()
         if self.life is life:
             self.is_ready = True
+            self.ready_at = self.world.loop.now
 
     def _tell_the_others(self, transaction_id: str) -> None:
         """What LISTEN and NOTIFY do, where the database has them."""

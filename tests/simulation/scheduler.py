@@ -25,7 +25,7 @@ class Runaway(Exception):
 
 
 class Process:
-    """What dies, freezes and is scheduled as one. `clock_offset_s` and `clock_rate` make its clock its own."""
+    """What dies, freezes and is scheduled as one. `clock_offset_s` and `clock_rate` are its machine's."""
 
     def __init__(self, loop: "Scheduler", name: str) -> None:
         self.loop = loop
@@ -37,11 +37,17 @@ class Process:
         self.context.run(_PROCESS.set, self)
         self.clock_offset_s = 0.0
         self.clock_rate = 1.0
+        self._stood_still_s = 0.0
+        self._stands_still_since: float | None = None
         self.changed: Callable[[str, Process], None] = lambda what, process: None
 
     def clock(self) -> float:
-        """Seconds since the epoch, by this process."""
-        return EPOCH + self.clock_offset_s + self.loop.now * self.clock_rate
+        """Seconds since the epoch, by its machine."""
+        return EPOCH + self.clock_offset_s + self.elapsed()
+
+    def elapsed(self) -> float:
+        """Its machine's monotonic clock, which nobody sets. It stands still while its machine does."""
+        return self.loop.now * self.clock_rate - self._stood_still_s
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """Run a coroutine as a part of this process."""
@@ -60,10 +66,11 @@ class Process:
         self.ready.clear()
         self.changed("dies", self)
 
-    def freeze_for(self, seconds: float) -> None:
-        """Not scheduled for so long, or until it is thawed; whatever becomes ready waits."""
+    def freeze_for(self, seconds: float, *, with_its_clocks: bool = False) -> None:
+        """Not scheduled for so long, or until it is thawed; what becomes ready waits. Its clocks may stop, too."""
         if self.is_up:
             self.frozen = True
+            self._stands_still_since = self.loop.now if with_its_clocks else None
             self.changed("freezes", self)
             self.loop.removed(self)
             self.loop.call_later(seconds, self.thaw, context=self.loop.world.context)
@@ -71,6 +78,8 @@ class Process:
     def thaw(self) -> None:
         if self.frozen and not self.dead:
             self.frozen = False
+            if self._stands_still_since is not None:
+                self._stood_still_s += (self.loop.now - self._stands_still_since) * self.clock_rate
             self.changed("thaws", self)
             if self.ready:
                 self.loop.runnable.append(self)
@@ -240,11 +249,11 @@ async def pass_time(seconds: float) -> None:
     await passed
 
 
-def freeze() -> float:
+def freeze(*, with_its_clocks: bool = False) -> float:
     """Freeze the process that is running as soon as it waits for something; for how many seconds."""
     process = current()
     seconds = process.loop.draw.uniform(*FROZEN_S)
-    process.freeze_for(seconds)
+    process.freeze_for(seconds, with_its_clocks=with_its_clocks)
     return seconds
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from app.calling import caller
 from app.engine import commands, coordinator
+from app.maintenance import clock_sync, retention
 from app.protocol.values import FINAL, HungReason
 from app.settings import Settings
 from holdfast.fence import execution
@@ -30,12 +31,12 @@ from tests.simulation import participant
 from tests.simulation.clients import Clients
 from tests.simulation.databases import empty_coordinator, empty_participant
 from tests.simulation.faults import Branch, Fault, Plan
-from tests.simulation.nemesis import Nemesis
+from tests.simulation.nemesis import STEPS_S, Nemesis
 from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle
 from tests.simulation.participant import GATEWAY, Gateway, HandlerFailed, SimulatedParticipant
 from tests.simulation.replica import Replica, answer
-from tests.simulation.scheduler import Process, Runaway, Scheduler, pass_time
+from tests.simulation.scheduler import EPOCH, Process, Runaway, Scheduler, pass_time
 
 TRANSACTIONS: Final = 20
 BEGIN_WITHIN_S: Final = 3.0
@@ -49,11 +50,16 @@ SILENCE_S: Final = 0.3
 """After so long a command's owner counts as dead: shorter than a lease."""
 SETTLED_S: Final = 2.0
 """Longer than a call that has left can take, and the save of its answer, once faults are off."""
-SKEW_S: Final = 0.15
+DAY_S: Final = 86_400.0
+UNIX_EPOCH_DAY: Final = 2_440_587.5
+"""In SQLite's julianday()."""
 ABSENT_CHANCE: Final = 0.2
 """In so many seeds some stay away for the first part of the liveness phase."""
-DRIFT: Final = 0.01
-"""Clocks of replicas are this much off at the most: well within the margin of holds."""
+DRIFT: Final = 0.0005
+"""So much too fast or slow are replicas' clocks at the most, several times what quartz is."""
+CLOCKS_CHECKED_S: Final = 0.5
+SWEEPS_S: Final = 4.0
+"""Pauses between two looks at the database's clock, and two sweeps of the retention."""
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +119,10 @@ class World:
         self.gateway = Gateway(lambda: self.loop.now)
         self.clients_process = Process(self.loop, "clients")
         self.database = empty_coordinator()
+        self.database.create_function("julianday", 1, lambda _: self.database_time() / DAY_S + UNIX_EPOCH_DAY)
+        self.lag_s = 0.0
+        """How long ago the statements ran that are being committed."""
+        self.healed_at = 0.0
         self.replicas = [Replica(self, f"replica-{n}", settings()) for n in range(self.draw.choice([2, 2, 3]))]
         self.participant_names = ["orders", "stock", GATEWAY][: self.draw.choice([2, 3, 3])]
         self.databases = {name: empty_participant(name) for name in self.participant_names}
@@ -152,6 +162,10 @@ class World:
         self.oracle.took(life, transaction_id)
         return before
 
+    def database_time(self) -> float:
+        """What the database's clock says, which is right."""
+        return EPOCH + self.loop.now - self.lag_s
+
     def committed(self) -> None:
         """The coordinator's database has committed something; ablations hook into this, too."""
         self.oracle.check_commands()
@@ -162,7 +176,7 @@ class World:
     def set_clocks(self) -> None:
         for replica in self.replicas:
             if self.plan.hits_once(Fault.REPLICA_SKEW):
-                replica.offset_s = self.draw.uniform(-SKEW_S, SKEW_S)
+                replica.offset_s = self.draw.choice(STEPS_S) * self.draw.uniform(-1.0, 1.0)
                 replica.rate = 1 + self.draw.uniform(-1, 1) * DRIFT
         for each in self.participants:
             if self.plan.hits_once(Fault.PARTICIPANT_DRIFT):
@@ -300,6 +314,7 @@ class World:
 
     async def _check_end(self) -> None:
         await self._let_nothing_more_leave()
+        self.oracle.check_clocks()
         parts = (await self._serving()).parts
         _, listed = await answer(self, parts, ("list",))
         _, hung = await answer(self, parts, ("hung",))
@@ -404,6 +419,8 @@ class _Errors(logging.Handler):
             return
         if record.name == "holdfast" and "simulated" in str(raised):
             return
+        if record.name == "app.maintenance.retention" and "simulated" in record.getMessage():
+            return
         self.world.oracle.violated("no_defects", None, f"{record.getMessage()}: {raised!r}")
 
 
@@ -424,6 +441,8 @@ def prepare() -> None:
     commands.random = _ids  # type: ignore[assignment, attr-defined]
     commands.SILENCE_S = SILENCE_S  # type: ignore[misc]
     caller.os = _ids  # type: ignore[assignment, attr-defined]
+    clock_sync.PAUSE_S = CLOCKS_CHECKED_S  # type: ignore[misc]
+    retention.SWEEP_PAUSE_S = retention.RETRY_PAUSE_S = SWEEPS_S  # type: ignore[misc]
     execution.BACKOFF_CAP_S = 2.0  # type: ignore[misc]
     reaper.CLAIM_S = 2.0  # type: ignore[misc]
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # whose process died before it began
