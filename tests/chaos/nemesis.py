@@ -29,6 +29,8 @@ PAUSE_MEAN_S: Final = 2.8
 CPU_LOOK_S: Final = 1.0
 LINKS_MAX: Final = 10_000
 DELAY_S: Final = (0.02, 0.4)
+SETS_S: Final = (2.0, 300.0, 70 * 86_400.0)
+"""By how much a machine's clock is set at the most, forward or back."""
 RESTART_PAUSE_S: Final = 0.5
 """How soon a process that ended by itself is started again, such as a replica that found no database."""
 
@@ -56,6 +58,8 @@ class Kind(StrEnum):
     DEAD_ORIGINS = "all participants but one swallow everything"
     NAMES_HANG = "look-ups of names hang"
     NAMES_FAIL = "look-ups of names fail"
+    PAUSE_MACHINE = "a replica's machine stands still, and its clocks with it"
+    SET_CLOCK = "clock of a replica's machine set"
     KILL_OLD = "SIGKILL of the replica with old code, for good"
 
 
@@ -80,6 +84,8 @@ BAG: Final = {
     Kind.DEAD_ORIGINS: 1,
     Kind.NAMES_HANG: 1,
     Kind.NAMES_FAIL: 1,
+    Kind.PAUSE_MACHINE: 2,
+    Kind.SET_CLOCK: 2,
 }
 """How often each comes up in one round; a round is drawn in a random order, so that none is missing for long."""
 
@@ -97,7 +103,8 @@ PARTED: Final = {
 ON_LINKS: Final = {*PARTED, Kind.LATENCY, Kind.RESET_LINK}
 FREEZES: Final = {Kind.FREEZE_SHORT, Kind.FREEZE_LONG}
 TROUBLES: Final = {Kind.NAMES_HANG: Trouble.HANG, Kind.NAMES_FAIL: Trouble.FAIL}
-NO_KILLS: Final = {*ON_LINKS, *FREEZES, *FULL, *TROUBLES, Kind.DEAD_ORIGINS, Kind.TERMINATE_REPLICA}
+CLOCKS: Final = {Kind.PAUSE_MACHINE, Kind.SET_CLOCK}
+NO_KILLS: Final = {*ON_LINKS, *FREEZES, *FULL, *TROUBLES, *CLOCKS, Kind.DEAD_ORIGINS, Kind.TERMINATE_REPLICA}
 """What doesn't kill anybody: not by itself."""
 
 
@@ -118,6 +125,7 @@ class Action:
     down_s: float
     gap_s: float
     delay_s: float
+    set_by_s: float
 
 
 def plan(
@@ -151,6 +159,7 @@ def plan(
                 down_s=_down_s(draw, kind),
                 gap_s=draw.uniform(0.2, LEASE_S + 1.0),
                 delay_s=draw.uniform(*DELAY_S),
+                set_by_s=draw.choice(SETS_S) * draw.uniform(-1.0, 1.0),
             )
             if kind not in without:
                 yield action
@@ -160,6 +169,8 @@ def _down_s(draw: random.Random, kind: Kind) -> float:
     match kind:
         case Kind.FREEZE_SHORT:
             return draw.uniform(0.2, 0.8) * LEASE_S
+        case Kind.PAUSE_MACHINE:
+            return draw.uniform(0.2, 2.5) * LEASE_S
         case Kind.FREEZE_LONG:
             return draw.uniform(1.2, 2.5) * LEASE_S
         case Kind.CRASH_POSTGRES | Kind.CRASH_IN_RECOVERY:
@@ -332,6 +343,8 @@ class Nemesis:
             return self._trouble_names(action)
         if action.kind is Kind.DEAD_ORIGINS:
             return self._swallow_all_but_one(action)
+        if action.kind in CLOCKS:
+            return self._trouble_clocks(action)
         old = [self._system.old_replica] if self._system.old_replica is not None and action.kind in FREEZES else []
         replica = next(_ready_from([*self._system.replicas, *old], action.replica), None)
         participant = next(_ready_from(self._system.participants, action.participant), None)
@@ -440,6 +453,27 @@ class Nemesis:
         self._say(f"{action.kind} for {action.down_s:.2f} s")
         self._plan(time.monotonic() + action.down_s, self._find_names)
         return True
+
+    def _trouble_clocks(self, action: Action) -> bool:
+        replica = next(_ready_from(self._system.replicas, action.replica), None)
+        if replica is None:
+            return False
+        self.fault_log.counts[action.kind] += 1
+        if action.kind is Kind.SET_CLOCK:
+            replica.clock.set_by(action.set_by_s)
+            self._say(f"the clock of {replica.name}'s machine is set by {action.set_by_s:.1f} s")
+            return True
+        self._open_outage(replica.name, action.kind)
+        replica.freeze()
+        self._say(f"the machine of {replica.name} stands still for {action.down_s:.2f} s")
+        since, life = time.monotonic(), replica.lives
+        self._plan(since + action.down_s, lambda: self._resume(replica, life, since))
+        return True
+
+    def _resume(self, replica: Replica, life: int, since: float) -> None:
+        if replica.frozen and replica.lives == life:  # otherwise killed meanwhile
+            replica.clock.stood_still(time.monotonic() - since)
+            self._thaw(replica)
 
     def _find_names(self) -> None:
         if NAME in self._outages:

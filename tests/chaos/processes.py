@@ -17,7 +17,9 @@ from typing import Final
 
 import httpx
 
+from tests.chaos import machine_clock
 from tests.chaos.forkserver import Child, ForkServer
+from tests.chaos.machine_clock import MachineClock
 from tests.chaos.participant import Config
 from tests.chaos.proxy import LinkPorts
 from tests.chaos.replica import FILE_VARIABLE
@@ -137,7 +139,12 @@ class Replica(Process):
         self, forkserver: ForkServer, number: int, port: int, folder: Path, settings: Mapping[str, str]
     ) -> None:
         name = f"replica-{number}"
-        environment = prefixed({**settings, "PORT": str(port)}) | {FILE_VARIABLE: str(folder / NAMES_FILE)}
+        clock_file = folder / f"{name}.clock"
+        self.clock = MachineClock(clock_file)
+        environment = prefixed({**settings, "PORT": str(port)}) | {
+            FILE_VARIABLE: str(folder / NAMES_FILE),
+            machine_clock.FILE_VARIABLE: str(clock_file),
+        }
         super().__init__(forkserver, name, folder / f"{name}.log", environment)
         self.url = f"http://127.0.0.1:{port}"
 

@@ -1,4 +1,4 @@
-"""A coordinator as `python -m app` runs it, but for its name server: what that does is up to the nemesis.
+"""A coordinator as `python -m app` runs it, but for its name server and its clocks: those are up to the nemesis.
 
 Participants are registered under one name, and a file says what becomes of look-ups. Without it all is well.
 """
@@ -11,7 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from app import clock
 from app.__main__ import main
+from tests.chaos import machine_clock
 
 NAME: Final = "localhost"
 """A name that every machine has, and old code finds in its own way."""
@@ -48,5 +50,6 @@ def _read(file: Path) -> str:
 
 
 if __name__ == "__main__":
+    clock.time = machine_clock.module_of(Path(os.environ[machine_clock.FILE_VARIABLE]))  # type: ignore[attr-defined]
     socket.getaddrinfo = troubled(Path(os.environ[FILE_VARIABLE]))
     sys.exit(main(sys.argv[1:]))
