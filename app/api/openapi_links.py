@@ -25,7 +25,7 @@ ROTATE_KEY: Final = "rotateKey"
 REVOKE_KEY: Final = "revokeKey"
 LIST_AUDIT: Final = "listAudit"
 EXPORT_AUDIT: Final = "exportAudit"
-ROTATE_SECRET: Final = "rotateSecret"
+ROTATE_SECRET: Final = "rotateSecret"  # noqa: S105 - a name
 
 Links = Mapping[int | str, Mapping[str, Any]]
 

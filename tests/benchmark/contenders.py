@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import httpx
+from cryptography.fernet import Fernet
 
 from app.auth.api_keys import ApiKey
 from tests.benchmark.checkout import THIS, Checkout
@@ -82,12 +83,15 @@ class KeyedHoldfast(Holdfast):
             "HOLDFAST_AUTH": "require",
             "HOLDFAST_BOOTSTRAP_KEY": first.text,
             "HOLDFAST_RATE_PER_KEY": "0",
+            "HOLDFAST_SECRETS_KEY": Fernet.generate_key().decode(),
         }
         with self._serving(participant, more, guards) as running:
             headers = {"Authorization": f"Bearer {first.text}"}
             with httpx.Client(base_url=running.urls[0], headers=headers, timeout=10.0) as http:
                 key = http.post("/v1/admin/keys", json={"name": "clients", "roles": ["initiator"]})
                 key.raise_for_status()
+                for name in participant.participants():
+                    http.post(f"/v1/admin/participants/{name}/secret").raise_for_status()
             yield replace(running, key=key.json()["key"])
 
 
