@@ -178,7 +178,7 @@ async def _started(
     if embedded:  # only this process uses the file, so earlier holders of leases are dead
         await journal.write(release_leases, clock())
     for name, body in settings.participants.items():
-        await parts.registry.put(RegisteredParticipant(name=name, **body.model_dump()))
+        await parts.registry.put(RegisteredParticipant(name=name, **body.limits), headers=body.header_values)
     await parts.registry.refresh()
     if (first := settings.first_key) is not None:
         await parts.keys.bootstrap(first)

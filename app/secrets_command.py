@@ -9,6 +9,7 @@ from app.settings import Settings
 from app.storage.encryption import KEY_SETTINGS, Encryption, UndecryptableError
 from app.storage.group_commit import Journal
 from app.storage.migrations import NotMigratedError, schema_fault
+from app.storage.participant_headers import re_encrypt_headers
 from app.storage.participant_secrets import re_encrypt
 
 log = logging.getLogger("holdfast")
@@ -38,11 +39,16 @@ async def _re_encrypt(settings: Settings) -> int:
     encryption = settings.encryption
     if not encryption.has_key:
         raise ValueError(f"there is no key to encrypt with; set {KEY_SETTINGS}")
+
+    def changed(token: str) -> str:
+        return encryption.encrypted(encryption.decrypted(token))
+
     journal = Journal(settings.database_url)
     try:
         if fault := await journal.read(schema_fault):
             raise NotMigratedError(fault)
-        return await journal.write(re_encrypt, lambda token: encryption.encrypted(encryption.decrypted(token)))
+        secrets = await journal.write(re_encrypt, changed)
+        return max(secrets, await journal.write(re_encrypt_headers, changed))
     except UndecryptableError:
         raise ValueError(
             f"a secret in the database can't be decrypted, and nothing was changed; add the key that encrypted it to "

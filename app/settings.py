@@ -22,7 +22,7 @@ from app.calling.registration import ParticipantName, RegistryBody
 from app.calling.tls import tls_context
 from app.log_format import LogFormat
 from app.protocol.policy import Policy
-from app.storage.encryption import Encryption
+from app.storage.encryption import KEY_SETTINGS, Encryption
 from app.trust import ANY_HOST, LOOPBACK_HOSTS, TrustedHosts, TrustedProxies, is_loopback
 from holdfast.wire import DOCUMENT_BYTES_MAX, ENVELOPE_BYTES_MAX
 
@@ -246,6 +246,8 @@ class Settings(BaseSettings):
         for name, body in self.participants.items():
             if fault := allowed.base_fault(body.base_url):
                 raise ValueError(f"HOLDFAST_PARTICIPANTS: {name}: {fault}")
+            if body.headers and not self.encryption.has_key:
+                raise ValueError(f"HOLDFAST_PARTICIPANTS: {name}: headers can't be stored; set {KEY_SETTINGS}")
         return self
 
     @property

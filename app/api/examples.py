@@ -81,6 +81,10 @@ REGISTER: Final = named(
     Example(
         "With limits of its own", {"base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": 2, "concurrency_max": 16}
     ),
+    Example(
+        "Behind a gateway that wants credentials",
+        {"base_url": "http://127.0.0.1:8001/tcc", "headers": {"Authorization": "Bearer of-a-gateway"}},
+    ),
 )
 CREATE_KEY: Final = named(
     Example(

@@ -15,6 +15,8 @@ from app.auth.audit_log import log_entry
 from app.auth.roles import READERS, Principal, Role
 from app.calling.registration import ParticipantName, RegistryBody
 from app.storage.audit import AuditEntry
+from app.storage.encryption import NoKeyError
+from app.storage.migrations import is_finished
 from app.storage.participants import RegisteredParticipant
 
 router = APIRouter(prefix="/v1/participants", tags=["participants"], route_class=GuardedRoute)
@@ -74,6 +76,8 @@ async def get(name: Name, parts: PartsOf) -> Response:
                 "invalid",
                 "endpoint-not-allowed",
                 "participant-check-failed",
+                "secrets-key-missing",
+                "upgrade-unfinished",
                 "payload-too-large",
                 "unavailable",
             ),
@@ -104,9 +108,14 @@ async def put(
             f"{faults[0][0]}: {faults[0][1]}",
             errors=[{"at": operation, "message": fault} for operation, fault in faults],
         )
-    participant = RegisteredParticipant(name=name, **body.model_dump())
+    if body.headers and not await parts.journal.read(is_finished):
+        raise Problem("upgrade-unfinished")
+    participant = RegisteredParticipant(name=name, **body.limits)
     audited = _entry("participant.put", name, request, parts, principal)
-    is_new = await parts.registry.put(participant, audited)
+    try:
+        is_new = await parts.registry.put(participant, audited, body.header_values)
+    except NoKeyError as error:
+        raise Problem("secrets-key-missing") from error
     log_entry(audited)
     return json_response(participant_json(participant), 201 if is_new else 200)
 

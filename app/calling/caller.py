@@ -33,7 +33,11 @@ LARGE_BYTES: Final = 65_536
 ENCODING_CHARS_MAX: Final = 40
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+CallHeaders = tuple[tuple[str, str], ...]
+"""Names and values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Target:
     """Where a call goes: its URL and time limit, and the group of calls with which it shares a number of slots."""
 
@@ -43,6 +47,11 @@ class Target:
     concurrency_max: int
     signing_keys: SigningKeys | None = None
     """None: calls are not signed."""
+    headers: CallHeaders = ()
+    """What the participant wants with each call; secret."""
+
+    def __repr__(self) -> str:
+        return f"Target({self.url})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +147,7 @@ class Caller:
             coordinator_id=self.coordinator_id if call.operation is wire.Operation.TRY else None,
         )
         body = message.body()
-        headers = message.headers()
+        headers = {**message.headers(), **dict(target.headers)}
         if target.signing_keys is not None:
             headers |= target.signing_keys.headers(message, body, now=self._clock(), timestamp=int(self._wall_clock()))
         request = _request(target.url, headers, body, _traceparent(call))

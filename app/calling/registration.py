@@ -1,8 +1,10 @@
 """The registry entry of a participant, as clients and HOLDFAST_PARTICIPANTS provide it. A value and its limits."""
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from app.calling.call_headers import headers_fault
 
 CALL_TIMEOUT_MAX_S: Final = 3600.0
 """Longest time limit of a call that a registry entry or a branch may set."""
@@ -24,3 +26,29 @@ class RegistryBody(BaseModel):
         description="time limit of a whole call, in seconds; defaults to HOLDFAST_CALL_TIMEOUT_S",
     )
     concurrency_max: int = Field(default=64, ge=1, le=10_000, description="maximum number of concurrent calls")
+    headers: dict[str, SecretStr] | None = Field(
+        default=None,
+        description="sent with each call, such as credentials; never shown again. Without this member those that are "
+        "there stay, unless the origin of the base URL changes; `{}` removes them",
+    )
+
+    @field_validator("headers")
+    @classmethod
+    def _headers_can_be_sent(cls, value: dict[str, SecretStr] | None) -> dict[str, SecretStr] | None:
+        if value is not None and (fault := headers_fault(_plain(value))):
+            raise ValueError(fault)
+        return value
+
+    @property
+    def header_values(self) -> dict[str, str] | None:
+        """The headers, to encrypt or send them. Not for logs, errors or answers."""
+        return None if self.headers is None else _plain(self.headers)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The rest of the entry."""
+        return self.model_dump(exclude={"headers"})
+
+
+def _plain(headers: dict[str, SecretStr]) -> dict[str, str]:
+    return {name: value.get_secret_value() for name, value in headers.items()}

@@ -6,15 +6,17 @@ the next `refresh`. Makes no decisions about transactions.
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
 import httpx
+import msgspec
 from sqlalchemy import Connection
 
 from app.calling.allowlist import AllowedEndpoints
 from app.calling.base_urls import lies_under
-from app.calling.caller import Target
+from app.calling.caller import CallHeaders, Target
 from app.calling.signing_keys import SigningKeys
 from app.protocol.messages import Call
 from app.protocol.values import Endpoints
@@ -23,6 +25,7 @@ from app.storage.audit import AuditEntry
 from app.storage.encryption import KEY_SETTINGS, Encryption, UndecryptableError
 from app.storage.errors import DuplicateKeyError
 from app.storage.group_commit import Journal
+from app.storage.participant_headers import list_headers
 from app.storage.participant_secrets import NewSecret, StoredSecret, list_secrets, rotate_secrets
 from app.storage.participants import RegisteredParticipant, Registration, Removal
 from holdfast.signing import Secret
@@ -49,6 +52,9 @@ class Registry:
         self._call_timeout_s = call_timeout_s
         self._participants: dict[str, RegisteredParticipant] = {}
         self._stored: dict[str, StoredSecret] = {}
+        self._stored_headers: dict[str, str] = {}
+        self._headers: dict[str, CallHeaders | str] = {}
+        """By participant: the headers of its calls, or why they can't be used."""
         self._keys: dict[str, SigningKeys | str] = {}
         """By participant: the keys that sign its calls, or why they can't be used."""
         self._refreshing = asyncio.Lock()
@@ -57,8 +63,9 @@ class Registry:
     async def refresh(self) -> None:
         """Reload the registry from the database."""
         async with self._refreshing:  # otherwise a slow, older read could overwrite a newer one
-            registered, secrets = await self._journal.read(_read)
+            registered, secrets, headers = await self._journal.read(_read)
             self._participants = {each.name: each for each in registered}
+            self._take_headers(headers)
             self._take_secrets({each.participant: each for each in secrets})
 
     def all(self) -> list[RegisteredParticipant]:
@@ -71,9 +78,20 @@ class Registry:
         """The participant under whose base URL this valid URL lies, if there is one."""
         return next((each.name for each in self.all() if lies_under(url, each.base_url)), None)
 
-    async def put(self, participant: RegisteredParticipant, audited: AuditEntry | None = None) -> bool:
-        """Register or replace a participant, with this entry in the record; returns whether the name is new."""
-        registration = Registration(participant=participant, audited=audited)
+    async def put(
+        self,
+        participant: RegisteredParticipant,
+        audited: AuditEntry | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Register or replace a participant, with this entry in the record; returns whether the name is new.
+
+        None keeps the headers that it has, for the same origin. Raises NoKeyError.
+        """
+        token = headers and self._encryption.encrypted(msgspec.json.encode(headers).decode())
+        registration = Registration(
+            participant=participant, audited=audited, headers=None if headers is None else token or ""
+        )
         try:
             is_new = await self._journal.write(participants.put_participants, registration)
         except DuplicateKeyError:  # another replica registered the same name at the same moment
@@ -133,15 +151,39 @@ class Registry:
         if isinstance(url, str):
             return url
         keys = self._keys.get(registered.name)
-        if isinstance(keys, str):
-            return keys
+        headers = self._headers.get(registered.name, ())
+        for unusable in (keys, headers):
+            if isinstance(unusable, str):
+                return unusable
+        assert not isinstance(keys, str)
+        assert not isinstance(headers, str)
         return Target(
             url=url,
             timeout_s=registered.call_timeout_s or self._call_timeout_s,
             slots_of=registered.name,
             concurrency_max=registered.concurrency_max,
             signing_keys=keys,
+            headers=headers,
         )
+
+    def _take_headers(self, stored: dict[str, str]) -> None:
+        """Decrypt what has changed since the last time."""
+        if stored == self._stored_headers:
+            return
+        self._headers = {
+            name: self._headers[name]
+            if self._stored_headers.get(name) == token
+            else self._decrypted_headers(name, token)
+            for name, token in stored.items()
+        }
+        self._stored_headers = stored
+
+    def _decrypted_headers(self, name: str, token: str) -> CallHeaders | str:
+        try:
+            return tuple(msgspec.json.decode(self._encryption.decrypted(token), type=dict[str, str]).items())
+        except (UndecryptableError, msgspec.DecodeError):
+            log.error("event=headers_undecryptable participant=%s Calls to it wait. %s", name, SET_THE_KEY)
+            return f"nothing was sent: the headers for participant {name} can't be decrypted. {SET_THE_KEY}"
 
     def _take_secrets(self, stored: dict[str, StoredSecret]) -> None:
         """Decrypt what has changed since the last time."""
@@ -172,6 +214,12 @@ class Registry:
 
 def secrets_fault(connection: Connection, encryption: Encryption) -> str | None:
     """Why the stored secrets can't be used, and what to do; None if they can."""
+    for name, token in list_headers(connection).items():
+        try:
+            encryption.decrypted(token)
+        except UndecryptableError:
+            what = f"the headers for participant {name}, for one"
+            return f"The database has secrets that can't be decrypted: {what}. {SET_THE_KEY}"
     for stored in list_secrets(connection):
         for token in (stored.current, *(token for token, _ in stored.previous)):
             try:
@@ -182,8 +230,8 @@ def secrets_fault(connection: Connection, encryption: Encryption) -> str | None:
     return None
 
 
-def _read(connection: Connection) -> tuple[list[RegisteredParticipant], list[StoredSecret]]:
-    return participants.list_participants(connection), list_secrets(connection)
+def _read(connection: Connection) -> tuple[list[RegisteredParticipant], list[StoredSecret], dict[str, str]]:
+    return participants.list_participants(connection), list_secrets(connection), list_headers(connection)
 
 
 def _inline_url(endpoints: Endpoints, operation: Operation) -> str:

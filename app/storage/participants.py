@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, select, up
 
 from app.storage.audit import AuditEntry, insert_entries
 from app.storage.expressions import UNFINISHED
+from app.storage.participant_headers import origin_of, put_headers
 from app.storage.tables import branches, participant_secrets, participants, transactions
 
 
@@ -24,10 +25,14 @@ class RegisteredParticipant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """A participant to register, and the entry of the record, to which this adds what is changed."""
+    """A participant to register, and the entry of the record, to which this adds what is changed.
+
+    `headers` are encrypted. An empty text removes those that are stored, and None keeps them for the same origin.
+    """
 
     participant: RegisteredParticipant
     audited: AuditEntry | None = None
+    headers: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,8 @@ def _put_participant(connection: Connection, item: Registration) -> bool:
         connection.execute(insert(participants).values(name=name, **values))
     else:
         connection.execute(update(participants).where(participants.c.name == name).values(**values))
+    has_moved = before is None or origin_of(before["base_url"]) != origin_of(item.participant.base_url)
+    put_headers(connection, name, item.headers, has_moved=has_moved)
     if item.audited is not None:
         shown_before = None if before is None else _shown(dict(before))
         insert_entries(connection, [replace(item.audited, before=shown_before, after=_shown({"name": name} | values))])
@@ -98,6 +105,7 @@ def _delete_participant(connection: Connection, item: Removal) -> bool | None:
             return None
         if _is_needed(connection, item.name):
             return False
+    put_headers(connection, item.name, "", has_moved=False)
     connection.execute(delete(participant_secrets).where(participant_secrets.c.participant == item.name))
     is_done = connection.execute(delete(participants).where(participants.c.name == item.name)).rowcount == 1
     if is_done and before is not None and item.audited is not None:

@@ -206,6 +206,15 @@ class ParticipantSecretRow(_Table, table=True):
     created_at: float = Field(sa_column=Column(Double, nullable=False))
 
 
+class ParticipantHeadersRow(_Table, table=True):
+    """The headers that a participant wants with each call, as a JSON object, encrypted."""
+
+    __tablename__ = "participant_headers"
+
+    participant: str = Field(sa_column=Column(ExactString(64), primary_key=True))
+    headers: str = Field(sa_column=Column(DOCUMENT, nullable=False))
+
+
 class CoordinatorRow(_Table, table=True):
     """One row: the id by which participants tell this coordinator, all its replicas, from others, and its URL."""
 
@@ -291,6 +300,7 @@ leftover_calls = _table(LeftoverCallsRow)
 leases = _table(LeaseRow)
 participants = _table(ParticipantRow)
 participant_secrets = _table(ParticipantSecretRow)
+participant_headers = _table(ParticipantHeadersRow)
 coordinator = _table(CoordinatorRow)
 compatibility = _table(CompatibilityRow)
 restores = _table(RestoreRow)
