@@ -1,7 +1,7 @@
 """Middleware that answers only under the names that are the coordinator's: otherwise 421 (RFC 9110, 15.5.20).
 
 Without it a web page whose name resolves to this machine (DNS rebinding) could use a coordinator on loopback, which has
-no authentication. Doesn't look at who asks.
+no authentication by default. Doesn't look at who asks.
 """
 
 from functools import lru_cache
