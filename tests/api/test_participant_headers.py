@@ -11,6 +11,7 @@ from sqlalchemy import text, update
 from app.main import UndecryptableSecretsError
 from app.settings import Settings
 from app.storage import tables
+from app.storage.participant_headers import list_headers
 from tests.api.test_participant_secrets import BEGIN, KEY, NEXT_KEY, calls_of, keyed, re_encrypted, rotated
 from tests.harness.coordinator_app import Json, Service, base_url, check_problem, endpoints, running
 
@@ -70,6 +71,7 @@ async def test_they_outlive_a_restart_and_end_with_the_participant(sqlite_url: s
     async with running(sqlite_url, participants={"inventory": base_url("inventory")}, **keyed(NEXT_KEY)) as service:
         assert await sent(service) == [(CREDENTIALS, "blue")] * 2
         assert (await service.client.delete(PATH)).status_code == 204
+        assert await service.parts.journal.read(list_headers) == {}
         await put(service)
         assert await sent(service) == [(None, None)] * 2
         await put(service, headers=HEADERS)

@@ -309,8 +309,15 @@ async def test_a_head_that_is_too_large_is_refused(coordinator: CoordinatorProce
     assert (answer.status_code, answer.json()["type"]) == (431, "/problems/head-too-large")
 
 
+EXPOSED: Final[dict[str, str]] = {
+    "HOLDFAST_HOST": "0.0.0.0",
+    "HOLDFAST_AUTH": "none",
+    "HOLDFAST_ALLOWED_ENDPOINTS": "http://127.0.0.1:*",  # by default nothing may be called
+}
+
+
 async def test_another_host_than_loopback_is_warned_of_once(settings: dict[str, str]) -> None:
-    process = await started(settings | {"HOLDFAST_HOST": "0.0.0.0", "HOLDFAST_AUTH": "none"})
+    process = await started(settings | EXPOSED)
     process.terminate()
     await asyncio.to_thread(process.wait_end)
     warnings = [line for line in process.lines if "WARNING" in line]
@@ -321,9 +328,7 @@ async def test_another_host_than_loopback_is_warned_of_once(settings: dict[str, 
 
 async def test_a_process_logs_json_from_its_first_line_on(settings: dict[str, str]) -> None:
     """Those of uvicorn, too."""
-    process = await started(
-        settings | {"HOLDFAST_LOG_FORMAT": "json", "HOLDFAST_HOST": "0.0.0.0", "HOLDFAST_AUTH": "none"}
-    )
+    process = await started(settings | EXPOSED | {"HOLDFAST_LOG_FORMAT": "json"})
     process.terminate()
     await asyncio.to_thread(process.wait_end)
     lines = [json.loads(line) for line in process.lines]
