@@ -24,11 +24,6 @@ class Sample:
     answered_at: float
 
 
-def wall_clock() -> float:
-    """The machine's time, which can be set: only for what others compare with a wall clock of their own."""
-    return time.time()
-
-
 def elapsed_s() -> float:
     """The monotonic clock. On Linux one that keeps running while the machine sleeps, because holds expire meanwhile."""
     if sys.platform == "linux":

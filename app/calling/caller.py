@@ -17,7 +17,7 @@ from app.calling.routes import faults, is_no_route, no_route
 from app.calling.signing_keys import SigningKeys
 from app.calling.slots import Group, Slots
 from app.calling.transport import TRUNCATED
-from app.clock import wall_clock
+from app.clock import wall_s
 from app.protocol.messages import Answered, Call
 from app.protocol.values import CallRecord
 from holdfast import wire
@@ -66,7 +66,7 @@ class Caller:
     """Calls participants over `transport`, at most `calls_max` at a time. `clock` gives seconds since the epoch.
 
     Each Try says that it comes from `coordinator_id`: whom a participant in doubt may believe. Signatures carry the
-    time of `wall_clock`, because participants compare it with their own.
+    time of `wall`, because participants compare it with their own.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Caller:
         response_max_bytes: int,
         calls_max: int,
         clock: Callable[[], float],
-        wall_clock: Callable[[], float] = wall_clock,
+        wall: Callable[[], float] = wall_s,
     ) -> None:
         self.coordinator_id: Final = coordinator_id
         self._transport = transport
         self._response_max_bytes = response_max_bytes
         self._clock = clock
-        self._wall_clock = wall_clock
+        self._wall = wall
         self._slots = Slots(calls_max)
 
     async def call(self, call: Call, target: Target | str) -> tuple[Answered, CallRecord]:
@@ -149,7 +149,7 @@ class Caller:
         body = message.body()
         headers = {**message.headers(), **dict(target.headers)}
         if target.signing_keys is not None:
-            headers |= target.signing_keys.headers(message, body, now=self._clock(), timestamp=int(self._wall_clock()))
+            headers |= target.signing_keys.headers(message, body, now=self._clock(), timestamp=int(self._wall()))
         request = _request(target.url, headers, body, _traceparent(call))
         response = await self._transport.handle_async_request(request)
         try:

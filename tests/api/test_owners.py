@@ -135,7 +135,7 @@ async def test_a_viewer_sees_no_payload_result_response_or_error_text(world: Wor
 async def test_a_key_may_be_limited_to_participants_and_to_no_endpoints(world: World) -> None:
     limited = await client_of(world.service, "initiator", name="limited", participants=["inventory"])
     free = await client_of(world.service, "initiator", name="free", endpoints=True)
-    inline = {"branches": [{"name": "card", "endpoints": endpoints("inventory")}]}
+    inline = {"branches": [{"name": "card", "endpoints": endpoints("card")}]}
     assert (await limited.post("/v1/transactions", json=BEGIN)).status_code == 201
     refused = await limited.post(
         "/v1/transactions", json={"branches": [*BEGIN["branches"], {"participant": "payment"}]}

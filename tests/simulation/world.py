@@ -141,7 +141,7 @@ class World:
     def _register(self) -> None:
         self.database.executemany(
             "INSERT INTO participants (name, base_url, call_timeout_s, concurrency_max) VALUES (?, ?, NULL, 64)",
-            [(name, f"http://{name}") for name in self.participant_names],
+            [(name, f"http://{name}/tcc") for name in self.participant_names],
         )
 
     def tell(self, what: str, *rest: str) -> None:
