@@ -3,7 +3,10 @@
 import argparse
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from sqlalchemy import Connection
 
 from app.settings import Settings
 from app.storage.encryption import KEY_SETTINGS, Encryption, UndecryptableError
@@ -47,8 +50,7 @@ async def _re_encrypt(settings: Settings) -> int:
     try:
         if fault := await journal.read(schema_fault):
             raise NotMigratedError(fault)
-        secrets = await journal.write(re_encrypt, changed)
-        return max(secrets, await journal.write(re_encrypt_headers, changed))
+        return await journal.write(_re_encrypt_all, changed)
     except UndecryptableError:
         raise ValueError(
             f"a secret in the database can't be decrypted, and nothing was changed; add the key that encrypted it to "
@@ -56,3 +58,9 @@ async def _re_encrypt(settings: Settings) -> int:
         ) from None
     finally:
         await journal.close()
+
+
+def _re_encrypt_all(connection: Connection, items: Sequence[Callable[[str], str]]) -> list[int]:
+    """Secrets and headers in one database transaction: all of it or nothing."""
+    counts = zip(re_encrypt(connection, items), re_encrypt_headers(connection, items), strict=True)
+    return [max(pair) for pair in counts]

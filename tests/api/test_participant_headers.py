@@ -11,7 +11,9 @@ from sqlalchemy import text, update
 from app.main import UndecryptableSecretsError
 from app.settings import Settings
 from app.storage import tables
+from app.storage.encryption import Encryption
 from app.storage.participant_headers import list_headers
+from app.storage.participant_secrets import list_secrets
 from tests.api.test_participant_secrets import BEGIN, KEY, NEXT_KEY, calls_of, keyed, re_encrypted, rotated
 from tests.harness.coordinator_app import Json, Service, base_url, check_problem, endpoints, running
 
@@ -79,6 +81,18 @@ async def test_they_outlive_a_restart_and_end_with_the_participant(sqlite_url: s
         with pytest.raises(UndecryptableSecretsError, match=r"headers for participant inventory.*HOLDFAST_SECRETS_KEY"):
             async with running(sqlite_url, **keys):
                 pass
+
+
+async def test_a_key_is_replaced_for_secrets_and_headers_or_for_neither(sqlite_url: str) -> None:
+    async with running(sqlite_url, **keyed()) as service:
+        await put(service)
+        await rotated(service)
+        foreign = {"participant": "inventory", "headers": Encryption([Encryption.new_key()]).encrypted("{}")}
+        with service.parts.journal.engine.begin() as connection:
+            connection.execute(tables.participant_headers.insert().values(**foreign))
+        before = await service.parts.journal.read(list_secrets)
+        assert await re_encrypted(sqlite_url, secrets_key=f"{NEXT_KEY},{KEY}") == 1
+        assert await service.parts.journal.read(list_secrets) == before
 
 
 async def test_settings_may_have_them_if_there_is_a_key(sqlite_url: str) -> None:
