@@ -80,14 +80,23 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, NotMigratedError) as error:
         return _fail(str(error))
     except DatabaseError as error:
-        return _fail(
-            f"HOLDFAST_DATABASE_URL: the database can't be used ({error}); check the URL, and that the database "
-            "is running and admits this user"
-        )
+        return _fail(_database_advice(str(error)))
     except OSError as error:  # of the lock file; the listener's errors are handled where they occur
         return _fail(
             f"HOLDFAST_DATABASE_URL: the database can't be used ({error}); check that its folder exists and is writable"
         )
+
+
+def _database_advice(error: str) -> str:
+    if "unsupported startup parameter" in error:
+        return (
+            "HOLDFAST_DATABASE_URL: it leads to a pooler such as PgBouncer. Set HOLDFAST_DIRECT_DATABASE_URL to the "
+            "URL of the same database without it"
+        )
+    return (
+        f"HOLDFAST_DATABASE_URL: the database can't be used ({error}); check the URL, and that the database "
+        "is running and admits this user"
+    )
 
 
 def _log_to_stderr(log_format: LogFormat) -> None:
@@ -98,9 +107,9 @@ def _log_to_stderr(log_format: LogFormat) -> None:
 
 def _migrate(settings: Settings, *, finishes: bool) -> int:
     if finishes:
-        finish(settings.database_url)
+        finish(settings.unpooled_url)
         log.info("event=upgrade_finished Only this version and newer ones can run on the database now.")
-    elif migrate(settings.database_url):
+    elif migrate(settings.unpooled_url):
         log.info("event=migrated")
     else:
         log.info("event=migrated Once no process of the version before runs, finish with: %s", FINISH_COMMAND)
@@ -263,7 +272,7 @@ async def _database_fault(settings: Settings, *, adopts: bool) -> str | None:
     loop = asyncio.get_running_loop()
     until = loop.time() + settings.database_wait_s
     is_told = False
-    journal = Journal(settings.database_url)
+    journal = Journal(settings.unpooled_url)
     try:
         while True:
             try:

@@ -57,7 +57,7 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
 
 async def _with_keys(settings: Settings, action: Callable[[Keys], Awaitable[int]]) -> int:
-    journal = Journal(settings.database_url)
+    journal = Journal(settings.unpooled_url)
     try:
         if fault := await journal.read(schema_fault):
             return _fail(fault)

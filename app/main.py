@@ -74,7 +74,7 @@ def create_app(
     transport: httpx.AsyncBaseTransport | None = None,
     clock: Callable[[], float] = wall_s,
     follows_database: bool = True,
-    open_journal: Callable[[str], Journal] = Journal,
+    open_journal: Callable[..., Journal] = Journal,
 ) -> FastAPI:
     """The coordinator as an ASGI application, which works while its lifespan is entered.
 
@@ -128,7 +128,7 @@ async def running(
     settings: Settings,
     transport: httpx.AsyncBaseTransport,
     wall: Callable[[], float],
-    open_journal: Callable[[str], Journal],
+    open_journal: Callable[..., Journal],
     *,
     follows_machine: bool,
 ) -> AsyncIterator[Parts]:
@@ -136,7 +136,7 @@ async def running(
     embedded = is_embedded(settings.database_url)
     if embedded:
         migrate(settings.database_url)
-    journal = open_journal(settings.database_url)
+    journal = open_journal(settings.database_url, pooled=settings.direct_database_url is not None)
     try:
         if fault := await journal.read(schema_fault):
             raise SchemaOutdatedError(fault)
@@ -163,7 +163,7 @@ async def _started(
     *,
     embedded: bool,
 ) -> AsyncIterator[Parts]:
-    notifications = Notifications(journal, alone=embedded)
+    notifications = Notifications(journal, alone=embedded, direct_url=settings.direct_database_url)
     parts = assemble(
         settings,
         journal,

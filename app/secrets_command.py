@@ -46,7 +46,7 @@ async def _re_encrypt(settings: Settings) -> int:
     def changed(token: str) -> str:
         return encryption.encrypted(encryption.decrypted(token))
 
-    journal = Journal(settings.database_url)
+    journal = Journal(settings.unpooled_url)
     try:
         if fault := await journal.read(schema_fault):
             raise NotMigratedError(fault)

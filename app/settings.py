@@ -23,6 +23,7 @@ from app.calling.tls import tls_context
 from app.log_format import LogFormat
 from app.protocol.policy import Policy
 from app.storage.encryption import KEY_SETTINGS, Encryption
+from app.storage.engines import normal_url
 from app.trust import ANY_HOST, LOOPBACK_HOSTS, TrustedHosts, TrustedProxies, is_loopback
 from holdfast.wire import DOCUMENT_BYTES_MAX, ENVELOPE_BYTES_MAX
 
@@ -51,6 +52,11 @@ class Settings(BaseSettings):
 
     database_url: str = Field(
         "sqlite:///holdfast.db", description="SQLAlchemy URL of the database; the driver can be left out"
+    )
+    direct_database_url: str | None = Field(
+        None,
+        description="URL of the same PostgreSQL database without the pooler (PgBouncer in transaction mode) that "
+        "DATABASE_URL leads to: for migrations and notifications",
     )
     database_wait_s: float = Field(
         60.0,
@@ -238,6 +244,12 @@ class Settings(BaseSettings):
                 "HOLDFAST_MEMORY_MAX_BYTES must be at least four times HOLDFAST_BODY_MAX_BYTES; raise the one or lower "
                 "the other"
             )
+        if self.direct_database_url is not None:
+            urls = (self.database_url, self.direct_database_url)
+            if {normal_url(each).get_backend_name() for each in urls} != {"postgresql"}:
+                raise ValueError(
+                    "HOLDFAST_DIRECT_DATABASE_URL: is for PostgreSQL behind a pooler; both URLs must be of PostgreSQL"
+                )
         _ = self.hosts, self.proxies, self.first_key, self.public_origin  # raise if they can't be read
         _ = self.encryption, self.address_rules  # likewise
         if self.call_ca_file or self.call_cert_file or self.call_key_file:
@@ -289,6 +301,11 @@ class Settings(BaseSettings):
     @property
     def proxies(self) -> TrustedProxies:
         return TrustedProxies.parse(self.trusted_proxies)
+
+    @property
+    def unpooled_url(self) -> str:
+        """Where a connection keeps its session: for what needs one, and for what is done rarely."""
+        return self.direct_database_url or self.database_url
 
     @property
     def auth_mode(self) -> AuthMode:

@@ -63,7 +63,7 @@ class Registry:
     async def refresh(self) -> None:
         """Reload the registry from the database."""
         async with self._refreshing:  # otherwise a slow, older read could overwrite a newer one
-            registered, secrets, headers = await self._journal.read(_read)
+            registered, secrets, headers = await self._journal.read(read_registry)
             self._participants = {each.name: each for each in registered}
             self._take_headers(headers)
             self._take_secrets({each.participant: each for each in secrets})
@@ -230,7 +230,8 @@ def secrets_fault(connection: Connection, encryption: Encryption) -> str | None:
     return None
 
 
-def _read(connection: Connection) -> tuple[list[RegisteredParticipant], list[StoredSecret], dict[str, str]]:
+def read_registry(connection: Connection) -> tuple[list[RegisteredParticipant], list[StoredSecret], dict[str, str]]:
+    """The participants, their secrets and their headers."""
     return participants.list_participants(connection), list_secrets(connection), list_headers(connection)
 
 

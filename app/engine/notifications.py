@@ -33,10 +33,14 @@ LOOK_UP_S: Final = 1.0
 
 
 class Notifications:
-    """Sends and receives notifications. With `alone`, no other process uses the database and it does nothing."""
+    """Sends and receives notifications. With `alone`, no other process uses the database and it does nothing.
 
-    def __init__(self, journal: Journal, *, alone: bool) -> None:
+    `direct_url` leads to the database where the journal's leads to a pooler: a session that listens must stay.
+    """
+
+    def __init__(self, journal: Journal, *, alone: bool, direct_url: str | None = None) -> None:
         self._journal = journal
+        self._direct = None if direct_url is None else Journal(direct_url)
         self._alone = alone
         self._sender = secrets.token_hex(4)
         self._heard: Callable[[str], None] = lambda transaction_id: None
@@ -68,7 +72,7 @@ class Notifications:
         """Start, if the database supports notifications; otherwise `tell` does nothing."""
         if self._alone:
             return
-        if not await self._journal.read(notifications.is_supported):
+        if not await (self._direct or self._journal).read(notifications.is_supported):
             log.info("event=no_notifications This database has none; transactions that clients wait for are polled.")
             return
         self._sending = asyncio.create_task(self._send_until_stopped(), name="notifications")
@@ -84,6 +88,8 @@ class Notifications:
             await asyncio.gather(self._sending, return_exceptions=True)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
+        if self._direct is not None:
+            await self._direct.close()
 
     async def _send_until_stopped(self) -> None:
         while True:
@@ -116,7 +122,7 @@ class Notifications:
             self._stopped.wait(RECONNECT_S)
 
     def _listen_on_one_connection(self, loop: asyncio.AbstractEventLoop) -> None:
-        engine = self._journal.engine.execution_options(isolation_level="AUTOCOMMIT")
+        engine = (self._direct or self._journal).engine.execution_options(isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             notifications.listen(connection)
             driver: Any = connection.connection.driver_connection

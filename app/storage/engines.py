@@ -52,20 +52,27 @@ def is_embedded(database_url: str) -> bool:
     return normal_url(database_url).get_backend_name() == "sqlite"
 
 
-def make_engine(database_url: str, *, patient: bool = False) -> Engine:
+def make_engine(database_url: str, *, patient: bool = False, pooled: bool = False) -> Engine:
     """An engine for the coordinator; on SQLite durable (synchronous=FULL), with one writer at a time.
 
-    A `patient` engine has no time limits on statements and locks; migrations use it.
+    A `patient` engine has no time limits on statements and locks; migrations use it. A `pooled` one leads to a pooler,
+    which gives each transaction whichever session of PostgreSQL is free.
     """
     url = normal_url(database_url)
     backend = url.get_backend_name()
     if backend == "sqlite":
         return _sqlite_engine(url)
-    arguments = _postgresql_arguments(url, patient) if backend == "postgresql" else _mysql_arguments(patient)
+    is_postgresql = backend == "postgresql"
+    if is_postgresql:
+        arguments = _postgresql_arguments(url, is_limited=not (patient or pooled))
+    else:
+        arguments = _mysql_arguments(patient)
     engine = create_engine(url, pool_size=READERS + 2, max_overflow=2, **arguments)
     event.listen(engine, "handle_error", _leave_a_server_that_only_reads)
-    if backend == "postgresql" and not patient:
+    if is_postgresql and not patient:
         event.listen(engine, "do_connect", _connect_postgresql)
+    if pooled:
+        event.listen(engine, "begin", _limit_pooled)
     if backend == "mysql":
         event.listen(engine, "do_connect", _connect_mysql)
         if not patient:
@@ -79,7 +86,7 @@ def _leave_a_server_that_only_reads(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _postgresql_arguments(url: URL, patient: bool) -> dict[str, Any]:
+def _postgresql_arguments(url: URL, *, is_limited: bool) -> dict[str, Any]:
     connect_args: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "tcp_user_timeout": 1000 * SILENCE_MAX_S,
@@ -89,12 +96,25 @@ def _postgresql_arguments(url: URL, patient: bool) -> dict[str, Any]:
     }
     if "target_session_attrs" not in url.query:
         connect_args["target_session_attrs"] = "read-write"
-    if not patient:
-        connect_args["options"] = (
-            f"-c lock_timeout={LOCK_WAIT_MAX_S}s -c statement_timeout={STATEMENT_MAX_S}s "
-            f"-c idle_in_transaction_session_timeout={STATEMENT_MAX_S}s"
-        )
+    if is_limited:
+        connect_args["options"] = " ".join(f"-c {name}={limit}" for name, limit in _postgresql_limits().items())
+    else:
+        connect_args["prepare_threshold"] = None  # a pooler gives each transaction another session
     return {"connect_args": connect_args}
+
+
+def _postgresql_limits() -> dict[str, str]:
+    return {
+        "lock_timeout": f"{LOCK_WAIT_MAX_S}s",
+        "statement_timeout": f"{STATEMENT_MAX_S}s",
+        "idle_in_transaction_session_timeout": f"{STATEMENT_MAX_S}s",
+    }
+
+
+def _limit_pooled(connection: Connection) -> None:
+    """Set the limits for this transaction alone: its session is the pooler's, which passes on no options."""
+    limits = ", ".join(f"set_config('{name}', '{limit}', true)" for name, limit in _postgresql_limits().items())
+    connection.exec_driver_sql(f"SELECT {limits}")
 
 
 def _connect_postgresql(_dialect: Any, _record: Any, arguments: Any, options: Any) -> LimitedConnection:

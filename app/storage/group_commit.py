@@ -83,8 +83,9 @@ class SomeLateError(Exception):
 class Journal:
     """Runs reads and writes on one database. Open it first and close it last."""
 
-    def __init__(self, database_url: str) -> None:
-        self.engine = make_engine(database_url)
+    def __init__(self, database_url: str, *, pooled: bool = False) -> None:
+        """`pooled`: the URL is that of a pooler, which gives each transaction whichever session is free."""
+        self.engine = make_engine(database_url, pooled=pooled)
         self._writing_engine = self.engine.execution_options(holdfast_writes=True)
         self._queue: queue.SimpleQueue[PendingWrite | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="holdfast-read")

@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 import app.__main__
+from app.calling.registry import read_registry, secrets_fault
+from app.clock import Sample, wall_s
 from app.main import create_app
-from app.storage import calls, notifications, participants, transactions
+from app.storage import calls, database_clock, notifications, participants, transactions
 from app.storage.coordinator_id import find_coordinator_id
 from app.storage.group_commit import Journal, WriteFunction
 from app.storage.migrations import schema_fault
@@ -21,17 +23,20 @@ from app.storage.participants import RegisteredParticipant
 class NullJournal(Journal):
     """Answers what the coordinator asks of its database as if all were well, and keeps only the registry."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, *, pooled: bool = False) -> None:
         self._participants: dict[str, RegisteredParticipant] = {}
 
     async def write(self, function: WriteFunction[Any, Any], item: Any) -> Any:
         return self._written(function, item)
 
     async def read(self, function: Callable[..., Any], *args: Any) -> Any:
-        if function is schema_fault:
+        if function in (schema_fault, secrets_fault):
             return None
-        if function is participants.list_participants:
-            return list(self._participants.values())
+        if function is database_clock.ask:
+            (elapsed,) = args
+            return Sample(time=wall_s(), asked_at=elapsed(), answered_at=elapsed())
+        if function is read_registry:
+            return list(self._participants.values()), [], {}
         if function is transactions.next_wake_at:
             return None
         if function is find_coordinator_id:
