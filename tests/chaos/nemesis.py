@@ -5,6 +5,7 @@ looks after processes would), and keeps a log of what was down and when. It neve
 """
 
 import heapq
+import os
 import random
 import signal
 import threading
@@ -12,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import cycle, repeat
 from pathlib import Path
 from typing import Final, TypeVar
 
+from app.storage.limited_connection import SILENCE_MAX_S
 from tests.chaos.disks import Disk
 from tests.chaos.processes import STOP_MAX_S, ParticipantProcess, Process, Replica
 from tests.chaos.proxy import LinkPorts, Mode, Place
@@ -60,6 +63,8 @@ class Kind(StrEnum):
     NAMES_FAIL = "look-ups of names fail"
     PAUSE_MACHINE = "a replica's machine stands still, and its clocks with it"
     SET_CLOCK = "clock of a replica's machine set"
+    READ_ONLY = "PostgreSQL only reads"
+    FREEZE_BACKEND = "SIGSTOP of a backend of PostgreSQL"
     KILL_OLD = "SIGKILL of the replica with old code, for good"
 
 
@@ -86,6 +91,8 @@ BAG: Final = {
     Kind.NAMES_FAIL: 1,
     Kind.PAUSE_MACHINE: 2,
     Kind.SET_CLOCK: 2,
+    Kind.READ_ONLY: 1,
+    Kind.FREEZE_BACKEND: 2,
 }
 """How often each comes up in one round; a round is drawn in a random order, so that none is missing for long."""
 
@@ -104,7 +111,12 @@ ON_LINKS: Final = {*PARTED, Kind.LATENCY, Kind.RESET_LINK}
 FREEZES: Final = {Kind.FREEZE_SHORT, Kind.FREEZE_LONG}
 TROUBLES: Final = {Kind.NAMES_HANG: Trouble.HANG, Kind.NAMES_FAIL: Trouble.FAIL}
 CLOCKS: Final = {Kind.PAUSE_MACHINE, Kind.SET_CLOCK}
-NO_KILLS: Final = {*ON_LINKS, *FREEZES, *FULL, *TROUBLES, *CLOCKS, Kind.DEAD_ORIGINS, Kind.TERMINATE_REPLICA}
+ON_POSTGRES: Final = {Kind.READ_ONLY, Kind.FREEZE_BACKEND}
+BACKEND: Final = "postgres-backend"
+NO_KILLS: Final = {
+    *(*ON_LINKS, *FREEZES, *FULL, *TROUBLES, *CLOCKS, *ON_POSTGRES),
+    *(Kind.DEAD_ORIGINS, Kind.TERMINATE_REPLICA),
+}
 """What doesn't kill anybody: not by itself."""
 
 
@@ -185,6 +197,10 @@ def _down_s(draw: random.Random, kind: Kind) -> float:
             return draw.uniform(4.0, 10.0)
         case Kind.RESET_LINK:
             return 0.0
+        case Kind.READ_ONLY:
+            return draw.uniform(0.5, 4.0)
+        case Kind.FREEZE_BACKEND:  # now and then longer than anybody waits for one
+            return draw.uniform(SILENCE_MAX_S, SILENCE_MAX_S + 3.0) if draw.random() < 0.3 else draw.uniform(0.5, 4.0)
     return draw.uniform(0.0, 2.0)
 
 
@@ -250,6 +266,8 @@ class Nemesis:
         self._postgres_start: Future[None] | None = None
         self._is_away = False
         """PostgreSQL was crashed, and is not to be started yet."""
+        self._reads_only = False
+        self._frozen_backend: int | None = None
         self._full: set[str] = set()
         self._cpu_due_at = 0.0
 
@@ -277,6 +295,8 @@ class Nemesis:
         for link in self._system.links:
             self._restore(link)
         self._find_names()
+        self._thaw_backend()
+        self._let_write()
         for name, disk in self._system.disks.items():
             if name in self._full:
                 self._free(disk)
@@ -345,6 +365,8 @@ class Nemesis:
             return self._swallow_all_but_one(action)
         if action.kind in CLOCKS:
             return self._trouble_clocks(action)
+        if action.kind in ON_POSTGRES:
+            return self._trouble_postgres(action)
         old = [self._system.old_replica] if self._system.old_replica is not None and action.kind in FREEZES else []
         replica = next(_ready_from([*self._system.replicas, *old], action.replica), None)
         participant = next(_ready_from(self._system.participants, action.participant), None)
@@ -470,6 +492,39 @@ class Nemesis:
         self._plan(since + action.down_s, lambda: self._resume(replica, life, since))
         return True
 
+    def _trouble_postgres(self, action: Action) -> bool:
+        target = "postgres" if action.kind is Kind.READ_ONLY else BACKEND
+        if "postgres" in self._outages or target in self._outages or not self._system.postgres.running:
+            return False
+        if action.kind is Kind.READ_ONLY:
+            self._reads_only = True
+            self._system.postgres.only_reads(True)
+            undo = self._let_write
+        else:
+            self._frozen_backend = self._system.freeze_backend(action.link)
+            undo = self._thaw_backend
+        self.fault_log.counts[action.kind] += 1
+        self._open_outage(target, action.kind)
+        self._say(f"{action.kind} for {action.down_s:.2f} s")
+        self._plan(time.monotonic() + action.down_s, undo)
+        return True
+
+    def _let_write(self) -> None:
+        if self._reads_only:
+            self._reads_only = False
+            self._system.postgres.only_reads(False)
+            self._close_outage("postgres")
+            self._say("PostgreSQL writes again")
+
+    def _thaw_backend(self) -> None:
+        """It may be gone: whoever waited for it may have given up, and PostgreSQL may have been crashed."""
+        if self._frozen_backend is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._frozen_backend, signal.SIGCONT)
+            self._frozen_backend = None
+            self._close_outage(BACKEND)
+            self._say("SIGCONT of the backend of PostgreSQL")
+
     def _resume(self, replica: Replica, life: int, since: float) -> None:
         if replica.frozen and replica.lives == life:  # otherwise killed meanwhile
             replica.clock.stood_still(time.monotonic() - since)
@@ -524,6 +579,7 @@ class Nemesis:
             return
         self._open_outage("postgres", action.kind)
         self._is_away = True
+        self._thaw_backend()
         self._system.crash_postgres()
         self._say(f"PostgreSQL immediate, back in {action.down_s:.2f} s")
         self._plan(time.monotonic() + action.down_s, self._start_postgres)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -222,6 +223,13 @@ class SystemUnderTest:
 
     def crash_postgres(self) -> None:
         self.postgres.crash()
+
+    def freeze_backend(self, number: int) -> int:
+        """Stop one of the processes that serve connections; `number` counts round. Returns its id."""
+        ids = self.postgres.backend_ids()
+        victim = ids[number % len(ids)]
+        os.kill(victim, signal.SIGSTOP)
+        return victim
 
     def start_postgres(self) -> Future[None]:
         """Start it again; its recovery takes seconds, in which other things may happen."""

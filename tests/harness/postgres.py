@@ -97,6 +97,12 @@ class PostgresServer(DatabaseServer):
         self._administer(sql.SQL("ALTER SYSTEM SET default_transaction_read_only = {}").format(value))
         self._administer(sql.SQL("SELECT pg_reload_conf()"))
 
+    def backend_ids(self) -> list[int]:
+        """The ids of the processes that serve connections, but for the one that is asked."""
+        others = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        with self._connect("postgres") as connection:
+            return [int(str(pid)) for (pid,) in connection.execute(f"{others} ORDER BY pid")]
+
     def _administer(self, statement: sql.SQL | sql.Composed) -> None:
         with self._connect("postgres") as connection:
             connection.execute(statement)
