@@ -10,6 +10,7 @@ The migrations themselves are in alembic/. Runs before the journal is opened. No
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -49,11 +50,8 @@ def migrate(database_url: str) -> bool:
             if fault := schema_fault(connection):
                 raise NotMigratedError(fault)
             return True
-        config = _config()
-        config.attributes["connection"] = connection
-        if not _is_sqlite(connection):
-            connection.commit()  # in an open database transaction Alembic would make all migrations one
-        command.upgrade(config, "head")
+        if revision != _head():
+            _upgrade(connection)
         if revision is None or _is_sqlite(connection):
             _finish(connection)
         return _compatible_from(connection) == _head()
@@ -104,6 +102,14 @@ def _migrating(database_url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
+def _upgrade(connection: Connection) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    if not _is_sqlite(connection):
+        connection.commit()  # in an open database transaction Alembic would make all migrations one
+    command.upgrade(config, "head")
+
+
 def _is_sqlite(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
 
@@ -120,7 +126,9 @@ def _revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+@cache
 def _head() -> str:
+    """The newest revision of this code; to find it all migrations are read."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     assert head is not None, "there are migrations"
     return head
