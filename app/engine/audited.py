@@ -1,6 +1,6 @@
 """What the record says of commands that a step has carried out. Decides nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, assert_never
 
 import msgspec
@@ -8,11 +8,22 @@ import msgspec
 from app.protocol.messages import Answered, BranchResolved, CancelRequested, Input, RetryRequested
 from app.protocol.values import Transaction
 from app.storage.audit import AuditEntry
+from holdfast.wire import Decision
 
 
 def entries_of(before: Transaction, after: Transaction, inputs: Sequence[Input], now: float) -> tuple[AuditEntry, ...]:
     """The entries for the commands among these inputs, which lead from one state to the other."""
-    return tuple(_entry(before, after, each, now) for each in inputs if not isinstance(each, Answered))
+    return tuple(_entry(before, after, each, now) for each in commands_in(before, inputs))
+
+
+def commands_in(
+    before: Transaction, inputs: Sequence[Input]
+) -> Iterator[CancelRequested | RetryRequested | BranchResolved]:
+    """The commands among these inputs that do anything: what is cancelled already can be cancelled again."""
+    for each in inputs:
+        is_repeat = isinstance(each, CancelRequested) and before.decision is not Decision.UNDECIDED
+        if not isinstance(each, Answered) and not is_repeat:
+            yield each
 
 
 def _entry(

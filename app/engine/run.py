@@ -17,7 +17,7 @@ from app.auth.audit_log import log_entry
 from app.calling.caller import Caller
 from app.calling.registry import Registry
 from app.clock import DatabaseClock
-from app.engine.audited import entries_of
+from app.engine.audited import commands_in, entries_of
 from app.engine.errors import ObjectedError
 from app.engine.events import log_save
 from app.engine.memory_budget import MemoryBudget, size_of
@@ -268,7 +268,7 @@ class Run:
     @property
     def _is_commanded(self) -> bool:
         """Whether the last step carries out a command, which the record tells of even if it changed nothing."""
-        return any(not isinstance(each, Answered) for each in self._basis[1])
+        return any(commands_in(*self._basis))
 
     def _lateness_of(self, step: Step) -> Callable[[], bool] | None:
         """What tells the writer whether it is too late for this step, by the clock that it was made by."""

@@ -186,3 +186,15 @@ async def test_what_was_done_is_in_the_log_too(service: Service, caplog: pytest.
         "transaction.cancel",
     ]
     assert "actor='orders' role=initiator address=127.0.0.1" in lines[-1]
+
+
+async def test_what_is_cancelled_already_is_not_cancelled_again(service: Service) -> None:
+    service.participants.script("/inventory/try", [reply(503)])
+    service.participants.script("/inventory/cancel", [reply(503)])
+    orders = await client_of(service, "initiator", name="orders")
+    request = {"branches": [{"participant": "inventory"}]}
+    begun = await orders.post("/v1/transactions", json=request, headers={"Prefer": "respond-async"})
+    id_ = begun.json()["id"]
+    assert [(await orders.post(f"/v1/transactions/{id_}/cancel")).status_code for _ in range(3)] == [200] * 3
+    assert len(await entries(service, target=f"transactions/{id_}")) == 1
+    await orders.aclose()
