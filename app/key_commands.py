@@ -2,21 +2,19 @@
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
+from app.api.rendering import key_json, to_json
 from app.auth.api_keys import ApiKey
 from app.auth.key_request import KeyRequest
 from app.auth.keys import COMMAND_LINE, Keys
 from app.auth.roles import Role
 from app.maintenance.clock_sync import clock_of
 from app.settings import Settings
-from app.storage.api_keys import StoredKey
 from app.storage.engines import is_embedded
 from app.storage.group_commit import Journal
 from app.storage.migrations import migrate, schema_fault
@@ -83,7 +81,7 @@ async def _create(asked: argparse.Namespace, keys: Keys) -> int:
 
 async def _list(_asked: argparse.Namespace, keys: Keys) -> int:
     for each in await keys.list():
-        print(json.dumps(_shown(each)))
+        print(to_json(key_json(each)).decode())
     return 0
 
 
@@ -105,16 +103,6 @@ async def _revoke(asked: argparse.Namespace, keys: Keys) -> int:
 
 
 _ACTIONS = {"create": _create, "list": _list, "rotate": _rotate, "revoke": _revoke}
-
-
-def _shown(key: StoredKey) -> dict[str, Any]:
-    times = ("created_at", "expires_at", "revoked_at", "last_used_at")
-    members = ("id", "name", "roles", "owner", "participant", "participants", "endpoints")
-    return {name: getattr(key, name) for name in members} | {name: _time(getattr(key, name)) for name in times}
-
-
-def _time(at: float | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def _fail(message: str) -> int:

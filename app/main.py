@@ -1,7 +1,6 @@
 """The composition root: settings → storage → calling → engine → api. Everything is wired up here, once."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -56,8 +55,6 @@ from app.storage.migrations import migrate, schema_fault
 from app.storage.participants import RegisteredParticipant
 from app.storage.transactions import release_leases
 from holdfast.version import __version__
-
-log = logging.getLogger(__name__)
 
 
 class UndecryptableSecretsError(Exception):

@@ -93,15 +93,7 @@ class TrustedProxies:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse addresses and networks, comma-separated. Raises ValueError with a message that names the faulty one."""
-        networks = []
-        for entry in filter(None, (part.strip() for part in text.split(","))):
-            network = _network(entry)
-            if network is None:
-                raise ValueError(
-                    f"HOLDFAST_TRUSTED_PROXIES: {entry!r} must be an address or a network, such as 10.0.0.0/8"
-                )
-            networks.append(network)
-        return cls(tuple(networks))
+        return cls(parse_networks("HOLDFAST_TRUSTED_PROXIES", text))
 
     def client(self, peer: str, forwarded_for: str) -> str:
         """The address that a request comes from: the last one that no trusted proxy has.
@@ -125,6 +117,17 @@ def is_loopback(host: str) -> bool:
     """Whether who listens on `host` can be reached from this machine only."""
     address = parse_address(host)
     return host == "localhost" if address is None else address.is_loopback
+
+
+def parse_networks(setting: str, text: str) -> tuple[Network, ...]:
+    """Addresses and networks, comma-separated. Raises ValueError with a message that names the faulty one."""
+    networks = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        network = _network(entry.strip("[]"))
+        if network is None:
+            raise ValueError(f"{setting}: {entry!r} must be an address or a network, such as 10.0.0.0/8")
+        networks.append(network)
+    return tuple(networks)
 
 
 def parse_address(text: str) -> Address | None:

@@ -7,7 +7,7 @@ and have it refused here. Keys are app.auth's.
 """
 
 from collections.abc import Callable, Coroutine, Set
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
@@ -42,7 +42,7 @@ READ: Final = allows(*READERS, Role.INITIATOR)
 
 
 class Gate:
-    """Checks requests. `public_url` is the origin of the coordinator's own pages, if that is known."""
+    """Checks requests. `public_origin` is the origin of the coordinator's own pages, if that is known."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Gate:
         metrics: Metrics,
         public_origin: str | None,
     ) -> None:
-        self.mode: Final = mode
+        self._mode = mode
         self.authenticator: Final = authenticator
         self._denials = denials
         self._rate_limit = rate_limit
@@ -64,19 +64,19 @@ class Gate:
     async def admit(self, request: Request, roles: Set[Role]) -> Principal:
         """Who makes this request. Raises Problem if none of these roles is theirs."""
         self._check_origin(request)
-        if self.mode is AuthMode.NONE or not roles:
+        if self._mode is AuthMode.NONE or not roles:
             return ANYBODY
         try:
             principal = await self.authenticator.authenticate(request.headers.getlist("authorization"))
         except UnauthenticatedError:
             self._metrics.unauthenticated.inc()
-            if self.mode is AuthMode.ACCEPT:
+            if self._mode is AuthMode.ACCEPT:
                 return ANYBODY
             self._note(request, ANYBODY, "no valid key")
             raise Problem("unauthenticated", headers=_CHALLENGE) from None
         assert principal.key_id is not None
         is_inquiry = Role.PARTICIPANT in roles
-        if self.mode is AuthMode.REQUIRE and not is_inquiry and not self._rate_limit.admits(principal.key_id):
+        if self._mode is AuthMode.REQUIRE and not is_inquiry and not self._rate_limit.admits(principal.key_id):
             raise Problem("rate-limited")
         if principal.role_for(roles) is None:
             needed = " or ".join(sorted(roles))
@@ -86,7 +86,7 @@ class Gate:
     def refuse(self, request: Request, principal: Principal, detail: str, *, problem: Problem | None = None) -> None:
         """Refuse what a key has no right to: raises Problem, unless rights are only counted as yet."""
         self._metrics.forbidden.inc()
-        if self.mode is AuthMode.REQUIRE:
+        if self._mode is AuthMode.REQUIRE:
             self._note(request, principal, detail)
             raise problem or Problem("forbidden", detail)
 
@@ -100,11 +100,9 @@ class Gate:
         own = self._public_origin or f"{request.url.scheme}://{request.headers.get('host', '')}"
         if (site != "same-origin") if site is not None else (origin != own):
             shown = printable(site or origin or "")[:100]
-            self._foreign(request, f"A page of another site ({shown}) sent this request.")
-
-    def _foreign(self, request: Request, detail: str) -> NoReturn:
-        self._note(request, ANYBODY, detail)
-        raise Problem("foreign-origin", detail)
+            detail = f"A page of another site ({shown}) sent this request."
+            self._note(request, ANYBODY, detail)
+            raise Problem("foreign-origin", detail)
 
     def _note(self, request: Request, principal: Principal, detail: str) -> None:
         route = request.scope.get("route")

@@ -11,7 +11,7 @@ from app.api.bodies import known_id, read_cursor
 from app.api.dependencies import PartsOf
 from app.api.pagination import cursor_of
 from app.api.problems import responses
-from app.api.rendering import json_response, totals_json, transaction_json
+from app.api.rendering import json_response, totals_json, transaction_for
 from app.api.schemas import HungPage, HungQuery, ResolveRequest, TransactionBody, TransactionId
 from app.auth.roles import READERS, Role
 from app.protocol.messages import BranchResolved, RetryRequested
@@ -51,7 +51,7 @@ async def list_hung(parts: PartsOf, principal: PrincipalOf, query: Annotated[Hun
     page = await parts.journal.read(queries.list_hung, wanted, query.limit, after)
     totals = await parts.journal.read(queries.total_hung, wanted)
     next_cursor = page.next_after and cursor_of(*page.next_after)
-    items = [transaction_json(each, masked=not principal.reads_payloads(each.owner)) for each in page.transactions]
+    items = [transaction_for(principal, each) for each in page.transactions]
     return json_response({"items": items, "next_cursor": next_cursor, "totals": totals_json(totals)})
 
 
@@ -75,7 +75,7 @@ async def retry(transaction_id: TransactionId, request: Request, parts: PartsOf,
     asker = asker_of(request, principal, OPERATORS)
     command = RetryRequested(by=words_of(asker, "operator"), asker=asker)
     transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
-    return json_response(transaction_json(transaction), 202)
+    return json_response(transaction_for(principal, transaction), 202)
 
 
 @router.post(
@@ -122,4 +122,4 @@ async def resolve(
         asker=asker,
     )
     transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
-    return json_response(transaction_json(transaction))
+    return json_response(transaction_for(principal, transaction))

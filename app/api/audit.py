@@ -1,7 +1,7 @@
 """/v1/admin/audit: the record of who did what. Reads only: nothing changes it but its retention."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 from fastapi.responses import Response, StreamingResponse
@@ -18,7 +18,7 @@ from app.auth.roles import READERS, Principal, Role
 from app.storage import audit
 from app.storage.audit import AuditFilter
 
-EXPORT_PAGE: int = 500
+EXPORT_PAGE: Final = 500
 """Number of entries that an export reads at a time."""
 
 router = APIRouter(prefix="/v1/admin/audit", tags=["admin"], route_class=GuardedRoute)

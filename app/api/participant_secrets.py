@@ -1,23 +1,21 @@
 """/v1/admin/participants/{name}/secret: the secrets that sign calls. How-to: docs/how-to/sign-calls.md."""
 
-import logging
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
 from app.api import examples, openapi_links
-from app.api.access import GuardedRoute, PrincipalOf, allows, asker_of, words_of
+from app.api.access import GuardedRoute, PrincipalOf, allows, asker_of
 from app.api.dependencies import PartsOf
 from app.api.participants import ADMINS, Name
 from app.api.problems import Problem, responses
 from app.api.rendering import json_response, rfc3339
 from app.api.schemas import SecretBody, SecretRequest
+from app.auth.audit_log import log_entry
 from app.storage.audit import AuditEntry
 from app.storage.encryption import NoKeyError
 from app.storage.migrations import is_finished
-
-log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/admin/participants", tags=["admin"], route_class=GuardedRoute)
 
@@ -67,11 +65,6 @@ async def rotate(
     if made is None:
         raise Problem("participant-not-found")
     secret, previous_expires_at = made
-    log.info(
-        "event=secret_rotated participant=%s previous_ttl_s=%g by=%s",
-        name,
-        body.previous_ttl_s,
-        words_of(asker, "admin"),
-    )
+    log_entry(audited)
     answer = {"secret": secret.text, "previous_expires_at": rfc3339(previous_expires_at)}
     return json_response(answer, 201, {"Cache-Control": "no-store"})

@@ -11,6 +11,7 @@ import msgspec
 from fastapi.responses import Response
 
 from app.auth.keys import Issued
+from app.auth.roles import Principal
 from app.protocol.values import LATEST_S, Branch, CallRecord, Transaction
 from app.storage.api_keys import StoredKey
 from app.storage.audit import StoredEntry
@@ -56,6 +57,11 @@ def transaction_json(transaction: Transaction, *, masked: bool = False) -> dict[
         "branches": [_branch_json(branch, masked) for branch in transaction.branches],
         "masked": masked,
     }
+
+
+def transaction_for(principal: Principal, transaction: Transaction) -> dict[str, Any]:
+    """The transaction resource as this one may see it."""
+    return transaction_json(transaction, masked=not principal.reads_payloads(transaction.owner))
 
 
 def call_json(call: CallRecord, *, masked: bool = False) -> dict[str, Any]:

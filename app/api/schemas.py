@@ -24,7 +24,7 @@ from pydantic import (
 from app.api.examples import TRANSACTION_ID
 from app.api.pagination import CURSOR_CHARS_MAX
 from app.auth.roles import Role
-from app.calling.registration import CALL_TIMEOUT_MAX_S, ParticipantName
+from app.calling.registration import CALL_TIMEOUT_MAX_S, Label, ParticipantName, one_line
 from app.engine.coordinator import Begin
 from app.protocol.identity import Identity, identity_of
 from app.protocol.values import (
@@ -40,26 +40,18 @@ from app.protocol.values import (
 )
 from app.settings import BRANCHES_LIMIT, Settings
 from app.storage.audit import AuditFilter
-from app.storage.tables import NAME_CHARS_MAX
 from holdfast.json_text import EMPTY_OBJECT
-from holdfast.wire import Answer, Decision, Operation, is_one_line
+from holdfast.wire import Answer, Decision, Operation
 
 REASON_CHARS_MAX: Final = 2000
 PREVIOUS_TTL_DEFAULT_S: Final = 86_400.0
 PREVIOUS_TTL_MAX_S: Final = 30 * 86_400.0
 
 
-def _one_line(text: str) -> str:
-    if not is_one_line(text):
-        raise ValueError("must be one line, without control characters")
-    return text
-
-
 def _on_one_line(text: Any) -> Any:
     return " ".join(text.splitlines()).strip() if isinstance(text, str) else text
 
 
-Label = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX), AfterValidator(_one_line)]
 TransactionId = Annotated[str, Path(description="the transaction's `id`", examples=[TRANSACTION_ID])]
 
 
@@ -205,7 +197,7 @@ class ResolveRequest(_Body):
     """How a branch was settled by hand."""
 
     settled: Literal["confirmed", "cancelled"] = Field(alias="as", description="how you settled the branch")
-    reason: Annotated[str, BeforeValidator(_on_one_line), AfterValidator(_one_line)] = Field(
+    reason: Annotated[str, BeforeValidator(_on_one_line), AfterValidator(one_line)] = Field(
         min_length=1, max_length=REASON_CHARS_MAX, description="why, for the record", examples=["shipped by hand"]
     )
 

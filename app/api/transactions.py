@@ -16,7 +16,7 @@ from app.api.dependencies import Parts, PartsOf
 from app.api.pagination import cursor_of
 from app.api.prefer_header import Preferences, parse_prefer
 from app.api.problems import Problem, responses
-from app.api.rendering import call_json, json_response, to_json, transaction_json
+from app.api.rendering import call_json, json_response, to_json, transaction_for, transaction_json
 from app.api.request_headers import parse_idempotency_key, parse_traceparent
 from app.api.schemas import (
     BeginRequest,
@@ -205,7 +205,7 @@ async def list_newest(parts: PartsOf, principal: PrincipalOf, query: Annotated[T
     owner = None if principal.roles & READERS else principal.owner
     wanted = queries.Filter(**query.model_dump(exclude={"limit", "cursor"}), owner=owner)
     page = await parts.journal.read(queries.list_newest, wanted, query.limit, before_id)
-    items = [transaction_json(each, masked=not principal.reads_payloads(each.owner)) for each in page.transactions]
+    items = [transaction_for(principal, each) for each in page.transactions]
     return json_response({"items": items, "next_cursor": page.next_after and cursor_of(*page.next_after)})
 
 
@@ -239,7 +239,7 @@ async def get(
     )
     if not principal.reads(transaction.owner):
         parts.gate.refuse(request, principal, NOT_YOURS)
-    body = to_json(transaction_json(transaction, masked=not principal.reads_payloads(transaction.owner)))
+    body = to_json(transaction_for(principal, transaction))
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": etag} | Preferences(preferences.wait_s).applied
     known = {each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")}
@@ -350,7 +350,7 @@ async def cancel(transaction_id: TransactionId, request: Request, parts: PartsOf
     asker = asker_of(request, principal, COMMANDERS)
     command = CancelRequested(detail="cancelled by request", by=words_of(asker, "initiator"), asker=asker)
     transaction = await parts.coordinator.commands.carry_out(id_, command)
-    return json_response(transaction_json(transaction, masked=not principal.reads_payloads(transaction.owner)))
+    return json_response(transaction_for(principal, transaction))
 
 
 def _check_rights(body: BeginRequest, request: Request, parts: Parts, principal: Principal) -> None:

@@ -36,7 +36,7 @@ class ApiKey:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError, without the text, for what has not the form of a key."""
+        """Parse a key in full. Raises ValueError, whose message doesn't contain the text."""
         match = _FORM.fullmatch(text)
         if match is None or match[3] != _checksum(text[:-CHECKSUM_CHARS]):
             raise ValueError("not an API key")

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,8 +13,6 @@ from app.clock import elapsed_s
 from app.storage import api_keys
 from app.storage.api_keys import StoredKey, Use
 from app.storage.group_commit import Journal
-
-log = logging.getLogger(__name__)
 
 CACHE_S: Final = 5.0
 """How long a key is used as it was last read, in seconds. Other replicas hear of its end within this time."""

@@ -3,25 +3,14 @@
 from datetime import UTC, datetime
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from app.auth.api_keys import ApiKey
 from app.auth.roles import Role
-from app.calling.registration import ParticipantName
+from app.calling.registration import Label, ParticipantName
 from app.storage.api_keys import StoredKey
-from holdfast.wire import is_one_line
 
-NAME_CHARS_MAX: Final = 200
 PARTICIPANTS_MAX: Final = 1_000
-
-
-def _one_line(text: str) -> str:
-    if not is_one_line(text):
-        raise ValueError("must be one line, without control characters")
-    return text
-
-
-KeyLabel = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX), AfterValidator(_one_line)]
 
 
 class KeyRequest(BaseModel):
@@ -29,11 +18,11 @@ class KeyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: KeyLabel = Field(description="who or what uses the key, for the record", examples=["order-service"])
+    name: Label = Field(description="who or what uses the key, for the record", examples=["order-service"])
     roles: list[Annotated[Role, Field(strict=False)]] = Field(
         min_length=1, max_length=len(Role), description="what it may do", examples=[["initiator"]]
     )
-    owner: KeyLabel | None = Field(
+    owner: Label | None = Field(
         default=None,
         description="whose the transactions are that are begun with it; keys with the same owner share them. Defaults "
         "to the name",

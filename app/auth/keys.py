@@ -86,6 +86,7 @@ class Keys:
         except DuplicateKeyError:  # another replica created it at the same moment
             return
         if is_new:
+            log_entry(new.audited)
             log.warning(
                 "event=bootstrapped key_id=%s The first key is an admin's. Create others, and revoke it.", shown.id
             )

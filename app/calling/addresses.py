@@ -6,11 +6,10 @@ when it is connected to. Private ranges are allowed, because participants live t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, Self
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+from app.trust import Address, Network, parse_networks
 
 DENIED: Final[dict[str, str]] = {
     "0.0.0.0/8": "this host",
@@ -56,7 +55,9 @@ class AddressRules:
     @classmethod
     def parse(cls, denied: str, allowed: str) -> Self:
         """Parse addresses and networks, comma-separated. Raises ValueError with a message that names the faulty one."""
-        return cls(_networks("HOLDFAST_DENIED_ADDRESSES", denied), _networks("HOLDFAST_ALLOWED_ADDRESSES", allowed))
+        return cls(
+            parse_networks("HOLDFAST_DENIED_ADDRESSES", denied), parse_networks("HOLDFAST_ALLOWED_ADDRESSES", allowed)
+        )
 
     def fault(self, text: str, *, is_loopback_listed: bool) -> str | None:
         """Why the coordinator may not connect to this address; None if it may.
@@ -101,13 +102,3 @@ def _embedded(address: Address) -> Iterator[IPv4Address]:
     elif address in _TEREDO:
         yield IPv4Address(bits >> 64 & _LOW)
         yield IPv4Address(~bits & _LOW)
-
-
-def _networks(setting: str, text: str) -> tuple[Network, ...]:
-    networks = []
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            networks.append(ip_network(entry.strip("[]")))
-        except ValueError:
-            raise ValueError(f"{setting}: {entry!r} must be an address or a network, such as 10.0.0.0/8") from None
-    return tuple(networks)

@@ -2,10 +2,11 @@
 
 import posixpath
 from functools import lru_cache
-from ipaddress import ip_address
 from typing import Final
 
 import httpx
+
+from app.trust import is_loopback
 
 URLS_MAX: Final = 4096
 """Size of the cache of parsed URLs."""
@@ -31,11 +32,4 @@ def _place(url: str) -> Place:
     host = parsed.raw_host.decode("ascii").lower().removesuffix(".")
     path = posixpath.normpath(f"/{parsed.path}")
     segments = tuple(segment for segment in path.split("/") if segment)
-    return parsed.scheme, _LOOPBACK if _is_loopback(host) else host, parsed.port or _PORTS[parsed.scheme], segments
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == _LOOPBACK
+    return parsed.scheme, _LOOPBACK if is_loopback(host) else host, parsed.port or _PORTS[parsed.scheme], segments

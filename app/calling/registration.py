@@ -2,12 +2,25 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from app.calling.call_headers import headers_fault
+from app.storage.tables import NAME_CHARS_MAX
+from holdfast.wire import is_one_line
 
 CALL_TIMEOUT_MAX_S: Final = 3600.0
 """Longest time limit of a call that a registry entry or a branch may set."""
+
+
+def one_line(text: str) -> str:
+    """The text, if it is one line; pydantic's validator. Raises ValueError."""
+    if not is_one_line(text):
+        raise ValueError("must be one line, without control characters")
+    return text
+
+
+Label = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX), AfterValidator(one_line)]
+"""A name of something, for people: any text on one line."""
 ParticipantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 

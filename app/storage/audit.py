@@ -1,6 +1,5 @@
 """The statements on `audit`, the record of who did what. Rows are inserted, and deleted after their retention only."""
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select
 from app.protocol.messages import Asker
 from app.protocol.transaction_id import ENTROPY_BYTES, earliest_id, new_id
 from app.storage.tables import audit
-
-log = logging.getLogger(__name__)
 
 DONE: Final = "done"
 DENIED: Final = "denied"

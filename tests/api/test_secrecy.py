@@ -53,7 +53,7 @@ async def test_keys_are_nowhere_but_in_the_answer_that_creates_them(
         assert ApiKey.parse(key).secret not in everything
 
 
-async def test_a_key_in_a_body_that_is_not_valid_is_not_repeated(sqlite_url: str) -> None:
+async def test_a_key_in_a_path_or_a_query_is_not_repeated(sqlite_url: str) -> None:
     async with running(sqlite_url, **AUTHENTICATED) as service:
         viewer = await client_of(service, "viewer")
         key = (await issued(service, "viewer", name="second"))["key"]
