@@ -40,7 +40,8 @@ class Notifications:
 
     def __init__(self, journal: Journal, *, alone: bool, direct_url: str | None = None) -> None:
         self._journal = journal
-        self._direct = None if direct_url is None else Journal(direct_url)
+        self._direct_url = direct_url
+        self._direct: Journal | None = None
         self._alone = alone
         self._sender = secrets.token_hex(4)
         self._heard: Callable[[str], None] = lambda transaction_id: None
@@ -72,6 +73,8 @@ class Notifications:
         """Start, if the database supports notifications; otherwise `tell` does nothing."""
         if self._alone:
             return
+        if self._direct_url is not None:
+            self._direct = Journal(self._direct_url)
         if not await (self._direct or self._journal).read(notifications.is_supported):
             log.info("event=no_notifications This database has none; transactions that clients wait for are polled.")
             return

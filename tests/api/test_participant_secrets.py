@@ -380,3 +380,14 @@ async def test_endpoints_beside_a_base_url_are_called_unsigned(sqlite_url: str) 
         calls = await calls_of(service, {"branches": [{"name": "card", "endpoints": endpoints("inventory2")}]})
         assert [call.path for call in calls] == ["/inventory2/try", "/inventory2/confirm"]
         assert "webhook-signature" not in httpx.Headers(calls[0].headers)
+
+
+async def test_a_rotation_is_in_the_log_as_in_the_record(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with running(sqlite_url, **keyed()) as service:
+        await service.register("inventory")
+        await rotated(service)
+    said = [each for each in caplog.messages if "action=participant.rotate_secret" in each]
+    assert len(said) == 1
+    assert "event=audited" in said[0]
+    assert "target=participants/inventory" in said[0]
