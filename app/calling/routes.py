@@ -14,6 +14,7 @@ import httpx
 from holdfast.json_text import string_member
 from holdfast.wire import Operation, printable, refusal_detail
 
+TCC: Final = (Operation.TRY, Operation.CONFIRM, Operation.CANCEL)
 _ROUTERS_SAY: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
 _UNTYPED: Final = ("about:blank", "https://tools.ietf.org/", "https://www.rfc-editor.org/")
 """What the types of problems begin with that frameworks make of a bare status."""
@@ -54,7 +55,7 @@ async def faults(transport: httpx.AsyncBaseTransport, base_url: str, timeout_s: 
 
     Asks for the OPTIONS of each (RFC 9110, 9.3.7), which takes at most `timeout_s` seconds.
     """
-    urls = [(operation, httpx.URL(f"{base_url.rstrip('/')}/{operation}")) for operation in Operation]
+    urls = [(operation, httpx.URL(f"{base_url.rstrip('/')}/{operation}")) for operation in TCC]
     found = await asyncio.gather(*(_fault(transport, url, timeout_s) for _, url in urls))
     return [(str(operation), fault) for (operation, _), fault in zip(urls, found, strict=True) if fault is not None]
 

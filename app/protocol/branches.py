@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from app.protocol.kinds import ASKS, KINDS, READY
-from app.protocol.values import FINAL, REFUSALS, Branch, BranchPhase, HungReason, Kind
-from holdfast.wire import Answer, Operation
+from app.protocol.values import FINAL, REFUSALS, Branch, BranchPhase, HungReason
+from holdfast.wire import Answer, Kind, Operation
 
 NOT_READY: Final = 1  # its part before the decision is not done, or there is a decision
 REFUSED: Final = 2  # refused its Try

@@ -9,8 +9,8 @@ another line of KINDS, and never a transition of its own. Pure data; only steps.
 from collections.abc import Mapping, Set
 from typing import Final
 
-from app.protocol.values import BranchPhase, Kind
-from holdfast.wire import Answer, Decision, Operation
+from app.protocol.values import BranchPhase
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 KINDS: Final[dict[Kind, Set[Operation]]] = {
     Kind.TCC: frozenset({Operation.TRY, Operation.CONFIRM, Operation.CANCEL}),

@@ -352,10 +352,8 @@ def _asking(branch: Branch, operation: Operation, now: float) -> Branch:
             asked = {"phase": BranchPhase.TRYING, "try_attempts": branch.try_attempts + 1, "tried_at": tried_at}
         case Operation.CONFIRM:
             asked = {"confirm_attempts": branch.confirm_attempts + 1}
-        case Operation.CANCEL:
-            asked = {"cancel_attempts": branch.cancel_attempts + 1}
         case _:
-            assert_never(operation)
+            asked = {"cancel_attempts": branch.cancel_attempts + 1}
     return replace(branch, **asked, calling=operation, next_attempt_at=None)
 
 

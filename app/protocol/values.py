@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from app.protocol.replacing import replace
 from holdfast.json_text import NULL, JsonText
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 LATEST_S: Final = 253_370_764_800.0
 """The beginning of the year 9999, in seconds since the epoch: no deadline is later, because dates end soon after."""
@@ -59,12 +59,6 @@ class TryOrder(StrEnum):
 
     PARALLEL = "parallel"
     SEQUENTIAL = "sequential"
-
-
-class Kind(StrEnum):
-    """What kind of branch it is: which operations it has, as kinds.py says."""
-
-    TCC = "tcc"  # Try, then Confirm or Cancel
 
 
 class ReasonCode(StrEnum):
@@ -196,11 +190,11 @@ class Branch:
     def attempts(self, operation: Operation) -> int:
         """How many calls of this operation were started."""
         match operation:
-            case Operation.TRY:
+            case Operation.TRY | Operation.ACTION:
                 return self.try_attempts
             case Operation.CONFIRM:
                 return self.confirm_attempts
-            case Operation.CANCEL:
+            case Operation.CANCEL | Operation.COMPENSATION:
                 return self.cancel_attempts
             case _:
                 assert_never(operation)

@@ -51,12 +51,28 @@ _UNAUTHENTICATED: Final = 401
 _BAD_SIGNATURE: Final = "/problems/bad-signature"
 
 
+class Kind(StrEnum):
+    """What a branch can do before the decision, after it, and to undo; docs/reference/patterns.md, section 1."""
+
+    TCC = "tcc"  # Try, then Confirm or Cancel
+    COMPENSABLE = "compensable"  # an action, and a compensation if the transaction is cancelled
+    CHECK = "check"  # an action without effects, true when asked only
+    PIVOT = "pivot"  # an action that can't be undone: its success is the decision to confirm
+    RETRYABLE = "retryable"  # an action after the decision, repeated until it is done
+
+
 class Operation(StrEnum):
     """What a participant is asked to do with its branch."""
 
     TRY = "try"
     CONFIRM = "confirm"
     CANCEL = "cancel"
+    ACTION = "action"
+    COMPENSATION = "compensation"
+
+
+UNDOES: Final = frozenset({Operation.CANCEL, Operation.COMPENSATION})
+"""The operations that undo what may have been done."""
 
 
 class Answer(StrEnum):
@@ -79,10 +95,11 @@ class Decision(StrEnum):
 class Message:
     """One request from the coordinator to a participant.
 
-    `payload` and `result` are JSON texts that travel as they are. `hold_ttl_s` (seconds) and `coordinator_id` (whom to
-    believe about the decision) are set on try only. `result` is the answer to the branch's Try, and is set on confirm
-    and cancel only. `held`, on cancel only: the coordinator saw the Try succeed. Source: docs/reference/protocol.md,
-    section 4.
+    `payload` and `result` are JSON texts that travel as they are. `hold_ttl_s` (seconds) is set on try only, and
+    `coordinator_id` (whom to believe about the decision) on try and action. `result` is the answer to the branch's Try
+    or action, and is set on later operations only. `held`, on cancel and compensation only: the coordinator saw the Try
+    or action succeed. `results` are those of the branches that this one names in `after`; None if it names none.
+    Source: docs/reference/protocol.md, section 4, and docs/reference/patterns.md, sections 1 and 2.
     """
 
     transaction_id: str
@@ -94,6 +111,8 @@ class Message:
     result: JsonText | None = None
     held: bool = False
     coordinator_id: str | None = None
+    kind: Kind = Kind.TCC
+    results: Mapping[str, JsonText | None] | None = None
 
     def headers(self) -> dict[str, str]:
         """Headers that summarise the body, for gateways, logs and services without the SDK."""
@@ -112,6 +131,7 @@ class Message:
         envelope = {
             "transaction_id": self.transaction_id,
             "branch": self.branch,
+            "kind": self.kind.value,
             "operation": self.operation.value,
             "attempt": self.attempt,
             "hold_ttl_s": self.hold_ttl_s,
@@ -119,7 +139,13 @@ class Message:
             **({"held": True} if self.held else {}),
         }
         head = json.dumps(envelope, separators=(",", ":"), allow_nan=False).removesuffix("}")
-        return f'{head},"payload":{self.payload},"result":{self.result or NULL}}}'.encode()
+        results = "" if self.results is None else f',"results":{_object(self.results)}'
+        return f'{head},"payload":{self.payload},"result":{self.result or NULL}{results}}}'.encode()
+
+
+def _object(members: Mapping[str, JsonText | None]) -> str:
+    """A JSON object of texts that are kept as they are."""
+    return f"{{{','.join(f'{json.dumps(name)}:{text or NULL}' for name, text in members.items())}}}"
 
 
 @lru_cache(1024)
@@ -129,7 +155,7 @@ def header_text(text: str) -> str:
 
 
 def answer_of(status: int, body: bytes = b"") -> Answer:
-    """What an HTTP status means as an answer to a try, confirm or cancel; of some 403s the body decides.
+    """What an HTTP status means as an answer to a call; of some 403s the body decides.
 
     202 means "still working, try again". A redirect is not followed, and is therefore no answer. Who isn't let in
     hasn't been answered either.

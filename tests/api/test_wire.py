@@ -25,6 +25,7 @@ async def test_a_call_is_exactly_this(service: Service) -> None:
         assert call.body | {"hold_ttl_s": 0} == {
             "transaction_id": transaction_id,
             "branch": "inventory",
+            "kind": "tcc",
             "operation": operation,
             "attempt": attempt,
             "hold_ttl_s": 0,

@@ -14,7 +14,6 @@ from app.protocol.values import (
     CallRecord,
     Endpoints,
     HungReason,
-    Kind,
     Reason,
     ReasonCode,
     Resolution,
@@ -26,7 +25,7 @@ from app.protocol.values import (
 from app.storage import transactions
 from app.storage.deferred import finished
 from holdfast.json_text import checked
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 CAR: Final = Branch(name="car", participant="car", phase=BranchPhase.TRYING)
 

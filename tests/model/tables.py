@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS, READY
-from app.protocol.values import FINAL, BranchPhase, Kind
+from app.protocol.values import FINAL, BranchPhase
 from holdfast.fence.table import TABLE, Ask, Event, Mark, Refuse, Repeat, Rest, Run, Seen, State, Step, decide
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 FILE: Final = Path(__file__).parent / "tables.pml"
 

@@ -33,7 +33,6 @@ from app.protocol.values import (
     REFUSALS,
     Branch,
     BranchPhase,
-    Kind,
     Reason,
     ReasonCode,
     Resolution,
@@ -43,7 +42,7 @@ from app.protocol.values import (
     in_order,
 )
 from holdfast.json_text import text_of
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.wire import Answer, Decision, Kind, Operation
 from tests.protocol.ghost import BranchGhost, Edge, Ghost, crashed, follow
 from tests.protocol.invariants import Violation, advance
 

@@ -7,8 +7,8 @@ from typing import cast
 import pytest
 
 from app.protocol import branches, kinds
-from app.protocol.values import BranchPhase, Kind, Outcome
-from holdfast.wire import Operation
+from app.protocol.values import BranchPhase, Outcome
+from holdfast.wire import Kind, Operation
 from tests.harness.search_share import share
 from tests.protocol.enumeration import enumerate_all, steps_to_the_end
 

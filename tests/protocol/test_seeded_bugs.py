@@ -13,8 +13,8 @@ import pytest
 from app.protocol import branches, kinds, steps
 from app.protocol.messages import Answered, CancelRequested, Command, RetryRequested, Step
 from app.protocol.policy import Policy
-from app.protocol.values import Branch, BranchPhase, HungReason, Kind, Outcome, Transaction
-from holdfast.wire import Answer, Decision, Operation
+from app.protocol.values import Branch, BranchPhase, HungReason, Outcome, Transaction
+from holdfast.wire import Answer, Decision, Kind, Operation
 from tests.harness.search_share import share
 from tests.protocol import invariants
 from tests.protocol.enumeration import enumerate_all

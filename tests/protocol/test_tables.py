@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 
 from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS, READY, follows, ready_phase
-from app.protocol.values import FINAL, PHASE_OF, BranchPhase, Kind, Phase
-from holdfast.wire import Answer, Decision, Operation
+from app.protocol.values import FINAL, PHASE_OF, BranchPhase, Phase
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 UNDECIDED_FOLLOWS_NOTHING = {(Decision.UNDECIDED, phase) for phase in BranchPhase}
 FOLLOWED_ALREADY = {

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Final
 
-from app.protocol.values import Kind
+from holdfast.wire import Kind
 from tests.simulation.faults import Branch, Fault
 from tests.simulation.shrink import Shrunk
 from tests.simulation.world import Result

@@ -35,6 +35,7 @@ from holdfast.wire import (
 
 log = logging.getLogger("holdfast")
 
+TCC: Final = (Operation.TRY, Operation.CONFIRM, Operation.CANCEL)
 RETRY_AFTER_S: Final = 1.0
 """`Retry-After` of a database problem or a busy branch, in seconds; a lease may outlast the transaction."""
 TABLE_MISSING: Final = (
@@ -118,7 +119,7 @@ def router_for(
 ) -> APIRouter:
     """A router with `POST /try`, `/confirm`, `/cancel`, and a lifespan. docs/reference/protocol.md, section 4."""
     router = APIRouter(tags=[f"tcc: {name}"], lifespan=lifespan)
-    for operation in Operation:
+    for operation in TCC:
         router.add_api_route(
             f"/{operation.value}",
             _route(operation, receive, failure_of, signatures),
@@ -284,7 +285,7 @@ _SCHEMA: Final = {
     "properties": {
         "transaction_id": {"type": "string", "minLength": 1, "maxLength": TRANSACTION_ID_CHARS_MAX},
         "branch": {"type": "string", "minLength": 1, "maxLength": BRANCH_CHARS_MAX},
-        "operation": {"enum": [operation.value for operation in Operation]},
+        "operation": {"enum": [operation.value for operation in TCC]},
         "attempt": {"type": "integer", "minimum": 1},
         "hold_ttl_s": {"type": ["number", "null"], "minimum": 0},
         "coordinator_id": {"type": ["string", "null"], "minLength": 1, "maxLength": COORDINATOR_ID_CHARS_MAX},
