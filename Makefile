@@ -5,15 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test test-minimum docs model sim ablations chaos fuzz mutants mutants-all bench bench-size check format lint types migrate requirements clean
+.PHONY: help install demo run test test-minimum docs model enumerate sim ablations chaos fuzz mutants mutants-all bench bench-size check format lint types migrate requirements clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.dev ## make .venv with everything that tests and checks need
 
-demo: $(VENV)/.run ## five stories with real processes: what goes wrong, and how TCC deals with it
-	@$(BIN)/python -m examples.demo
+demo: $(VENV)/.run ## seven stories with real processes, or one of them: make demo STORY=6
+	@$(BIN)/python -m examples.demo $(STORY)
 
 run: $(VENV)/.run ## the coordinator and the example services, until Ctrl-C
 	@$(BIN)/python -m examples.run
@@ -45,6 +45,10 @@ chaos: $(VENV)/.dev ## real processes under load, killed, frozen, cut off and ou
 model: $(VENV)/.dev ## search all states of the protocol's model, and find its seeded bugs (needs spin and gcc)
 	@$(BIN)/python -m tests.model
 
+ONLY ?=
+enumerate: $(VENV)/.dev ## every state of all pairs of kinds of branches, and of some triples: long; ONLY= part of a case's name
+	@$(BIN)/python -m tests.protocol --only "$(ONLY)"
+
 TIMES ?= 20
 fuzz: $(VENV)/.dev ## random bad input, TIMES= as much as in `make test`
 	@FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest tests/fuzz -q
@@ -52,7 +56,6 @@ fuzz: $(VENV)/.dev ## random bad input, TIMES= as much as in `make test`
 mutants: $(VENV)/.mutants ## mutate both state machines, and see the tests find each mutant: minutes
 	@$(BIN)/python -m tests.mutation
 
-ONLY ?=
 EVERY ?= 1
 mutants-all: $(VENV)/.mutants ## the same for storage, engine, calling and the SDK too: hours; ONLY= part of a path, EVERY= a sample
 	@$(BIN)/python -m tests.mutation --all --record --only "$(ONLY)" --every $(EVERY) $(ARGS)

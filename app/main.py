@@ -26,6 +26,7 @@ from app.api.host_check import HostCheck
 from app.api.path_prefix import PathPrefix
 from app.api.readiness import Readiness
 from app.api.rendering import exported
+from app.api.upgrade import Upgrade
 from app.auth.authentication import Authenticator
 from app.auth.denials import Denials
 from app.auth.keys import Keys
@@ -175,7 +176,7 @@ async def _started(
     if embedded:  # only this process uses the file, so earlier holders of leases are dead
         await journal.write(release_leases, clock())
     for name, body in settings.participants.items():
-        await parts.registry.put(RegisteredParticipant(name=name, **body.limits), headers=body.header_values)
+        await parts.registry.put(RegisteredParticipant(name=name, **body.members), headers=body.header_values)
     await parts.registry.refresh()
     if (first := settings.first_key) is not None:
         await parts.keys.bootstrap(first)
@@ -280,6 +281,7 @@ def assemble(
         keys=Keys(journal, clock),
         later_writes=later_writes,
         readiness=Readiness(journal),
+        upgrade=Upgrade(journal),
         metrics=metrics,
         memory=memory,
         allowed=settings.allowed,

@@ -356,6 +356,8 @@ class Settings(BaseSettings):
             retry_base_s=self.retry_base_s,
             retry_cap_s=self.retry_cap_s,
             hold_margin_s=self.hold_margin_s,
+            call_timeout_s=self.call_timeout_s,
+            results_bytes_max=self.body_max_bytes,
             hung_attempts=self.hung_attempts,
             hung_after_s=self.hung_after_s,
             lease_s=self.lease_s,

@@ -19,7 +19,7 @@ from app.main import create_app
 from app.metrics import Metrics
 from app.settings import Settings
 from examples.run import curls
-from holdfast.fence.table import Refusal
+from holdfast.fence.steps import Refusal
 from tests.harness.markdown import Code, Page
 from tests.harness.repository import ROOT, listed_by_git
 

@@ -91,6 +91,8 @@ async def retry(transaction_id: TransactionId, request: Request, parts: PartsOf,
             "unknown-branch",
             "branch-finished",
             "not-decided",
+            "nothing-to-send",
+            "upgrade-unfinished",
             "malformed",
             "invalid",
             "payload-too-large",
@@ -111,7 +113,11 @@ async def resolve(
 
     Use it when a participant can't be made to confirm or cancel. Holdfast doesn't call the branch again. If the
     resolution contradicts the decision, the transaction ends with the outcome `mixed`. An undecided transaction must be
-    cancelled first.
+    cancelled first; but of a pivot that was sent you may say what it did, which decides.
+
+    With `send` the coordinator makes the call: instead of the ordinary one it sends Confirm for `confirmed`, or Cancel
+    or the compensation for `cancelled`, until the participant answers 2xx, which resolves the branch. A 409 `already-…`
+    changes nothing: the ordinary call goes on. `sending` shows it meanwhile.
     """
     asker = asker_of(request, principal, OPERATORS)
     command = BranchResolved(
@@ -119,7 +125,10 @@ async def resolve(
         settled=Settled(body.settled),
         by=words_of(asker, "operator"),
         reason=body.reason,
+        send=body.send,
         asker=asker,
     )
+    if body.send:
+        await parts.upgrade.require_finished()
     transaction = await parts.coordinator.commands.carry_out(known_id(transaction_id), command)
     return json_response(transaction_for(principal, transaction))

@@ -26,13 +26,17 @@ _Text = str | None | msgspec.UnsetType
 
 class _Endpoints(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     try_url: str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="try")
-    confirm_url: str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="confirm")
-    cancel_url: str | msgspec.UnsetType = msgspec.field(default=_UNSET, name="cancel")
+    confirm: str | msgspec.UnsetType = _UNSET
+    cancel: str | msgspec.UnsetType = _UNSET
+    action: str | msgspec.UnsetType = _UNSET
+    compensation: str | msgspec.UnsetType = _UNSET
 
 
 class _Branch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: _Text = _UNSET
     participant: _Text = _UNSET
+    kind: str | msgspec.UnsetType = _UNSET
+    after: list[str] | msgspec.UnsetType = _UNSET
     endpoints: _Endpoints | msgspec.UnsetType | None = _UNSET
     call_timeout_s: float | msgspec.UnsetType | None = _UNSET
     payload: msgspec.Raw | msgspec.UnsetType = _UNSET
@@ -43,6 +47,7 @@ class _Begin(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reference: _Text = _UNSET
     timeout_s: float | msgspec.UnsetType | None = _UNSET
     try_order: str | msgspec.UnsetType = _UNSET
+    undo: str | msgspec.UnsetType = _UNSET
     answer_at: str | msgspec.UnsetType = _UNSET
     branches: list[msgspec.Raw] | msgspec.UnsetType = _UNSET
 
@@ -96,9 +101,8 @@ def _branch(raw: msgspec.Raw, at: tuple[str | int, ...]) -> dict[str, Any]:
     branch = _decoded(_BRANCH, raw, at)
     members = _members(branch)
     if isinstance(branch.endpoints, _Endpoints):
-        urls = branch.endpoints
-        given = {"try": urls.try_url, "confirm": urls.confirm_url, "cancel": urls.cancel_url}
-        members["endpoints"] = {name: url for name, url in given.items() if url is not _UNSET}
+        given = _members(branch.endpoints)
+        members["endpoints"] = {"try" if name == "try_url" else name: url for name, url in given.items()}
     if isinstance(branch.payload, msgspec.Raw):
         try:
             members["payload"] = checked(branch.payload)

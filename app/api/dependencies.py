@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.api.access import Gate
 from app.api.readiness import Readiness
+from app.api.upgrade import Upgrade
 from app.auth.keys import Keys
 from app.auth.later_writes import LaterWrites
 from app.calling.allowlist import AllowedEndpoints
@@ -34,6 +35,7 @@ class Parts:
     keys: Keys
     later_writes: LaterWrites
     readiness: Readiness
+    upgrade: Upgrade
     metrics: Metrics
     memory: MemoryBudget
     allowed: AllowedEndpoints

@@ -75,8 +75,31 @@ BEGIN: Final = named(
             ],
         },
     ),
+    Example(
+        "A saga with a pivot, undone in reverse",
+        {
+            "name": "order-saga",
+            "try_order": "sequential",
+            "undo": "reverse",
+            "branches": [
+                {"name": "reserve", "participant": "inventory", "kind": "compensable", "payload": {"sku": "A-1"}},
+                {"name": "charge", "participant": "payment", "kind": "pivot", "payload": {"amount": "50.00"}},
+                {"name": "send-parcel", "participant": "shipping", "kind": "retryable"},
+            ],
+        },
+    ),
+    Example(
+        "Branches that wait for others, and get their results",
+        {
+            "branches": [
+                {"name": "stock", "participant": "inventory", "kind": "check", "payload": {"sku": "A-1"}},
+                {"name": "payment", "participant": "payment", "after": ["stock"], "payload": {"amount": "50.00"}},
+            ],
+        },
+    ),
 )
 REGISTER: Final = named(
+    Example("With the kinds that it takes", {"base_url": "http://127.0.0.1:8001/saga", "kinds": ["compensable"]}),
     Example("Where it is", {"base_url": "http://127.0.0.1:8001/tcc"}),
     Example(
         "With limits of its own", {"base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": 2, "concurrency_max": 16}
@@ -123,6 +146,8 @@ def _branch(requested: Mapping[str, Any], phase: str, attempts: tuple[int, int, 
     branch = {
         "name": requested["participant"],
         "participant": requested["participant"],
+        "kind": "tcc",
+        "after": [],
         "endpoints": None,
         "call_timeout_s": None,
         "phase": phase,
@@ -133,6 +158,7 @@ def _branch(requested: Mapping[str, Any], phase: str, attempts: tuple[int, int, 
         "hung_reason": None,
         "next_attempt_at": None,
         "resolution": None,
+        "sending": None,
     }
     return branch | changes
 
@@ -151,6 +177,7 @@ def _transaction(phase: str, decision: str, branches: list[Json], **changes: Any
         "hung_since": None,
         "hung_reason": None,
         "try_order": "parallel",
+        "undo": "parallel",
         "created_at": "2026-03-02T09:15:04.113402Z",
         "deadline": "2026-03-02T09:15:34.113402Z",
         "decided_at": "2026-03-02T09:15:04.158090Z",
@@ -311,7 +338,13 @@ UNDECIDED: Final = Example(
 )
 PARTICIPANT: Final = Example(
     "A participant",
-    {"name": "inventory", "base_url": "http://127.0.0.1:8001/tcc", "call_timeout_s": None, "concurrency_max": 64},
+    {
+        "name": "inventory",
+        "base_url": "http://127.0.0.1:8001/tcc",
+        "call_timeout_s": None,
+        "concurrency_max": 64,
+        "kinds": None,
+    },
 )
 PARTICIPANTS: Final = Example("The registry", {"items": [PARTICIPANT.value]})
 KEY_ID: Final = "7Qm2xV9bKd4T"

@@ -15,7 +15,6 @@ from app.api.schemas import SecretBody, SecretRequest
 from app.auth.audit_log import log_entry
 from app.storage.audit import AuditEntry
 from app.storage.encryption import NoKeyError
-from app.storage.migrations import is_finished
 
 router = APIRouter(prefix="/v1/admin/participants", tags=["admin"], route_class=GuardedRoute)
 
@@ -53,8 +52,7 @@ async def rotate(
 
     Calls are signed with the secret before it, too, for `previous_ttl_s` seconds. 0 ends all earlier ones at once.
     """
-    if not await parts.journal.read(is_finished):
-        raise Problem("upgrade-unfinished")
+    await parts.upgrade.require_finished()
     now = parts.clock()
     asker = asker_of(request, principal, ADMINS)
     audited = AuditEntry(at=now, asker=asker, action="participant.rotate_secret", target=f"participants/{name}")

@@ -16,8 +16,8 @@ from app.auth.roles import READERS, Principal, Role
 from app.calling.registration import ParticipantName, RegistryBody
 from app.storage.audit import AuditEntry
 from app.storage.encryption import NoKeyError
-from app.storage.migrations import is_finished
 from app.storage.participants import RegisteredParticipant
+from holdfast.wire import Kind
 
 router = APIRouter(prefix="/v1/participants", tags=["participants"], route_class=GuardedRoute)
 
@@ -91,7 +91,7 @@ async def put(
     request: Request,
     parts: PartsOf,
     principal: PrincipalOf,
-    check: Annotated[bool, Query(description="register it only if its three routes are there now")] = False,
+    check: Annotated[bool, Query(description="register it only if the routes of its `kinds` are there now")] = False,
 ) -> Response:
     """Register a participant under a name that branches refer to, or replace its entry.
 
@@ -102,15 +102,15 @@ async def put(
     if fault := parts.allowed.base_fault(body.base_url):
         raise Problem("endpoint-not-allowed", fault)
     timeout_s = body.call_timeout_s or parts.settings.call_timeout_s
-    if check and (faults := await parts.caller.route_faults(body.base_url, timeout_s)):
+    if check and (faults := await parts.caller.route_faults(body.base_url, body.kinds or [Kind.TCC], timeout_s)):
         raise Problem(
             "participant-check-failed",
             f"{faults[0][0]}: {faults[0][1]}",
             errors=[{"at": operation, "message": fault} for operation, fault in faults],
         )
-    if body.headers and not await parts.journal.read(is_finished):
-        raise Problem("upgrade-unfinished")
-    participant = RegisteredParticipant(name=name, **body.limits)
+    if body.headers or body.kinds:
+        await parts.upgrade.require_finished()
+    participant = RegisteredParticipant(name=name, **body.members)
     audited = _entry("participant.put", name, request, parts, principal)
     try:
         is_new = await parts.registry.put(participant, audited, body.header_values)

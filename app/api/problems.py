@@ -59,6 +59,11 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
         "The coordinator may not call this URL",
         "Use a URL that HOLDFAST_ALLOWED_ENDPOINTS admits, or add this one to it.",
     ),
+    "wrong-kind": Kind(
+        422,
+        "The participant takes no branches of this kind",
+        "Nothing was recorded. Use a kind that it takes, or register its kinds with PUT /v1/participants/{name}.",
+    ),
     "participant-check-failed": Kind(
         422,
         "The participant isn't there",
@@ -103,6 +108,16 @@ CATALOGUE: Final[Mapping[str, Kind]] = {
     ),
     "already-decided": Kind(
         409, "The decision is final", "The transaction will be confirmed. To undo it, begin one that does the opposite."
+    ),
+    "pivot-sent": Kind(
+        409,
+        "The pivot was sent, and only its participant knows whether it happened",
+        "Wait for its answer, or find out what it did, and resolve its branch.",
+    ),
+    "nothing-to-send": Kind(
+        409,
+        "There is no call that would do this",
+        "A branch of this kind has none. Settle it at the participant, and resolve it without `send`.",
     ),
     "already-finished": Kind(409, "The transaction is finished", "There is nothing left to retry."),
     "not-decided": Kind(409, "The transaction is undecided", "Cancel it first with POST /v1/transactions/{id}/cancel."),

@@ -12,7 +12,8 @@ from fastapi.responses import Response
 
 from app.auth.keys import Issued
 from app.auth.roles import Principal
-from app.protocol.values import LATEST_S, Branch, CallRecord, Transaction
+from app.protocol.kinds import OPERATIONS
+from app.protocol.values import LATEST_S, Branch, CallRecord, Resolution, Transaction
 from app.storage.api_keys import StoredKey
 from app.storage.audit import StoredEntry
 from app.storage.participants import RegisteredParticipant
@@ -48,6 +49,7 @@ def transaction_json(transaction: Transaction, *, masked: bool = False) -> dict[
         "hung_since": rfc3339(transaction.hung_since),
         "hung_reason": transaction.hung_reason,
         "try_order": transaction.try_order,
+        "undo": transaction.undo,
         "created_at": rfc3339(transaction.created_at),
         "deadline": rfc3339(transaction.deadline),
         "decided_at": rfc3339(transaction.decided_at),
@@ -87,6 +89,7 @@ def participant_json(participant: RegisteredParticipant) -> dict[str, Any]:
         "base_url": participant.base_url,
         "call_timeout_s": participant.call_timeout_s,
         "concurrency_max": participant.concurrency_max,
+        "kinds": participant.kinds,
     }
 
 
@@ -138,27 +141,32 @@ def audit_json(stored: StoredEntry, *, masked: bool) -> dict[str, Any]:
 
 
 def _branch_json(branch: Branch, masked: bool) -> dict[str, Any]:
-    endpoints, resolution = branch.endpoints, branch.resolution
+    resolution = branch.resolution
     return {
         "name": branch.name,
         "participant": branch.participant,
-        "endpoints": endpoints
-        and {"try": endpoints.try_url, "confirm": endpoints.confirm_url, "cancel": endpoints.cancel_url},
-        "call_timeout_s": branch.call_timeout_s,
+        "kind": branch.kind,
+        "after": branch.after,
+        "endpoints": branch.endpoints,
+        "call_timeout_s": branch.endpoints and branch.call_timeout_s,
         "phase": branch.phase,
         "payload": None if masked else msgspec.Raw(branch.payload),
         "result": None if masked or not branch.result else msgspec.Raw(branch.result),
-        "attempts": {"try": branch.try_attempts, "confirm": branch.confirm_attempts, "cancel": branch.cancel_attempts},
+        "attempts": {operation: branch.attempts(operation) for operation in OPERATIONS[branch.kind]},
         "last_error": None if masked else branch.last_error,
         "hung_reason": branch.hung_reason,
         "next_attempt_at": rfc3339(branch.next_attempt_at),
-        "resolution": resolution
-        and {
-            "as": resolution.settled,
-            "by": resolution.by,
-            "at": rfc3339(resolution.at),
-            "reason": resolution.reason,
-        },
+        "resolution": resolution and _resolution_json(resolution),
+        "sending": branch.intent and _resolution_json(branch.intent),
+    }
+
+
+def _resolution_json(resolution: Resolution) -> dict[str, Any]:
+    return {
+        "as": resolution.settled,
+        "by": resolution.by,
+        "at": rfc3339(resolution.at),
+        "reason": resolution.reason,
     }
 
 

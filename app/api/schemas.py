@@ -18,9 +18,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    Strict,
     model_validator,
 )
 
+from app.api.branch_order import endpoints_fault
 from app.api.examples import TRANSACTION_ID
 from app.api.pagination import CURSOR_CHARS_MAX
 from app.auth.roles import Role
@@ -31,17 +33,17 @@ from app.protocol.values import (
     LATEST_S,
     Branch,
     BranchPhase,
-    Endpoints,
     HungReason,
     Outcome,
     Phase,
     ReasonCode,
     TryOrder,
+    Undo,
 )
 from app.settings import BRANCHES_LIMIT, Settings
 from app.storage.audit import AuditFilter
 from holdfast.json_text import EMPTY_OBJECT
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 REASON_CHARS_MAX: Final = 2000
 PREVIOUS_TTL_DEFAULT_S: Final = 86_400.0
@@ -60,11 +62,19 @@ class _Body(BaseModel):
 
 
 class EndpointsBody(_Body):
-    """The three URLs of a branch that names no registered participant."""
+    """The URLs of a branch that names no registered participant, by operation. The kind says which it needs."""
 
-    try_url: str = Field(alias="try", examples=["http://127.0.0.1:9000/auth"])
-    confirm_url: str = Field(alias="confirm", examples=["http://127.0.0.1:9000/capture"])
-    cancel_url: str = Field(alias="cancel", examples=["http://127.0.0.1:9000/void"])
+    try_url: str | None = Field(default=None, alias="try", examples=["http://127.0.0.1:9000/auth"])
+    confirm: str | None = Field(default=None, examples=["http://127.0.0.1:9000/capture"])
+    cancel: str | None = Field(default=None, examples=["http://127.0.0.1:9000/void"])
+    action: str | None = Field(default=None, examples=["http://127.0.0.1:9000/orders"])
+    compensation: str | None = Field(default=None, examples=["http://127.0.0.1:9000/orders/undo"])
+
+    @property
+    def urls(self) -> dict[Operation, str]:
+        """The URLs that are given."""
+        given = self.model_dump(by_alias=True, exclude_none=True)
+        return {Operation(operation): url for operation, url in given.items()}
 
 
 class BranchRequest(_Body):
@@ -75,6 +85,15 @@ class BranchRequest(_Body):
     )
     participant: ParticipantName | None = Field(
         default=None, description="the name of a registered participant", examples=["inventory"]
+    )
+    kind: Annotated[Kind, Strict(strict=False)] = Field(
+        default=Kind.TCC, description="what it can do before the decision, after it, and to undo"
+    )
+    after: list[ParticipantName] = Field(
+        default=[],
+        max_length=BRANCHES_LIMIT,
+        description="names of branches: its first call leaves when they have done their part, and with their results",
+        examples=[["create-order"]],
     )
     endpoints: EndpointsBody | None = Field(default=None, description="the URLs of a branch without a participant")
     call_timeout_s: float | None = Field(
@@ -96,6 +115,8 @@ class BranchRequest(_Body):
             raise ValueError("a branch with endpoints needs a name")
         if self.participant is not None and self.call_timeout_s is not None:
             raise ValueError("call_timeout_s is for endpoints; a participant has its own in the registry")
+        if self.endpoints is not None and (fault := endpoints_fault(self.kind, self.endpoints.urls)):
+            raise ValueError(f"branch {self.branch_name}: {fault}")
         return self
 
     @property
@@ -120,7 +141,10 @@ class BeginRequest(_Body):
         default=None, gt=0, allow_inf_nan=False, description="time to the decision, in seconds", examples=[30]
     )
     try_order: Literal["parallel", "sequential"] = Field(
-        default="parallel", description="`sequential`: each Try starts when the one before it holds"
+        default="parallel", description="`sequential`: each first call leaves when the one before it holds"
+    )
+    undo: Literal["parallel", "reverse"] = Field(
+        default="parallel", description="`reverse`: a branch is undone only when all that came after it is final"
     )
     answer_at: Literal["end", "decision", "record"] = Field(default="end", description="what the request waits for")
     branches: list[BranchRequest] = Field(min_length=1, max_length=BRANCHES_LIMIT)
@@ -156,11 +180,17 @@ class BeginRequest(_Body):
             name=self.name,
             reference=self.reference,
             try_order=TryOrder(self.try_order),
+            undo=Undo(self.undo),
             traceparent=traceparent,
             owner=owner,
             idempotency_key=idempotency_key,
             identity=self._identity() if idempotency_key else None,
         )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is TCC as version 0.2 knows it."""
+        return self.undo == "parallel" and all(b.kind is Kind.TCC and not b.after for b in self.branches)
 
     def _timeout_s(self, settings: Settings) -> float:
         return settings.timeout_default_s if self.timeout_s is None else self.timeout_s
@@ -199,6 +229,10 @@ class ResolveRequest(_Body):
     settled: Literal["confirmed", "cancelled"] = Field(alias="as", description="how you settled the branch")
     reason: Annotated[str, BeforeValidator(_on_one_line), AfterValidator(one_line)] = Field(
         min_length=1, max_length=REASON_CHARS_MAX, description="why, for the record", examples=["shipped by hand"]
+    )
+    send: bool = Field(
+        default=False,
+        description="the coordinator makes the call for it, instead of the ordinary one, until it is answered",
     )
 
 
@@ -308,12 +342,6 @@ class ReasonBody(BaseModel):
     detail: str | None
 
 
-class AttemptsBody(BaseModel):
-    try_attempts: int = Field(alias="try")
-    confirm_attempts: int = Field(alias="confirm")
-    cancel_attempts: int = Field(alias="cancel")
-
-
 class ResolutionBody(BaseModel):
     settled: Literal["confirmed", "cancelled"] = Field(alias="as")
     by: str
@@ -326,16 +354,19 @@ class BranchBody(BaseModel):
 
     name: str
     participant: str | None
-    endpoints: EndpointsBody | None
+    kind: Kind
+    after: list[str]
+    endpoints: dict[Operation, str] | None = Field(description="its URLs, by operation")
     call_timeout_s: float | None
     phase: BranchPhase
     payload: Any
     result: Any
-    attempts: AttemptsBody
+    attempts: dict[Operation, int] = Field(description="how many calls of each operation that its kind has were made")
     last_error: str | None
     hung_reason: HungReason | None
     next_attempt_at: datetime | None
     resolution: ResolutionBody | None
+    sending: ResolutionBody | None = Field(description="a resolution with `send`, until the participant answers")
 
 
 class TransactionBody(BaseModel):
@@ -352,6 +383,7 @@ class TransactionBody(BaseModel):
     hung_since: datetime | None
     hung_reason: HungReason | None
     try_order: TryOrder
+    undo: Undo
     created_at: datetime
     deadline: datetime
     decided_at: datetime | None
@@ -409,6 +441,7 @@ class ParticipantBody(BaseModel):
     base_url: str
     call_timeout_s: float | None
     concurrency_max: int
+    kinds: list[Kind] | None = Field(description="the kinds of branches that it takes; null if it doesn't say")
 
 
 class ParticipantPage(BaseModel):
@@ -479,14 +512,12 @@ def _canonical(document: Any) -> str:
 
 
 def _branch(request: BranchRequest) -> Branch:
-    endpoints = None
-    if request.endpoints is not None:
-        urls = request.endpoints
-        endpoints = Endpoints(try_url=urls.try_url, confirm_url=urls.confirm_url, cancel_url=urls.cancel_url)
     return Branch(
         name=request.branch_name,
         participant=request.participant,
-        endpoints=endpoints,
+        endpoints=None if request.endpoints is None else request.endpoints.urls,
         call_timeout_s=request.call_timeout_s,
+        kind=request.kind,
+        after=tuple(request.after),
         payload=request.payload,
     )

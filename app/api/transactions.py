@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from app.api import examples, openapi_links
 from app.api.access import READ, GuardedRoute, Handler, PrincipalOf, allows, asker_of, words_of
 from app.api.bodies import known_id, read_begin, read_cursor
+from app.api.branch_order import order_fault
 from app.api.dependencies import Parts, PartsOf
 from app.api.pagination import cursor_of
 from app.api.prefer_header import Preferences, parse_prefer
@@ -116,7 +117,7 @@ async def begin(
     key = _key(idempotency_key)
     _check_rights(body, request, parts, principal)
     try:
-        _admit(body, parts)
+        await _admit(body, parts)
     except Problem:
         if not await parts.coordinator.has_begun(key):
             raise  # otherwise this is a repeat, and was admitted at the time
@@ -335,14 +336,15 @@ async def get_decision(
     response_model=TransactionBody,
     responses={
         200: examples.answer("Cancel is decided", examples.CANCELLING),
-        **responses("unknown-transaction", "already-decided", "invalid", "overloaded", "unavailable"),
+        **responses("unknown-transaction", "already-decided", "pivot-sent", "invalid", "overloaded", "unavailable"),
     },
 )
 async def cancel(transaction_id: TransactionId, request: Request, parts: PartsOf, principal: PrincipalOf) -> Response:
     """Decide to cancel a transaction that is still undecided.
 
     The answer comes once the decision is durable; the participants' Cancels follow. Cancelling twice is safe. A
-    transaction that is already decided to confirm answers 409.
+    transaction that is already decided to confirm answers 409, and so does one whose pivot was sent: only the pivot's
+    participant knows what happened.
     """
     id_ = known_id(transaction_id)
     if Role.OPERATOR not in principal.roles and not principal.owns((await parts.coordinator.find(id_)).owner):
@@ -380,19 +382,28 @@ def _key(header: str | None) -> str | None:
         raise Problem("malformed", str(error)) from error
 
 
-def _admit(request: BeginRequest, parts: Parts) -> None:
+async def _admit(request: BeginRequest, parts: Parts) -> None:
     """Raise a Problem for what the limits, the registry or the allow-list forbid. Nothing has been recorded yet."""
     if fault := request.fault(parts.settings, parts.clock()):
         raise Problem("invalid", fault)
+    if wrong := order_fault(request.branches, sequential=request.try_order == "sequential"):
+        raise Problem("invalid", f"branch {wrong.branch}: {wrong.message}", branch=wrong.branch)
     for branch in request.branches:
         _admit_branch(branch, parts)
+    if not request.is_plain:
+        await parts.upgrade.require_finished()
 
 
 def _admit_branch(branch: BranchRequest, parts: Parts) -> None:
-    if branch.participant is not None and parts.registry.get(branch.participant) is None:
-        raise _unknown_participant(branch.participant)
+    if branch.participant is not None:
+        registered = parts.registry.get(branch.participant)
+        if registered is None:
+            raise _unknown_participant(branch.participant)
+        if registered.kinds is not None and branch.kind not in registered.kinds:
+            why = f"participant {registered.name} takes {' and '.join(registered.kinds)}, not {branch.kind}"
+            raise Problem("wrong-kind", f"branch {branch.branch_name}: {why}", branch=branch.branch_name)
     if branch.endpoints is not None:
-        for url in (branch.endpoints.try_url, branch.endpoints.confirm_url, branch.endpoints.cancel_url):
+        for url in branch.endpoints.urls.values():
             if fault := parts.allowed.fault(url):
                 raise Problem("endpoint-not-allowed", fault, branch=branch.branch_name)
             if name := parts.registry.under(url):

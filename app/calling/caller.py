@@ -7,8 +7,9 @@ directly, because httpx's client adds exactly what a coordinator must not do. No
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 import httpx
@@ -21,7 +22,7 @@ from app.clock import wall_s
 from app.protocol.messages import Answered, Call
 from app.protocol.values import CallRecord
 from holdfast import wire
-from holdfast.json_text import JsonText
+from holdfast.json_text import JsonText, member_text, string_member
 from holdfast.wire import Answer
 
 RESPONSE_CHARS_KEPT: Final = 2000
@@ -31,6 +32,11 @@ LARGE_BYTES: Final = 65_536
 
 
 ENCODING_CHARS_MAX: Final = 40
+
+_TOLD_WHO_CALLS: Final = frozenset({wire.Operation.TRY, wire.Operation.ACTION})
+"""The operations with which a participant learns which coordinator to ask."""
+_HAVE_RESULTS: Final = _TOLD_WHO_CALLS
+"""The operations whose answer is kept."""
 
 
 CallHeaders = tuple[tuple[str, str], ...]
@@ -106,9 +112,11 @@ class Caller:
         finally:
             slots.give_back(group, was_answered=was_answered)
 
-    async def route_faults(self, base_url: str, timeout_s: float) -> list[tuple[str, str]]:
-        """What is wrong with the routes of a participant at this URL: operation and message."""
-        return await faults(self._transport, base_url, timeout_s)
+    async def route_faults(
+        self, base_url: str, kinds: Collection[wire.Kind], timeout_s: float
+    ) -> list[tuple[str, str]]:
+        """What is wrong with the routes of a participant of these kinds at this URL: operation and message."""
+        return await faults(self._transport, base_url, kinds, timeout_s)
 
     async def close(self) -> None:
         """Close the idle connections."""
@@ -142,9 +150,11 @@ class Caller:
             attempt=call.attempt,
             payload=branch.payload,
             hold_ttl_s=call.hold_ttl_s,
-            result=None if call.operation is wire.Operation.TRY else branch.result,
-            held=call.operation is wire.Operation.CANCEL and branch.was_held,
-            coordinator_id=self.coordinator_id if call.operation is wire.Operation.TRY else None,
+            result=None if call.operation in _HAVE_RESULTS else branch.result,
+            held=call.operation in wire.UNDOES and branch.was_held,
+            coordinator_id=self.coordinator_id if call.operation in _TOLD_WHO_CALLS else None,
+            kind=branch.kind,
+            results=call.results,
         )
         body = message.body()
         headers = {**message.headers(), **dict(target.headers)}
@@ -168,22 +178,29 @@ class Caller:
         return bytes(body), TRUNCATED in response.extensions
 
     def _read(self, call: Call, url: httpx.URL, started_at: float, response: _Response) -> tuple[Answered, CallRecord]:
-        answer = wire.answer_of(response.status, response.body)
+        answer = _answer_to(call, response)
         result = self._result(call, answer, response)
+        already = answer is Answer.REFUSED and _is_already_done(call, response)
+        if already and call.branch.kind is wire.Kind.PIVOT:
+            result = member_text(response.body, "result")
         error = None
         match answer:
-            case Answer.SUCCEEDED if response.too_long and call.operation is wire.Operation.TRY:
+            case _ if already and call.branch.kind is wire.Kind.PIVOT:
+                pass  # its success, as it turns out
+            case Answer.SUCCEEDED if response.too_long and call.operation in _HAVE_RESULTS:
                 error = f"the result is longer than {self._response_max_bytes} bytes (HOLDFAST_RESPONSE_MAX_BYTES)"
-            case Answer.SUCCEEDED if call.operation is wire.Operation.TRY and result is None and response.body.strip():
+            case Answer.SUCCEEDED if call.operation in _HAVE_RESULTS and result is None and response.body.strip():
                 error = f"the result is null, because {_encoded(response) or 'the body is not JSON'}"
             case Answer.REFUSED if is_no_route(response.status, response.headers, response.body):
                 error = no_route(response.status, url)
             case Answer.REFUSED | Answer.UNANSWERED if encoded := _encoded(response):
                 error = f"HTTP {response.status}; {encoded}"
-            case Answer.REFUSED if call.operation is wire.Operation.TRY:
+            case Answer.REFUSED if call.operation in _HAVE_RESULTS and call.branch.kind is not wire.Kind.RETRYABLE:
                 error = wire.refusal_detail(response.body) or f"HTTP {response.status}"
             case Answer.REFUSED | Answer.UNANSWERED:
                 error = f"HTTP {response.status} {wire.refusal_detail(response.body)}".strip()
+                if answer is not wire.answer_of(response.status, response.body):
+                    error = wire.printable(f"{error}; only application/problem+json refuses a pivot")
         return (
             Answered(
                 branch=call.branch.name,
@@ -195,14 +212,16 @@ class Caller:
                 in_progress=wire.is_still_working(response.status, response.body),
                 retry_after_s=wire.retry_after_s(response.headers),
                 hold_ttl_s=wire.hold_ttl_s(response.headers),
-                too_long=answer is Answer.SUCCEEDED and response.too_long,
+                too_long=response.too_long and (answer is Answer.SUCCEEDED or already),
                 unauthorized=wire.is_unauthorized(response.status, response.body),
+                already=already,
+                no_route=answer is Answer.REFUSED and is_no_route(response.status, response.headers, response.body),
             ),
             self._record(call, started_at, answer, error, response),
         )
 
     def _result(self, call: Call, answer: Answer, response: _Response) -> JsonText | None:
-        keeps = answer is Answer.SUCCEEDED and call.operation is wire.Operation.TRY and not response.too_long
+        keeps = answer is Answer.SUCCEEDED and call.operation in _HAVE_RESULTS and not response.too_long
         return wire.json_text(response.body) if keeps else None
 
     def _unanswered(self, call: Call, started_at: float, error: str) -> tuple[Answered, CallRecord]:
@@ -232,6 +251,25 @@ class Caller:
             error=error,
             response=text.replace("\x00", "�")[:RESPONSE_CHARS_KEPT] if text else None,
         )
+
+
+def _answer_to(call: Call, response: _Response) -> Answer:
+    """What the response means. A pivot is refused by a problem document only: everything else may have happened."""
+    answer = wire.answer_of(response.status, response.body)
+    if answer is Answer.REFUSED and call.branch.kind is wire.Kind.PIVOT and call.operation is wire.Operation.ACTION:
+        media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return answer if media_type == "application/problem+json" else Answer.UNANSWERED
+    return answer
+
+
+def _is_already_done(call: Call, response: _Response) -> bool:
+    """Whether it is refused because the opposite was done: a 409 of a type `already-…`, `already-done` of a pivot."""
+    slug = (string_member(response.body, "type") or "").rpartition("/")[2]
+    if call.branch.kind is wire.Kind.PIVOT:
+        is_already = call.operation is wire.Operation.CANCEL and slug == "already-done"
+    else:
+        is_already = slug.startswith("already-")
+    return is_already and response.status == HTTPStatus.CONFLICT
 
 
 def _shortage(group: Group) -> str:

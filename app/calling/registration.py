@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Strict, field_validator
 
 from app.calling.call_headers import headers_fault
 from app.storage.tables import NAME_CHARS_MAX
-from holdfast.wire import is_one_line
+from holdfast.wire import Kind, is_one_line
 
 CALL_TIMEOUT_MAX_S: Final = 3600.0
 """Longest time limit of a call that a registry entry or a branch may set."""
@@ -30,7 +30,8 @@ class RegistryBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     base_url: str = Field(
-        max_length=2000, description="URL under which the participant mounts /try, /confirm and /cancel"
+        max_length=2000,
+        description="URL under which the participant mounts its operations, such as /try, /confirm and /cancel",
     )
     call_timeout_s: float | None = Field(
         default=None,
@@ -39,6 +40,12 @@ class RegistryBody(BaseModel):
         description="time limit of a whole call, in seconds; defaults to HOLDFAST_CALL_TIMEOUT_S",
     )
     concurrency_max: int = Field(default=64, ge=1, le=10_000, description="maximum number of concurrent calls")
+    kinds: Annotated[list[Annotated[Kind, Strict(strict=False)]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="the kinds of branches that it takes; others are refused before anything is recorded. Without this "
+        "member the participant itself refuses what it isn't",
+        examples=[["tcc"]],
+    )
     headers: dict[str, SecretStr] | None = Field(
         default=None,
         description="sent with each call, such as credentials; never shown again. Without this member those that are "
@@ -57,10 +64,16 @@ class RegistryBody(BaseModel):
         """The headers, to encrypt or send them. Not for logs, errors or answers."""
         return None if self.headers is None else _plain(self.headers)
 
+    @field_validator("kinds")
+    @classmethod
+    def _each_kind_once(cls, value: list[Kind] | None) -> list[Kind] | None:
+        return None if value is None else sorted(set(value))
+
     @property
-    def limits(self) -> dict[str, Any]:
+    def members(self) -> dict[str, Any]:
         """The rest of the entry."""
-        return self.model_dump(exclude={"headers"})
+        kinds = None if self.kinds is None else tuple(self.kinds)
+        return self.model_dump(exclude={"headers", "kinds"}) | {"kinds": kinds}
 
 
 def _plain(headers: dict[str, SecretStr]) -> dict[str, str]:

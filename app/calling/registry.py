@@ -19,7 +19,6 @@ from app.calling.base_urls import lies_under
 from app.calling.caller import CallHeaders, Target
 from app.calling.signing_keys import SigningKeys
 from app.protocol.messages import Call
-from app.protocol.values import Endpoints
 from app.storage import participants
 from app.storage.audit import AuditEntry
 from app.storage.encryption import KEY_SETTINGS, Encryption, UndecryptableError
@@ -29,7 +28,6 @@ from app.storage.participant_headers import list_headers
 from app.storage.participant_secrets import NewSecret, StoredSecret, list_secrets, rotate_secrets
 from app.storage.participants import RegisteredParticipant, Registration, Removal
 from holdfast.signing import Secret
-from holdfast.wire import Operation
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +129,7 @@ class Registry:
         """Where this call goes at present, or why it can't be made."""
         branch = call.branch
         if branch.endpoints is not None:
-            url = self._url(_inline_url(branch.endpoints, call.operation))
+            url = self._url(branch.endpoints[call.operation])
             if isinstance(url, str):
                 return url
             origin = f"{url.scheme}://{url.netloc.decode()}"
@@ -233,11 +231,3 @@ def secrets_fault(connection: Connection, encryption: Encryption) -> str | None:
 def read_registry(connection: Connection) -> tuple[list[RegisteredParticipant], list[StoredSecret], dict[str, str]]:
     """The participants, their secrets and their headers."""
     return participants.list_participants(connection), list_secrets(connection), list_headers(connection)
-
-
-def _inline_url(endpoints: Endpoints, operation: Operation) -> str:
-    return {
-        Operation.TRY: endpoints.try_url,
-        Operation.CONFIRM: endpoints.confirm_url,
-        Operation.CANCEL: endpoints.cancel_url,
-    }[operation]

@@ -5,16 +5,16 @@ as a refusal all the same (section 4); only what is said to people differs.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Final
 
 import httpx
 
+from app.protocol.kinds import KINDS, OPERATIONS
 from holdfast.json_text import string_member
-from holdfast.wire import Operation, printable, refusal_detail
+from holdfast.wire import Kind, printable, refusal_detail
 
-TCC: Final = (Operation.TRY, Operation.CONFIRM, Operation.CANCEL)
 _ROUTERS_SAY: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
 _UNTYPED: Final = ("about:blank", "https://tools.ietf.org/", "https://www.rfc-editor.org/")
 """What the types of problems begin with that frameworks make of a bare status."""
@@ -50,12 +50,17 @@ def no_route(status: int, url: httpx.URL) -> str:
     return printable(f"{said}: there seems to be no such route: {where}; check the participant's base URL")
 
 
-async def faults(transport: httpx.AsyncBaseTransport, base_url: str, timeout_s: float) -> list[tuple[str, str]]:
-    """What is wrong with the three routes below this URL: operation and message. Makes no call that could do anything.
+async def faults(
+    transport: httpx.AsyncBaseTransport, base_url: str, kinds: Collection[Kind], timeout_s: float
+) -> list[tuple[str, str]]:
+    """What is wrong with the routes below this URL that participants of these kinds must have: operation and message.
 
-    Asks for the OPTIONS of each (RFC 9110, 9.3.7), which takes at most `timeout_s` seconds.
+    Asks for the OPTIONS of each (RFC 9110, 9.3.7), which calls nothing and takes at most `timeout_s` seconds.
     """
-    urls = [(operation, httpx.URL(f"{base_url.rstrip('/')}/{operation}")) for operation in TCC]
+    needed = dict.fromkeys(
+        operation for kind in kinds for operation in OPERATIONS[kind] if operation is not KINDS[kind].withdraw
+    )
+    urls = [(operation, httpx.URL(f"{base_url.rstrip('/')}/{operation}")) for operation in needed]
     found = await asyncio.gather(*(_fault(transport, url, timeout_s) for _, url in urls))
     return [(str(operation), fault) for (operation, _), fault in zip(urls, found, strict=True) if fault is not None]
 

@@ -28,11 +28,12 @@ from app.protocol.identity import Identity
 from app.protocol.policy import Policy
 from app.protocol.steps import advance
 from app.protocol.transaction_id import ENTROPY_BYTES, new_id
-from app.protocol.values import Branch, Transaction, TryOrder, in_order
+from app.protocol.values import Branch, Transaction, TryOrder, Undo, in_order
 from app.storage import queries, transactions
 from app.storage.errors import DuplicateKeyError
 from app.storage.group_commit import Journal
 from app.storage.queries import StoredDecision
+from holdfast.wire import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ class Begin:
     name: str | None = None
     reference: str | None = None
     try_order: TryOrder = TryOrder.PARALLEL
+    undo: Undo = Undo.PARALLEL
     traceparent: str | None = None
     idempotency_key: str | None = None
     identity: Identity | None = None
@@ -149,10 +151,11 @@ class Coordinator:
             id=_new_id(now),
             created_at=now,
             deadline=now + request.timeout_s,
-            branches=in_order(request.branches, request.try_order),
+            branches=in_order(tuple(map(self._limited, request.branches)), request.try_order, request.undo),
             name=request.name,
             reference=request.reference,
             try_order=request.try_order,
+            undo=request.undo,
             traceparent=request.traceparent,
             owner=request.owner,
             version=1,
@@ -178,6 +181,13 @@ class Coordinator:
         self._metrics.begun.inc()
         await self.runs.begin(step.transaction, replace(step, must_save=False))
         return step.transaction
+
+    def _limited(self, branch: Branch) -> Branch:
+        """A pivot with the time limit of its calls, because holds must be safe for as long before it leaves."""
+        if branch.kind is not Kind.PIVOT or branch.participant is None:
+            return branch
+        registered = self.runs.context.registry.get(branch.participant)
+        return branch if registered is None else replace(branch, call_timeout_s=registered.call_timeout_s)
 
     async def _is_same(self, identity: Identity | None, recorded: transactions.Recorded) -> bool:
         """Whether this is the request that was recorded under its idempotency key. Compares payloads in a thread."""

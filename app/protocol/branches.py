@@ -8,34 +8,45 @@ they know nothing of the time, the decision or the policy, and hold no transitio
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from app.protocol.kinds import ASKS, KINDS, READY
-from app.protocol.values import FINAL, REFUSALS, Branch, BranchPhase, HungReason
-from holdfast.wire import Answer, Kind, Operation
+from app.protocol.replacing import replace
+from app.protocol.values import FINAL, REFUSALS, Branch, BranchPhase, HungReason, Transaction
+from holdfast.wire import Answer, Kind
 
 NOT_READY: Final = 1  # its part before the decision is not done, or there is a decision
-REFUSED: Final = 2  # refused its Try
-NOT_FINAL: Final = 4
+REFUSED: Final = 2  # refused its Try or action
+NOT_FINAL: Final = 4  # or its last call is still in progress
 CALLING: Final = 8
 FOLLOWS_DECISION: Final = 16  # in its first phase, with no call in progress: moves on once there is a decision
 HUNG: Final = 32
-NOT_HUNG: Final = 64  # and not final
-MAY_FALL_SILENT: Final = 128  # not final, and silence would give it a reason to be hung, or another one
+NOT_HUNG: Final = 64  # and not final, and not in a phase in which it has to wait for others
+MAY_FALL_SILENT: Final = 128  # as NOT_HUNG, or silence would give it another reason to be hung
 NEWLY_REFUSED: Final = 256  # not final, and the last answer was a refusal that isn't its reason to be hung yet
-_TRIES: Final = 512
-_CONFIRMS_OR_CANCELS: Final = 1024
+INTENDED: Final = 512  # a person wants it to be resolved by a call
+_FIRST: Final = 1024
+_AFTER_THE_DECISION: Final = 2048
 
-_SECOND_PHASES: Final = frozenset({BranchPhase.CONFIRMING, BranchPhase.CANCELLING})
-_SILENCES: Final = frozenset({HungReason.CONFIRM_UNANSWERED, HungReason.CANCEL_UNANSWERED, HungReason.UNAUTHORIZED})
+SECOND_PHASES: Final = frozenset({BranchPhase.CONFIRMING, BranchPhase.CANCELLING})
+_SILENCES: Final = frozenset(
+    {
+        HungReason.CONFIRM_UNANSWERED,
+        HungReason.CANCEL_UNANSWERED,
+        HungReason.ACTION_UNANSWERED,
+        HungReason.COMPENSATION_UNANSWERED,
+        HungReason.SEND_UNANSWERED,
+        HungReason.UNAUTHORIZED,
+    }
+)
 
 
 class Facts(NamedTuple):
     """What is true of at least one branch: `traits` as bits, the earliest times, and the most failures.
 
-    `due` is when the next Confirm or Cancel is due, and `try_due` when the next Try is of a branch whose turn it is;
-    infinity if none is. `failures` counts failed Confirms or Cancels of a branch that may fall silent.
+    `due` is when the next call after the decision is due, and `try_due` when the next one before it is, of branches
+    whose turn it is; infinity if none is. `failures` counts failed calls of a branch that may fall silent.
     """
 
     traits: int = 0
@@ -54,10 +65,13 @@ class Branches(tuple[Branch, ...]):
     _tree: list[Facts]
     """The root is at 1, the children of node n are at 2n and 2n + 1, and the second half are the leaves, in order."""
     _positions: dict[str, int]
-    _followers: Mapping[int, Sequence[int]]
-    """Position of a branch → positions of the branches that come after it."""
+    _order: "_Order"
     _awaited: list[int]
-    """How many of the branches that a branch comes after aren't ready: while there are any, it isn't its turn."""
+    """How many branches each one still waits for before its first call: while there are any, it isn't its turn."""
+    _undo_awaited: list[int]
+    """How many branches each one still waits for before it is undone."""
+    pivot: int | None
+    """The position of the pivot, if there is one."""
     news: int
     """How many replacements others must know about, since the facts were computed from scratch."""
 
@@ -70,8 +84,10 @@ class Branches(tuple[Branch, ...]):
         leaves = 1 << max(0, len(made) - 1).bit_length()
         made._tree = [NOTHING] * (2 * leaves)
         made._positions = {branch.name: position for position, branch in reversed(list(enumerate(made)))}
-        made._followers, made._awaited = _order_of(made, made._positions)
-        made._tree[leaves : leaves + len(made)] = map(_facts_of, made, made._awaited)
+        made._order = _order_of(made, made._positions)
+        made._awaited, made._undo_awaited = _turns_of(made, made._order)
+        made._tree[leaves : leaves + len(made)] = map(_facts_of, made, made._awaited, made._undo_awaited)
+        made.pivot = next((i for i, branch in enumerate(made) if branch.kind is Kind.PIVOT), None)
         made.news = 0
         _compute_inner_nodes(made._tree)
         return made
@@ -84,6 +100,15 @@ class Branches(tuple[Branch, ...]):
     def position(self, name: str) -> int | None:
         """Where the branch of this name is."""
         return self._positions.get(name)
+
+    def is_turn(self, position: int) -> bool:
+        """Whether all that this branch waits for before its first call has done its part."""
+        return not self._awaited[position]
+
+    def given_results_of(self, position: int) -> list[int]:
+        """The positions of the branches whose calls carry the result of this one."""
+        name = self[position].name
+        return [follower for follower in self._order.followers.get(position, ()) if name in self[follower].after]
 
     def first(self, trait: int) -> int | None:
         """The position of the first branch with this trait."""
@@ -120,49 +145,115 @@ class Branches(tuple[Branch, ...]):
         for position, branch in changes.items():
             news += _known(branches[position]) != _known(branch)
             branches[position] = branch
-        awaited, touched = self._turns(changes) if self._followers else (self._awaited, changes)
+        awaited, undo_awaited = self._awaited, self._undo_awaited
+        touched: Collection[int] = changes
+        if self._order is not _NO_ORDER:
+            awaited, undo_awaited, touched = self._turns(branches, changes)
         for position in touched:
-            tree[leaves + position] = _facts_of(branches[position], awaited[position])
+            tree[leaves + position] = _facts_of(branches[position], awaited[position], undo_awaited[position])
         if len(touched) * leaves.bit_length() > leaves:
             _compute_inner_nodes(tree)
         else:
             for position in touched:
                 _update_path(tree, leaves + position)
         made = Branches(branches)
-        made._tree, made._positions, made._followers, made._awaited = tree, self._positions, self._followers, awaited
+        made._tree, made._positions, made._order, made.pivot = tree, self._positions, self._order, self.pivot
+        made._awaited, made._undo_awaited = awaited, undo_awaited
         made.news = news
         return made
 
-    def _turns(self, changes: Mapping[int, Branch]) -> tuple[list[int], Collection[int]]:
-        """What each branch awaits after these changes, and the positions whose facts change by them."""
-        awaited, touched = self._awaited.copy(), set(changes)
+    def _turns(
+        self, branches: Sequence[Branch], changes: Mapping[int, Branch]
+    ) -> tuple[list[int], list[int], Collection[int]]:
+        """What each branch awaits once these changes have made `branches`, and the positions whose facts change."""
+        awaited, undo_awaited, touched = self._awaited.copy(), self._undo_awaited.copy(), set(changes)
         for position, branch in changes.items():
-            more = _is_ready(self[position]) - _is_ready(branch)
-            if more:
-                for follower in self._followers.get(position, ()):
-                    awaited[follower] += more
+            before = self[position]
+            for follower in self._order.followers.get(position, ()):
+                more = _is_waited_for(branch, self[follower]) - _is_waited_for(before, self[follower])
+                awaited[follower] += more
+                if more:
                     touched.add(follower)
-        return awaited, touched
+        was_over = {position: self._is_over(self, self._undo_awaited, position) for position in changes}
+        ahead = list(changes)
+        while ahead:  # what is over by this may make others over, too
+            position = ahead.pop()
+            is_over = self._is_over(branches, undo_awaited, position)
+            if is_over == was_over[position]:
+                continue
+            for waiter in self._order.undone_after.get(position, ()):
+                was_over.setdefault(waiter, self._is_over(branches, undo_awaited, waiter))
+                undo_awaited[waiter] += was_over[position] - is_over
+                touched.add(waiter)
+                ahead.append(waiter)
+            was_over[position] = is_over
+        return awaited, undo_awaited, touched
+
+    @staticmethod
+    def _is_over(branches: Sequence[Branch], undo_awaited: Sequence[int], position: int) -> bool:
+        return branches[position].final and not undo_awaited[position]
 
 
-def _order_of(branches: Sequence[Branch], positions: Mapping[str, int]) -> tuple[Mapping[int, list[int]], list[int]]:
-    """Position → positions of the branches that come after it; and how many each branch awaits."""
+class _Order(NamedTuple):
+    """Who waits for whom, by position: branch → those that come after it; branch → those that are undone after it."""
+
+    followers: Mapping[int, Sequence[int]]
+    undone_after: Mapping[int, Sequence[int]]
+
+
+_NO_ORDER: Final = _Order({}, {})
+
+
+def _order_of(branches: Sequence[Branch], positions: Mapping[str, int]) -> _Order:
     followers: dict[int, list[int]] = {}
-    awaited = [0] * len(branches)
+    undone_after: dict[int, list[int]] = {}
     for position, branch in enumerate(branches):
-        for name in branch.after:
+        for name in branch.waits_for:
             followers.setdefault(positions[name], []).append(position)
-            awaited[position] += not _is_ready(branches[positions[name]])
-    return followers, awaited
+        for name in branch.undone_after:
+            undone_after.setdefault(positions[name], []).append(position)
+    return _Order(followers, undone_after) if followers else _NO_ORDER
 
 
-def _is_ready(branch: Branch) -> bool:
-    return branch.phase is READY[branch.kind]
+def _turns_of(branches: Sequence[Branch], order: _Order) -> tuple[list[int], list[int]]:
+    """How many branches each one awaits before its first call, and to be undone."""
+    awaited, undo_awaited = [0] * len(branches), [0] * len(branches)
+    for position, followers in order.followers.items():
+        for follower in followers:
+            awaited[follower] += _is_waited_for(branches[position], branches[follower])
+    for position in _last_first(branches, order):
+        if not Branches._is_over(branches, undo_awaited, position):
+            for waiter in order.undone_after.get(position, ()):
+                undo_awaited[waiter] += 1
+    return awaited, undo_awaited
+
+
+def _last_first(branches: Sequence[Branch], order: _Order) -> list[int]:
+    """All positions, each before those that are undone after it."""
+    ahead_of = [len(branch.undone_after) for branch in branches]
+    found = [position for position, ahead in enumerate(ahead_of) if not ahead]
+    for position in found:  # grows while it is read
+        for waiter in order.undone_after.get(position, ()):
+            ahead_of[waiter] -= 1
+            if not ahead_of[waiter]:
+                found.append(waiter)
+    return found
+
+
+def _is_waited_for(branch: Branch, follower: Branch) -> bool:
+    """Whether this branch keeps a follower from its first call.
+
+    One that comes after the decision waits for what ends after it; all others have done their part by then.
+    """
+    if follower.kind is Kind.RETRYABLE:
+        return branch.kind is Kind.RETRYABLE and not branch.final
+    return branch.phase is not READY[branch.kind]
 
 
 def _known(branch: Branch) -> tuple[object, ...]:
     """What others must know about a branch. A crash may lose the rest: it comes back when the call is repeated."""
-    return branch.phase is BranchPhase.PENDING, branch.hung_reason, branch.resolution
+    is_pending = branch.phase is BranchPhase.PENDING
+    return is_pending, branch.hung_reason, branch.resolution, branch.intent, branch.contradicted
 
 
 def _compute_inner_nodes(tree: list[Facts]) -> None:
@@ -203,35 +294,54 @@ def _traits_of(kind: Kind, phase: BranchPhase) -> int:
     traits |= NOT_FINAL | NOT_HUNG | MAY_FALL_SILENT
     if phase is BranchPhase.REFUSED:
         traits |= REFUSED
-    if phase not in _SECOND_PHASES:
+    if phase not in SECOND_PHASES:
         traits |= FOLLOWS_DECISION
-    if phase in ASKS and ASKS[phase] in KINDS[kind]:
-        traits |= _TRIES if ASKS[phase] is Operation.TRY else _CONFIRMS_OR_CANCELS
+    if (kind, phase) in ASKS:
+        traits |= _AFTER_THE_DECISION if phase in SECOND_PHASES else _FIRST
     return traits
 
 
 _TRAITS: Final = {(kind, phase): _traits_of(kind, phase) for kind in KINDS for phase in BranchPhase}
 
 
-def _facts_of(branch: Branch, awaited: int) -> Facts:
-    """What is true of a branch; `awaited` is how many of those that it comes after aren't ready."""
+def has_its_turn(branch: Branch) -> bool:
+    """Whether this branch, in its present phase after the decision, was or is to wait for others."""
+    if branch.phase is BranchPhase.CONFIRMING:
+        return bool(branch.waits_for) and branch.kind is Kind.RETRYABLE
+    return bool(branch.undone_after) and branch.phase is BranchPhase.CANCELLING
+
+
+def _facts_of(branch: Branch, awaited: int, undo_awaited: int) -> Facts:
+    """What is true of a branch that waits for this many others before its first call, and before it is undone."""
     traits = _TRAITS[branch.kind, branch.phase]
     due = try_due = math.inf
+    takes_turns = (branch.waits_for or branch.undone_after) and has_its_turn(branch)
+    if takes_turns:
+        traits &= ~(NOT_HUNG | MAY_FALL_SILENT)
     if branch.calling is not None:
-        traits = traits & ~FOLLOWS_DECISION | CALLING
-    elif traits & (_TRIES | _CONFIRMS_OR_CANCELS):
+        traits = traits & ~FOLLOWS_DECISION | CALLING | NOT_FINAL
+    elif traits & (_FIRST | _AFTER_THE_DECISION):
         at = -math.inf if branch.next_attempt_at is None else branch.next_attempt_at
-        if traits & _CONFIRMS_OR_CANCELS:
+        if traits & _FIRST:
+            try_due = math.inf if awaited else at
+        elif not takes_turns or not (awaited if branch.phase is BranchPhase.CONFIRMING else undo_awaited):
             due = at
-        elif not awaited:
-            try_due = at
     hung_reason = branch.hung_reason
-    if branch.last_answer is Answer.REFUSED and traits & NOT_FINAL and hung_reason not in REFUSALS:
+    if branch.intent is not None:
+        traits |= INTENDED
+    if branch.last_answer is Answer.REFUSED and branch.phase not in FINAL and hung_reason not in REFUSALS:
         traits |= NEWLY_REFUSED
     if hung_reason is not None:
         traits = traits & ~NOT_HUNG | HUNG
         if hung_reason in REFUSALS or hung_reason in _SILENCES:
             traits &= ~MAY_FALL_SILENT
-    fails = traits & MAY_FALL_SILENT and traits & _CONFIRMS_OR_CANCELS
+    fails = traits & MAY_FALL_SILENT and traits & _AFTER_THE_DECISION
     hold_until = math.inf if branch.hold_until is None else branch.hold_until
     return Facts(traits, due, try_due, hold_until, branch.failures if fails else 0)
+
+
+def changed(transaction: Transaction, positions: Iterable[int], change: Callable[[Branch], Branch]) -> Transaction:
+    """The transaction with the branches at these positions changed."""
+    branches = Branches.of(transaction.branches)
+    changes = {i: branch for i in positions if (branch := change(branches[i])) is not branches[i]}
+    return replace(transaction, branches=branches.replaced(changes)) if changes else transaction

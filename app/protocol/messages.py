@@ -4,6 +4,7 @@ Inputs are in the past tense (`Answered`), outputs in the imperative (`Call`). V
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,7 +18,9 @@ class Objection(StrEnum):
 
     ALREADY_DECIDED = "already-decided"
     ALREADY_FINISHED = "already-finished"
+    PIVOT_SENT = "pivot-sent"
     NOT_DECIDED = "not-decided"
+    NOTHING_TO_SEND = "nothing-to-send"
     UNKNOWN_BRANCH = "unknown-branch"
     BRANCH_FINISHED = "branch-finished"
 
@@ -30,6 +33,8 @@ class Answered:
     asked again later, and only time makes its branch hung.
     `too_long` means that the answer was longer than what is kept of a result, so that its result is lost.
     `unauthorized` means that it is unanswered because the participant doesn't accept who calls it.
+    `already` means that it was refused because the opposite was done already (a 409 `already-…`).
+    `no_route` means that it was refused by a router: the participant has no such operation.
     """
 
     branch: str
@@ -43,6 +48,8 @@ class Answered:
     hold_ttl_s: float | None = None
     too_long: bool = False
     unauthorized: bool = False
+    already: bool = False
+    no_route: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +84,13 @@ class RetryRequested:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchResolved:
-    """Input: an operator has settled this branch by hand."""
+    """Input: an operator has settled this branch by hand; with `send`, it wants the call for that to be made."""
 
     branch: str
     settled: Settled
     by: str
     reason: str
+    send: bool = False
     asker: Asker = Asker()
 
 
@@ -92,7 +100,10 @@ Input = Answered | CancelRequested | RetryRequested | BranchResolved
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Output: make this call. A Try is abandoned at `deadline` at the latest; others only at the call's own timeout."""
+    """Output: make this call, and abandon it at `deadline` at the latest; None means at the call's own time limit.
+
+    `results` are those of the branches that this one comes after, by name; None if it names none.
+    """
 
     transaction_id: str
     branch: Branch
@@ -101,6 +112,7 @@ class Call:
     traceparent: str | None = None
     hold_ttl_s: float | None = None
     deadline: float | None = None
+    results: Mapping[str, JsonText | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,10 @@ class Policy:
     retry_base_s: float
     retry_cap_s: float
     hold_margin_s: float
+    call_timeout_s: float
+    """Time limit of a call, unless the branch has its own."""
+    results_bytes_max: int
+    """Maximum size of the results that a call carries of other branches, together."""
     hung_attempts: int
     hung_after_s: float
     lease_s: float

@@ -1,8 +1,9 @@
 """THE state machine of a transaction: pure data in, pure data out.
 
-Every transition of a transaction and its branches is in this file and nowhere else. It has no clock, no randomness and
-no I/O: `now` is an argument, and the jitter of a back-off is derived from the identity of the call. It must stay
-importable with the standard library alone (and the vocabulary of `holdfast.wire`).
+Every transition of a transaction and its branches begins in this file. What concerns only pivots, results, intents or
+what hangs is in a file of its own beside it. None has a clock, randomness or I/O: `now` is an argument, and the jitter
+of a back-off is derived from the identity of the call. All of it must stay importable with the standard library alone
+(and the vocabulary of `holdfast.wire`).
 
     step = advance(transaction, inputs, now, policy)
 
@@ -11,7 +12,7 @@ the state must be saved before they are made. Section numbers refer to docs/refe
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final, assert_never
 
@@ -20,16 +21,20 @@ from app.protocol.branches import (
     CALLING,
     FOLLOWS_DECISION,
     HUNG,
-    MAY_FALL_SILENT,
-    NEWLY_REFUSED,
+    INTENDED,
     NOT_FINAL,
     NOT_HUNG,
     NOT_READY,
     REFUSED,
+    SECOND_PHASES,
     Branches,
     Facts,
+    changed,
+    has_its_turn,
 )
-from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS
+from app.protocol.hung import hung_at, is_overdue, is_silent, no_longer_silent, notice_hung, silence_of
+from app.protocol.intents import DECIDES, PHASE_OF, sent_in_vain, turned
+from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS
 from app.protocol.messages import (
     Answered,
     BranchResolved,
@@ -41,10 +46,13 @@ from app.protocol.messages import (
     RetryRequested,
     Step,
 )
+from app.protocol.pivots import answered_too_late, call_timeout_s, may_be_withdrawn, pivot_needs_s, sent_pivot, withdraw
 from app.protocol.policy import Policy
 from app.protocol.replacing import replace
+from app.protocol.results import results_for, too_long_for
 from app.protocol.values import (
     FINAL,
+    LATEST_S,
     REFUSALS,
     Branch,
     BranchPhase,
@@ -52,13 +60,13 @@ from app.protocol.values import (
     Reason,
     ReasonCode,
     Resolution,
+    Settled,
     Transaction,
 )
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.wire import Decision, Kind, Operation
 
 HOLD_GUARD_MAX_S: Final = 5.0
 """A hold stops counting as safe a tenth of its TTL before it ends, but at most this many seconds before."""
-_SILENT_TRIES: Final = frozenset({HungReason.TRY_UNANSWERED, HungReason.UNAUTHORIZED})
 RETRY_AFTER_MAX_S: Final = 3600.0
 """Upper bound for `Retry-After`, so that a participant that says "in ten years" doesn't strand a transaction."""
 
@@ -73,10 +81,12 @@ def advance(transaction: Transaction, inputs: Sequence[Input], now: float, polic
     after = before
     for each in inputs:
         after = _take(after, each, now, policy)
-    after = _decide(after, now)
+    after = _decide(after, now, policy)
+    after = withdraw(after, now)
     after = _follow_decision(after, now)
+    after = _turn_to_intents(after)
     after, calls = _call(after, now, policy)
-    after = _notice_hung(after, now, policy)
+    after = notice_hung(after, now, policy)
     return _step(before, after, calls, now, policy)
 
 
@@ -84,6 +94,8 @@ def objection(transaction: Transaction, command: Command) -> Objection | None:
     """Why the state of `transaction` doesn't allow `command`, or None if it does."""
     match command:
         case CancelRequested():
+            if transaction.decision is Decision.UNDECIDED and sent_pivot(transaction) is not None:
+                return Objection.PIVOT_SENT
             return Objection.ALREADY_DECIDED if transaction.decision is Decision.CONFIRM else None
         case RetryRequested():
             return Objection.ALREADY_FINISHED if transaction.finished else None
@@ -93,7 +105,13 @@ def objection(transaction: Transaction, command: Command) -> Objection | None:
                 return Objection.UNKNOWN_BRANCH
             if branch.final:
                 return Objection.BRANCH_FINISHED
-            return Objection.NOT_DECIDED if transaction.decision is Decision.UNDECIDED else None
+            if transaction.decision is Decision.UNDECIDED:
+                is_open = branch.phase in (BranchPhase.TRYING, BranchPhase.CANCELLING)  # else its own answer decides
+                decides = branch is sent_pivot(transaction) and is_open and not command.send
+                return None if decides else Objection.NOT_DECIDED
+            operations = KINDS[branch.kind]
+            sent = operations.confirm if command.settled is Settled.CONFIRMED else operations.cancel
+            return Objection.NOTHING_TO_SEND if command.send and sent is None else None
         case _:
             assert_never(command)
 
@@ -126,7 +144,7 @@ def was_interrupted(transaction: Transaction) -> bool:
     """
     facts = Branches.of(transaction.branches).facts
     if transaction.decision is Decision.UNDECIDED:
-        return facts.try_due == -math.inf
+        return min(facts.try_due, facts.due) == -math.inf
     return facts.due == -math.inf or bool(facts.traits & FOLLOWS_DECISION)
 
 
@@ -153,11 +171,11 @@ def _take(transaction: Transaction, each: Input, now: float, policy: Policy) -> 
         case Answered():
             return _answered(transaction, each, now, policy)
         case CancelRequested():
-            if transaction.decision is not Decision.UNDECIDED:
+            if transaction.decision is not Decision.UNDECIDED or sent_pivot(transaction) is not None:
                 return transaction
             return _decided(transaction, Decision.CANCEL, Reason(code=each.code, detail=each.detail), now)
         case RetryRequested():
-            return _changed(transaction, range(len(transaction.branches)), _due_at_once)
+            return changed(transaction, range(len(transaction.branches)), _due_at_once)
         case BranchResolved():
             return transaction if objection(transaction, each) else _resolved(transaction, each, now)
         case _:
@@ -172,8 +190,11 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
     branch = branches[position]
     if branch.calling is not answered.operation or branch.attempts(answered.operation) != answered.attempt:
         return transaction  # an answer to a call that is no longer expected
-    assert ASKS[branch.phase] is answered.operation, f"{branch.phase} does not ask for {answered.operation}"
-    phase = ANSWERED[answered.operation, answered.answer]
+    if branch.phase is BranchPhase.RESOLVED:
+        after = answered_too_late(branch, answered)
+        return replace(transaction, branches=branches.replaced({position: after}))
+    assert ASKS[branch.kind, branch.phase] is answered.operation, f"{branch.phase} doesn't ask for {answered.operation}"
+    phase = _phase_after(transaction, branch, answered)
     said: dict[str, Any] = {
         "phase": phase,
         "calling": None,
@@ -183,19 +204,53 @@ def _answered(transaction: Transaction, answered: Answered, now: float, policy: 
     }
     if phase is BranchPhase.HELD:
         hold_until = _hold_until(transaction, branch, answered, policy)
-        held = _no_longer_silent(replace(branch, **said))
+        held = no_longer_silent(replace(branch, **said))
         after = replace(held, result=answered.result, failures=0, hold_until=hold_until)
     elif phase in FINAL:
-        after = replace(branch, **said, failures=0, hung_reason=None)
-    elif phase in ASKS:
+        after = replace(branch, **said, failures=0, hung_reason=None, intent=None)
+        settled = Settled.CONFIRMED if phase is BranchPhase.CONFIRMED else Settled.CANCELLED
+        is_sent = branch.phase is PHASE_OF[settled] and DECIDES[settled] is not transaction.decision
+        if branch.intent is not None and is_sent:  # whatever else was wanted since it left
+            return _settled(transaction, position, after, replace(branch.intent, settled=settled, at=now))
+        if branch.kind is Kind.RETRYABLE:
+            after = replace(after, result=answered.result)
+    elif (branch.kind, phase) in ASKS:
         after = _asked_in_vain(transaction, replace(branch, **said), answered, now, policy)
     else:
         after = replace(branch, **said)
     transaction = replace(transaction, branches=branches.replaced({position: after}))
-    if phase is BranchPhase.HELD and answered.too_long and transaction.decision is Decision.UNDECIDED:
-        reason = Reason(code=ReasonCode.RESULT_TOO_LONG, branch=branch.name, detail=answered.error)
-        return _decided(transaction, Decision.CANCEL, reason, now)
+    if phase is BranchPhase.HELD or (phase in FINAL and branch.kind is Kind.RETRYABLE):
+        return _within_messages(transaction, position, answered, now, policy)
     return transaction
+
+
+def _phase_after(transaction: Transaction, branch: Branch, answered: Answered) -> BranchPhase:
+    """Where this answer leads. A withdrawal that comes too late is the success of what it was to prevent."""
+    if transaction.decision is Decision.UNDECIDED and branch.phase is BranchPhase.CANCELLING:
+        if answered.already:
+            return BranchPhase.HELD
+        if answered.no_route and branch.participant is not None:
+            return BranchPhase.TRYING
+    return ANSWERED[branch.phase if branch.phase in SECOND_PHASES else BranchPhase.TRYING, answered.answer]
+
+
+def _within_messages(
+    transaction: Transaction, position: int, answered: Answered, now: float, policy: Policy
+) -> Transaction:
+    """A result that its messages can't carry cancels, unless that is impossible: then they do without it."""
+    branches = Branches.of(transaction.branches)
+    branch = branches[position]
+    error = answered.error if answered.too_long else too_long_for(branches, position, policy)
+    if error is None:
+        return transaction
+    if branch.kind in (Kind.PIVOT, Kind.RETRYABLE):
+        after = replace(branch, result=None, last_error=error)
+        return replace(transaction, branches=branches.replaced({position: after}))
+    if transaction.decision is not Decision.UNDECIDED:
+        return transaction
+    return _decided(
+        transaction, Decision.CANCEL, Reason(code=ReasonCode.RESULT_TOO_LONG, branch=branch.name, detail=error), now
+    )
 
 
 def _asked_in_vain(transaction: Transaction, branch: Branch, answered: Answered, now: float, policy: Policy) -> Branch:
@@ -205,18 +260,37 @@ def _asked_in_vain(transaction: Transaction, branch: Branch, answered: Answered,
         back_off_s(transaction.id, branch, times, policy), min(answered.retry_after_s or 0.0, RETRY_AFTER_MAX_S)
     )
     after = replace(branch, next_attempt_at=now + wait_s)
+    if branch.intent is not None and branch.phase is PHASE_OF[branch.intent.settled]:
+        return sent_in_vain(transaction, after, answered)
+    waits_for_ever = branch.kind is Kind.PIVOT and now >= transaction.deadline  # no deadline ends that it works on
+    if transaction.decision is Decision.UNDECIDED and answered.in_progress and waits_for_ever:
+        is_new = is_silent(branch, policy.hung_attempts, now, policy) and branch.hung_reason is None
+        return replace(after, hung_reason=HungReason.PIVOT_UNANSWERED) if is_new else after
+    if transaction.decision is Decision.UNDECIDED and not answered.in_progress:
+        is_new = branch.hung_reason is not HungReason.UNAUTHORIZED and is_silent(branch, times, now, policy)
+        reason = silence_of(branch) if is_new else branch.hung_reason
+        has_no_route = branch.phase is BranchPhase.TRYING and answered.operation is KINDS[branch.kind].withdraw
+        return replace(
+            after,
+            failures=times,
+            hung_reason=HungReason.UNAUTHORIZED if answered.unauthorized else reason,
+            cannot_withdraw=branch.cannot_withdraw or has_no_route,
+        )
+    if has_its_turn(branch) and branch.hung_reason is None and is_overdue(branch, times, now, policy, answered):
+        after = replace(after, hung_reason=silence_of(branch))
     if answered.in_progress:
         return after
-    if transaction.decision is Decision.UNDECIDED:
-        is_silent = branch.hung_reason is not HungReason.UNAUTHORIZED and _is_silent(branch, times, now, policy)
-        reason = HungReason.TRY_UNANSWERED if is_silent else branch.hung_reason
-        return replace(after, failures=times, hung_reason=HungReason.UNAUTHORIZED if answered.unauthorized else reason)
-    counts = answered.unauthorized and answered.operation is not Operation.TRY and branch.hung_reason not in REFUSALS
-    return replace(after, failures=times, hung_reason=HungReason.UNAUTHORIZED if counts else branch.hung_reason)
+    counts = answered.unauthorized and branch.phase in SECOND_PHASES and branch.hung_reason not in REFUSALS
+    return replace(after, failures=times, hung_reason=HungReason.UNAUTHORIZED if counts else after.hung_reason)
 
 
 def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, policy: Policy) -> float:
-    """When the hold stops counting as safe, measured from before the first Try was sent (section 2, rule 3)."""
+    """When the hold stops counting as safe, measured from before the first Try was sent (section 2, rule 3).
+
+    Only a Try's success is a hold; what an action has done doesn't end by itself.
+    """
+    if KINDS[branch.kind].first is not Operation.TRY:
+        return LATEST_S
     assert branch.tried_at is not None
     ttl_s = transaction.deadline - branch.tried_at + policy.hold_margin_s
     if answered.hold_ttl_s is not None:
@@ -225,7 +299,7 @@ def _hold_until(transaction: Transaction, branch: Branch, answered: Answered, po
 
 
 def _due_at_once(branch: Branch) -> Branch:
-    if branch.phase not in ASKS:
+    if (branch.kind, branch.phase) not in ASKS:
         return branch
     return replace(branch, failures=0, next_attempt_at=None)
 
@@ -235,24 +309,40 @@ def _resolved(transaction: Transaction, command: BranchResolved, now: float) -> 
     branches = Branches.of(transaction.branches)
     position = branches.position(command.branch)
     assert position is not None, "a branch that isn't there is objected to"
+    branch = branches[position]
+    if command.send and branch.intent is None and DECIDES[command.settled] is transaction.decision:
+        return replace(transaction, branches=branches.replaced({position: _due_at_once(branch)}))
+    if command.send:
+        intended = replace(branch, intent=resolution)
+        return replace(transaction, branches=branches.replaced({position: intended}))
+    if transaction.decision is not Decision.UNDECIDED:  # a pivot's late answer may contradict; no other one counts
+        branch = replace(branch, calling=None)
+    return _settled(transaction, position, branch, resolution)
+
+
+def _settled(transaction: Transaction, position: int, branch: Branch, resolution: Resolution) -> Transaction:
+    """The branch is resolved, by hand or by a call that a person wanted."""
     after = replace(
-        branches[position],
+        branch,
         phase=BranchPhase.RESOLVED,
         resolution=resolution,
-        calling=None,
+        intent=None,
         next_attempt_at=None,
         hung_reason=None,
     )
-    reason = transaction.reason or Reason(code=ReasonCode.OPERATOR, branch=command.branch, detail=command.reason)
-    return replace(transaction, branches=branches.replaced({position: after}), reason=reason)
+    branches = Branches.of(transaction.branches).replaced({position: after})
+    reason = transaction.reason or Reason(code=ReasonCode.OPERATOR, branch=branch.name, detail=resolution.reason)
+    return replace(transaction, branches=branches, reason=reason)
 
 
 # --- the decision ----------------------------------------------------------------------------------------------------
 
 
-def _decide(transaction: Transaction, now: float) -> Transaction:
+def _decide(transaction: Transaction, now: float, policy: Policy) -> Transaction:
     if transaction.decision is not Decision.UNDECIDED:
         return transaction
+    if (pivot := sent_pivot(transaction)) is not None:
+        return _decide_by_pivot(transaction, pivot, now)
     branches = Branches.of(transaction.branches)
     if (position := branches.first(REFUSED)) is not None:
         refused = branches[position]
@@ -260,8 +350,9 @@ def _decide(transaction: Transaction, now: float) -> Transaction:
         return _decided(transaction, Decision.CANCEL, reason, now)
     if now >= transaction.deadline:
         return _decided(transaction, Decision.CANCEL, _timed_out(transaction), now)
-    if branches.facts.hold_until <= now:
-        expired = branches[branches.where(lambda facts: facts.hold_until <= now)[0]]
+    needed_s = pivot_needs_s(transaction, policy)
+    if branches.facts.hold_until - needed_s <= now:
+        expired = branches[branches.where(lambda facts: facts.hold_until - needed_s <= now)[0]]
         reason = Reason(
             code=ReasonCode.HOLD_EXPIRED,
             branch=expired.name,
@@ -273,6 +364,25 @@ def _decide(transaction: Transaction, now: float) -> Transaction:
     return transaction
 
 
+def _decide_by_pivot(transaction: Transaction, pivot: Branch, now: float) -> Transaction:
+    """Its success or refusal is the decision, and so are its withdrawal and what a person says of it."""
+    match pivot.phase:
+        case BranchPhase.HELD:
+            return _decided(transaction, Decision.CONFIRM, None, now)
+        case BranchPhase.REFUSED:
+            reason = Reason(code=ReasonCode.REFUSED, branch=pivot.name, detail=pivot.last_error)
+            return _decided(transaction, Decision.CANCEL, reason, now)
+        case BranchPhase.CANCELLED:
+            detail = pivot.last_error or "the action was not answered by the deadline, and was withdrawn"
+            reason = Reason(code=ReasonCode.TIMED_OUT, branch=pivot.name, detail=detail)
+            return _decided(transaction, Decision.CANCEL, reason, now)
+        case BranchPhase.RESOLVED:
+            assert pivot.resolution is not None
+            return _decided(transaction, DECIDES[pivot.resolution.settled], transaction.reason, now)
+        case _:
+            return transaction
+
+
 def _timed_out(transaction: Transaction) -> Reason:
     branches = Branches.of(transaction.branches)
     position = branches.first(NOT_READY)
@@ -280,14 +390,16 @@ def _timed_out(transaction: Transaction) -> Reason:
         detail = "every branch held, but confirm could not be decided before the deadline"
         return Reason(code=ReasonCode.TIMED_OUT, detail=detail)
     missing = branches[position]
-    detail = missing.last_error or "the Try was not answered by the deadline"
+    operation = ASKS[missing.kind, missing.phase]
+    what = "the Try" if operation is Operation.TRY else f"the {operation}"
+    detail = missing.last_error or f"{what} was not answered by the deadline"
     return Reason(code=ReasonCode.TIMED_OUT, branch=missing.name, detail=detail)
 
 
 def _decided(transaction: Transaction, decision: Decision, reason: Reason | None, now: float) -> Transaction:
     assert transaction.decision is Decision.UNDECIDED, "a decision never changes"
     hung = Branches.of(transaction.branches).where(lambda facts: facts.traits & HUNG)
-    after = _changed(transaction, hung, _no_longer_silent)
+    after = changed(transaction, hung, no_longer_silent)
     return replace(after, decision=decision, reason=reason, decided_at=now)
 
 
@@ -295,7 +407,7 @@ def _follow_decision(transaction: Transaction, now: float) -> Transaction:
     if transaction.decision is Decision.UNDECIDED or transaction.finished:
         return transaction
     free = Branches.of(transaction.branches).where(lambda facts: facts.traits & FOLLOWS_DECISION)
-    after = _changed(transaction, free, partial(_follow, transaction.decision))
+    after = changed(transaction, free, partial(_follow, transaction.decision))
     if not Branches.of(after.branches).facts.traits & NOT_FINAL:
         return replace(after, finished_at=now)
     return after
@@ -310,6 +422,15 @@ def _follow(decision: Decision, branch: Branch) -> Branch:
     return replace(branch, phase=to, failures=0, next_attempt_at=None, last_answer=None, hung_reason=hung_reason)
 
 
+def _turn_to_intents(transaction: Transaction) -> Transaction:
+    """A branch that a person wants to be resolved by a call is asked for that, once its own call has finished."""
+    branches = Branches.of(transaction.branches)
+    if not branches.facts.traits & INTENDED:
+        return transaction
+    intended = branches.where(lambda facts: facts.traits & INTENDED)
+    return changed(transaction, intended, partial(turned, transaction.decision))
+
+
 # --- calls -----------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +439,7 @@ def _call(transaction: Transaction, now: float, policy: Policy) -> tuple[Transac
     asked: dict[int, Branch] = {}
     for position in _due(transaction, now):
         branch = branches[position]
-        asked[position] = _asking(branch, ASKS[branch.phase], now)
+        asked[position] = _asking(branch, ASKS[branch.kind, branch.phase], now)
     if not asked:
         return transaction, ()
     after = replace(transaction, branches=branches.replaced(asked))
@@ -346,14 +467,16 @@ def _may_try(transaction: Transaction) -> bool:
 
 def _asking(branch: Branch, operation: Operation, now: float) -> Branch:
     asked: dict[str, Any]
-    match operation:
-        case Operation.TRY:
+    match branch.phase:
+        case BranchPhase.CONFIRMING:
+            asked = {"confirm_attempts": branch.confirm_attempts + 1}
+        case BranchPhase.CANCELLING:
+            asked = {"cancel_attempts": branch.cancel_attempts + 1}
+        case _:
             tried_at = now if branch.tried_at is None else branch.tried_at
             asked = {"phase": BranchPhase.TRYING, "try_attempts": branch.try_attempts + 1, "tried_at": tried_at}
-        case Operation.CONFIRM:
-            asked = {"confirm_attempts": branch.confirm_attempts + 1}
-        case _:
-            asked = {"cancel_attempts": branch.cancel_attempts + 1}
+    if branch.asked_at is None and has_its_turn(branch):
+        asked["asked_at"] = now
     return replace(branch, **asked, calling=operation, next_attempt_at=None)
 
 
@@ -365,6 +488,9 @@ def _milliseconds_up(seconds: float) -> float:
 def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Policy) -> Call:
     assert branch.calling is not None
     is_try = branch.calling is Operation.TRY
+    deadline = transaction.deadline if branch.phase is BranchPhase.TRYING else None
+    if branch.kind is Kind.PIVOT:
+        deadline = now + call_timeout_s(branch, policy)  # the holds are safe until then
     return Call(
         transaction_id=transaction.id,
         branch=branch,
@@ -372,65 +498,16 @@ def _call_of(transaction: Transaction, branch: Branch, now: float, policy: Polic
         attempt=branch.attempts(branch.calling),
         traceparent=transaction.traceparent,
         hold_ttl_s=_milliseconds_up(transaction.deadline - now + policy.hold_margin_s) if is_try else None,
-        deadline=transaction.deadline if is_try else None,
+        deadline=deadline,
+        results=results_for(transaction, branch) if branch.after else None,
     )
-
-
-# --- hung ------------------------------------------------------------------------------------------------------------
-
-
-def _notice_hung(transaction: Transaction, now: float, policy: Policy) -> Transaction:
-    """The transaction is hung as long as a branch is."""
-    after = (
-        transaction if transaction.decision is Decision.UNDECIDED else _notice_hung_branches(transaction, now, policy)
-    )
-    if not Branches.of(after.branches).facts.traits & HUNG:
-        return after if after.hung_since is None else replace(after, hung_since=None)
-    return replace(after, hung_since=now) if after.hung_since is None else after
-
-
-def _notice_hung_branches(transaction: Transaction, now: float, policy: Policy) -> Transaction:
-    overdue = _hung_at(transaction, policy) <= now
-
-    def needs_attention(facts: Facts) -> bool:
-        silent = facts.traits & MAY_FALL_SILENT and (overdue or facts.failures >= policy.hung_attempts)
-        return bool(facts.traits & NEWLY_REFUSED or silent)
-
-    noticed = Branches.of(transaction.branches).where(needs_attention)
-    confirming = transaction.decision is Decision.CONFIRM
-    return _changed(transaction, noticed, lambda branch: _hung(branch, confirming=confirming))
-
-
-def _hung(branch: Branch, *, confirming: bool) -> Branch:
-    """Mark a branch that needs an operator's attention. The mark stays until the branch is final."""
-    if branch.last_answer is Answer.REFUSED:  # to a Confirm or Cancel: a Try's answer is cleared with its phase
-        reason = HungReason.CONFIRM_REFUSED if confirming else HungReason.CANCEL_REFUSED
-    else:
-        reason = HungReason.CONFIRM_UNANSWERED if confirming else HungReason.CANCEL_UNANSWERED
-    return replace(branch, hung_reason=reason)
-
-
-def _is_silent(branch: Branch, failures: int, now: float, policy: Policy) -> bool:
-    """Whether the Trys of this branch have failed often and for long, so that a person should look at it."""
-    assert branch.tried_at is not None, "a Try has failed"
-    return failures >= policy.hung_attempts and now >= branch.tried_at + policy.hung_after_s
-
-
-def _no_longer_silent(branch: Branch) -> Branch:
-    """Silence to a Try is no reason to be hung once the branch holds, or the transaction is decided."""
-    return replace(branch, hung_reason=None) if branch.hung_reason in _SILENT_TRIES else branch
-
-
-def _hung_at(transaction: Transaction, policy: Policy) -> float:
-    assert transaction.decided_at is not None
-    return transaction.decided_at + policy.hung_after_s
 
 
 # --- what the loop must do -------------------------------------------------------------------------------------------
 
 
 def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now: float, policy: Policy) -> Step:
-    not_after = _not_after(before, after)
+    not_after = _not_after(before, after, policy)
     if after.finished:
         after = replace(after, wake_at=None)
         must_save = not before.finished
@@ -447,7 +524,8 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
         call.attempt > 1 for call in calls
     )  # a replica that lost its lease finds out before it repeats a call
     lease_ends = before.wake_at is None or before.wake_at - now <= renew_before_s
-    must_save = repeats or lease_ends or _others_must_know(before, after)
+    carries_results = any(call.results is not None for call in calls)
+    must_save = repeats or lease_ends or carries_results or _others_must_know(before, after)
     if must_save:
         after = replace(after, wake_at=now + policy.lease_s)
     assert after.wake_at is not None
@@ -455,11 +533,16 @@ def _step(before: Transaction, after: Transaction, calls: tuple[Call, ...], now:
     return Step(transaction=after, calls=calls, must_save=must_save, rests=False, wake_at=wake_at, not_after=not_after)
 
 
-def _not_after(before: Transaction, after: Transaction) -> float:
-    """From when on this step would be too late: a decision to confirm, at the limits that it was made within."""
+def _not_after(before: Transaction, after: Transaction, policy: Policy) -> float:
+    """From when on this step would be too late: a decision to confirm, or a pivot that leaves, at its limits."""
+    hold_until = Branches.of(after.branches).facts.hold_until
+    pivot = sent_pivot(after)
+    if pivot is not None:
+        leaves = after.decision is Decision.UNDECIDED and sent_pivot(before) is None
+        return min(after.deadline, hold_until - call_timeout_s(pivot, policy)) if leaves else math.inf
     if before.decision is after.decision or after.decision is not Decision.CONFIRM:
         return math.inf
-    return min(after.deadline, Branches.of(after.branches).facts.hold_until)
+    return min(after.deadline, hold_until)
 
 
 def _due_times(transaction: Transaction, now: float, policy: Policy) -> Iterable[float]:
@@ -467,10 +550,14 @@ def _due_times(transaction: Transaction, now: float, policy: Policy) -> Iterable
     facts = Branches.of(transaction.branches).facts
     yield _next_due(transaction)
     if transaction.decision is Decision.UNDECIDED:
-        yield transaction.deadline
-        yield facts.hold_until
+        pivot = sent_pivot(transaction)
+        if pivot is None:
+            yield transaction.deadline
+            yield facts.hold_until
+        elif may_be_withdrawn(pivot):
+            yield transaction.deadline
     elif facts.traits & NOT_HUNG:
-        yield _hung_at(transaction, policy)
+        yield hung_at(transaction, policy)
     if facts.traits & CALLING:
         yield now + policy.lease_s
 
@@ -480,10 +567,3 @@ def _others_must_know(before: Transaction, after: Transaction) -> bool:
     if before.decision is not after.decision:
         return True
     return Branches.of(before.branches).news != Branches.of(after.branches).news
-
-
-def _changed(transaction: Transaction, positions: Iterable[int], change: Callable[[Branch], Branch]) -> Transaction:
-    """The transaction with the branches at these positions changed."""
-    branches = Branches.of(transaction.branches)
-    changes = {i: branch for i in positions if (branch := change(branches[i])) is not branches[i]}
-    return replace(transaction, branches=branches.replaced(changes)) if changes else transaction

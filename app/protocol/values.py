@@ -3,6 +3,7 @@
 Frozen data and properties derived from it. No transitions (steps.py owns them all) and no I/O.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -28,15 +29,15 @@ class Phase(StrEnum):
 
 
 class BranchPhase(StrEnum):
-    """Where a branch stands."""
+    """Where a branch stands. Its first call is the Try or the action before the decision."""
 
-    PENDING = "pending"  # no Try was sent; recovery sends it, or cancels without a call
-    TRYING = "trying"  # a Try may have been sent; recovery repeats it with the same identity
-    HELD = "held"  # a crash may lose this; then it is `trying` again, and the Try is repeated
-    REFUSED = "refused"  # becomes cancelling in the same step
-    CONFIRMING = "confirming"  # recovery repeats the Confirm
+    PENDING = "pending"  # no first call was sent; recovery sends it, or cancels without a call
+    TRYING = "trying"  # a first call may have been sent; recovery repeats it with the same identity
+    HELD = "held"  # a crash may lose this; then it is `trying` again, and the first call is repeated
+    REFUSED = "refused"  # becomes cancelling or cancelled in the same step
+    CONFIRMING = "confirming"  # recovery repeats the Confirm, or a retryable step's action
     CONFIRMED = "confirmed"  # final
-    CANCELLING = "cancelling"  # recovery repeats the Cancel
+    CANCELLING = "cancelling"  # recovery repeats the Cancel or compensation; undecided: a pivot is being withdrawn
     CANCELLED = "cancelled"  # final
     RESOLVED = "resolved"  # final: an operator settled it by hand
 
@@ -55,10 +56,17 @@ PHASE_OF: Final = {
 
 
 class TryOrder(StrEnum):
-    """Whether all Trys start at once, or each when the one before it holds."""
+    """Whether all first calls start at once, or each when the one before it holds."""
 
     PARALLEL = "parallel"
     SEQUENTIAL = "sequential"
+
+
+class Undo(StrEnum):
+    """Whether what a cancel undoes is undone all at once, or each branch when those after it are final."""
+
+    PARALLEL = "parallel"
+    REVERSE = "reverse"
 
 
 class ReasonCode(StrEnum):
@@ -76,15 +84,28 @@ class HungReason(StrEnum):
     """Why a branch needs an operator's attention."""
 
     TRY_UNANSWERED = "try_unanswered"  # only while undecided, until it holds
+    ACTION_UNANSWERED = "action_unanswered"  # before the decision as a Try's; a retryable step's until it is done
+    PIVOT_UNANSWERED = "pivot_unanswered"  # nothing else decides; only while undecided
     UNAUTHORIZED = "unauthorized"  # the participant doesn't accept who calls; a Try's ends as try_unanswered does
     CONFIRM_REFUSED = "confirm_refused"
     CONFIRM_UNANSWERED = "confirm_unanswered"
     CANCEL_REFUSED = "cancel_refused"
     CANCEL_UNANSWERED = "cancel_unanswered"
+    ACTION_REFUSED = "action_refused"  # by a retryable step
+    COMPENSATION_REFUSED = "compensation_refused"
+    COMPENSATION_UNANSWERED = "compensation_unanswered"
+    SEND_UNANSWERED = "send_unanswered"  # what a person wants to be sent has not been carried out
     INTERNAL_ERROR = "internal_error"  # a broken invariant of the coordinator; its log says which
 
 
-REFUSALS: Final = frozenset({HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED})
+REFUSALS: Final = frozenset(
+    {
+        HungReason.CONFIRM_REFUSED,
+        HungReason.CANCEL_REFUSED,
+        HungReason.ACTION_REFUSED,
+        HungReason.COMPENSATION_REFUSED,
+    }
+)
 """The participant refused what was decided; later silence doesn't change this reason."""
 
 
@@ -99,7 +120,7 @@ class Settled(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a transaction ended; `mixed` only if an operator resolved a branch against the decision."""
+    """How a transaction ended; `mixed` only if a person resolved a branch against the decision, or a pivot wrongly."""
 
     CONFIRMED = "confirmed"
     CANCELLED = "cancelled"
@@ -126,32 +147,31 @@ class Resolution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoints:
-    """The URLs of a branch without a registered participant."""
-
-    try_url: str
-    confirm_url: str
-    cancel_url: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
     """One participant's part of a transaction. `payload` and `result` are JSON texts that nothing here looks into.
 
-    `call_timeout_s` is the time limit of a call to `endpoints`; None means the coordinator's default.
+    `endpoints` are the URLs of a branch without a registered participant, by operation. `call_timeout_s` is the time
+    limit of a call to them, and of a pivot's; None means the coordinator's default.
 
-    `after` names the branches that must have done their part before the decision when its own first call leaves.
+    `after` names the branches whose results its calls carry. Its first call leaves when those that it `waits_for` have
+    done their part, and it is undone when those of `undone_after` are final: both follow from the order (`in_order`).
     `failures` counts failed calls since the phase began, and `last_answer` is the last answer since then; "still
-    working" is left out of both. `tried_at` is the time before the first Try was sent, from which a hold's TTL is
-    measured. `calling` is the operation in progress; it is never stored, because nothing is in progress after a crash.
+    working" is left out of both. `tried_at` is the time before the first Try or action was sent, from which a hold's
+    TTL is measured, and `asked_at` that of the first call after the decision, of a branch that waited for its turn.
+    `hold_until` is when its effect stops counting as safe; LATEST_S if it doesn't end by itself. `intent` is a
+    resolution that a person wants to be made by a call. `cannot_withdraw`: its participant has no route for that.
+    `contradicted`: a person resolved it, and then it answered otherwise. `calling` is the operation in progress; it is
+    never stored, because nothing is in progress after a crash.
     """
 
     name: str
     participant: str | None = None
-    endpoints: Endpoints | None = None
+    endpoints: Mapping[Operation, str] | None = None
     call_timeout_s: float | None = None
     kind: Kind = Kind.TCC
     after: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    undone_after: tuple[str, ...] = ()
     payload: JsonText = NULL
     phase: BranchPhase = BranchPhase.PENDING
     result: JsonText | None = None
@@ -161,11 +181,15 @@ class Branch:
     failures: int = 0
     next_attempt_at: float | None = None
     tried_at: float | None = None
+    asked_at: float | None = None
     hold_until: float | None = None
     last_answer: Answer | None = None
     last_error: str | None = None
     hung_reason: HungReason | None = None
     resolution: Resolution | None = None
+    intent: Resolution | None = None
+    cannot_withdraw: bool = False
+    contradicted: bool = False
     calling: Operation | None = None
 
     @property
@@ -175,21 +199,23 @@ class Branch:
     @property
     def asked_of(self) -> str:
         """Who is called: a participant by its name, inline endpoints by their host."""
-        return urlsplit(self.endpoints.confirm_url).netloc if self.endpoints else str(self.participant)
+        return urlsplit(next(iter(self.endpoints.values()))).netloc if self.endpoints else str(self.participant)
 
     @property
     def is_delayed(self) -> bool:
-        """Whether a Confirm or Cancel of this branch has failed, and none has succeeded yet."""
+        """Whether a call of the present phase, which is a Confirm or Cancel, has failed, and none has succeeded yet."""
         return self.phase in (BranchPhase.CONFIRMING, BranchPhase.CANCELLING) and self.last_answer in FAILURES
 
     @property
     def was_held(self) -> bool:
-        """Whether an answer of the participant said that its Try succeeded."""
+        """Whether an answer of the participant said that its Try or action succeeded."""
         return self.hold_until is not None
 
     def attempts(self, operation: Operation) -> int:
         """How many calls of this operation were started."""
         match operation:
+            case Operation.ACTION if self.kind is Kind.RETRYABLE:
+                return self.confirm_attempts
             case Operation.TRY | Operation.ACTION:
                 return self.try_attempts
             case Operation.CONFIRM:
@@ -200,11 +226,29 @@ class Branch:
                 assert_never(operation)
 
 
-def in_order(branches: tuple[Branch, ...], try_order: TryOrder) -> tuple[Branch, ...]:
-    """The branches of a transaction of this order: `sequential` is a chain, each branch after the one before it."""
-    if try_order is TryOrder.PARALLEL:
+def in_order(branches: tuple[Branch, ...], try_order: TryOrder, undo: Undo = Undo.PARALLEL) -> tuple[Branch, ...]:
+    """The branches with what each of them waits for, before the decision and to be undone.
+
+    `sequential` is a chain, each branch after the one before it. A pivot waits for all that comes before the decision.
+    """
+    chained = try_order is TryOrder.SEQUENTIAL
+    if not chained and not any(branch.after or branch.kind is Kind.PIVOT for branch in branches):
         return branches
-    return branches[:1] + tuple(replace(branch, after=(before.name,)) for before, branch in pairwise(branches))
+    ahead = {branch.name: branch.after for branch in branches}
+    if chained:
+        ahead = {after.name: (before.name,) for before, after in pairwise(branches)}
+    successors: dict[str, list[str]] = {}
+    if undo is Undo.REVERSE:
+        for name, predecessors in ahead.items():
+            for predecessor in predecessors:
+                successors.setdefault(predecessor, []).append(name)
+    first = tuple(branch.name for branch in branches if branch.kind not in (Kind.PIVOT, Kind.RETRYABLE))
+    return tuple(
+        replace(branch, waits_for=first)  # what follows it has not been sent when it is withdrawn
+        if branch.kind is Kind.PIVOT
+        else replace(branch, waits_for=ahead.get(branch.name, ()), undone_after=tuple(successors.get(branch.name, ())))
+        for branch in branches
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +268,7 @@ class Transaction:
     name: str | None = None
     reference: str | None = None
     try_order: TryOrder = TryOrder.PARALLEL
+    undo: Undo = Undo.PARALLEL
     traceparent: str | None = None
     owner: str | None = None
     version: int = 0
@@ -248,12 +293,13 @@ class Transaction:
             return None
         settled = {b.resolution.settled.value for b in self.branches if b.resolution}
         as_decided = self.phase.value
-        return Outcome.MIXED if settled - {as_decided} else Outcome(as_decided)
+        is_mixed = settled - {as_decided} or any(b.contradicted for b in self.branches)
+        return Outcome.MIXED if is_mixed else Outcome(as_decided)
 
     @property
     def is_delayed(self) -> bool:
-        """Whether the end may be far off: decided, and a Confirm or Cancel has failed in a branch that isn't final."""
-        return any(b.is_delayed for b in self.branches)
+        """Whether the end may be far off: decided, and a call after that has failed in a branch that isn't final."""
+        return self.decision is not Decision.UNDECIDED and any(b.is_delayed for b in self.branches)
 
     @property
     def document_bytes(self) -> int:

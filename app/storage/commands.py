@@ -68,6 +68,7 @@ class _Retry(msgspec.Struct, tag="retry"):
 class _Resolve(msgspec.Struct, tag="resolve"):
     branch: str
     settled: Settled
+    send: bool = False
 
 
 _DECODER: Final = msgspec.json.Decoder(_Cancel | _Retry | _Resolve)
@@ -160,8 +161,8 @@ def _row(asked: Asked) -> dict[str, Any]:
             document = _Cancel(code=code)
         case RetryRequested(by=by, asker=asker):
             document = _Retry()
-        case BranchResolved(branch=branch, settled=settled, by=by, reason=reason, asker=asker):
-            document = _Resolve(branch=branch, settled=settled)
+        case BranchResolved(branch=branch, settled=settled, by=by, reason=reason, send=send, asker=asker):
+            document = _Resolve(branch=branch, settled=settled, send=send)
         case _:
             assert_never(asked.command)
     return {
@@ -196,7 +197,9 @@ def _command_of(row: Row[Any]) -> Command:
             return CancelRequested(code=code, detail=row.reason, by=row.asked_by, asker=asker)
         case _Retry():
             return RetryRequested(by=row.asked_by, asker=asker)
-        case _Resolve(branch=branch, settled=settled):
-            return BranchResolved(branch=branch, settled=settled, by=row.asked_by, reason=row.reason, asker=asker)
+        case _Resolve(branch=branch, settled=settled, send=send):
+            return BranchResolved(
+                branch=branch, settled=settled, by=row.asked_by, reason=row.reason, send=send, asker=asker
+            )
         case unknown:
             assert_never(unknown)

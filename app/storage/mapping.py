@@ -9,7 +9,6 @@ import msgspec
 from app.protocol.values import (
     Branch,
     BranchPhase,
-    Endpoints,
     HungReason,
     Outcome,
     Reason,
@@ -18,19 +17,25 @@ from app.protocol.values import (
     Settled,
     Transaction,
     TryOrder,
+    Undo,
     in_order,
 )
 from app.storage.errors import UnreadableRowError
 from holdfast.json_text import JsonText
-from holdfast.wire import Answer, Decision
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 
 class _Definition(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What a version before doesn't know it ignores, so only what it can do without may be added without a FORMAT."""
 
     endpoints: tuple[str, str, str] | None
+    """The URLs of try, confirm and cancel."""
     payload: msgspec.Raw
     call_timeout_s: float | None = None
+    kind: Kind = Kind.TCC
+    after: tuple[str, ...] = ()
+    urls: dict[Operation, str] | None = None
+    """The URLs of a branch of another kind."""
 
 
 class _ReasonState(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -62,6 +67,10 @@ class _BranchState(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omi
     last_error: str | None = None
     hung_reason: HungReason | None = None
     resolution: _ResolutionState | None = None
+    asked_at: float | None = None
+    intent: _ResolutionState | None = None
+    cannot_withdraw: bool = False
+    contradicted: bool = False
 
 
 class _Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -71,11 +80,15 @@ class _Progress(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     branches: list[_BranchState]
 
 
-FORMAT: Final = 1
-"""The format in which this version writes rows. A change that a version in use can't read has a number of its own."""
-FORMATS: Final = frozenset({FORMAT})
+TCC_FORMAT: Final = 1
+"""The format of plain TCC. A change that a version in use can't read has a number of its own."""
+KINDS_FORMAT: Final = 2
+"""The format of a transaction that has branches of other kinds, or an order that version 0.2 doesn't know."""
+FORMATS: Final = frozenset({TCC_FORMAT, KINDS_FORMAT})
 """The formats that this version can read."""
-_SCALARS: Final = tuple(field for field in _BranchState.__struct_fields__ if field not in ("result", "resolution"))
+_TCC: Final = (Operation.TRY, Operation.CONFIRM, Operation.CANCEL)
+_STRUCTURED: Final = frozenset({"result", "resolution", "intent"})
+_SCALARS: Final = tuple(field for field in _BranchState.__struct_fields__ if field not in _STRUCTURED)
 _UNTOUCHED: Final = _BranchState(phase=BranchPhase.PENDING)
 _DEFINITION: Final = msgspec.json.Decoder(_Definition)
 _PROGRESS: Final = msgspec.json.Decoder(_Progress)
@@ -94,6 +107,12 @@ def branch_rows(transaction: Transaction) -> list[dict[str, Any]]:
         }
         for position, branch in enumerate(transaction.branches)
     ]
+
+
+def format_of(transaction: Transaction) -> int:
+    """The format of the documents of this transaction."""
+    is_plain = all(branch.kind is Kind.TCC and not branch.after for branch in transaction.branches)
+    return TCC_FORMAT if is_plain and transaction.undo is Undo.PARALLEL else KINDS_FORMAT
 
 
 def payload_of(definition: str) -> JsonText:
@@ -131,7 +150,7 @@ def _transaction(row: Mapping[Any, Any], branch_rows: Sequence[Any]) -> Transact
     if row["format"] not in FORMATS:
         raise ValueError(f"format {row['format']} is newer than this version")
     progress = _PROGRESS.decode(row["progress"])
-    reason, try_order = progress.reason, TryOrder(row["try_order"])
+    reason, try_order, undo = progress.reason, TryOrder(row["try_order"]), Undo(row["undo"])
     if len(progress.branches) > len(branch_rows):
         raise ValueError(f"progress of {len(progress.branches)} branches, of which {len(branch_rows)} exist")
     states = zip_longest(branch_rows, progress.branches, fillvalue=_UNTOUCHED)
@@ -144,6 +163,7 @@ def _transaction(row: Mapping[Any, Any], branch_rows: Sequence[Any]) -> Transact
         name=row["name"],
         reference=row["reference"],
         try_order=try_order,
+        undo=undo,
         traceparent=row["traceparent"],
         owner=row["owner"],
         decision=Decision(row["decision"]),
@@ -152,15 +172,21 @@ def _transaction(row: Mapping[Any, Any], branch_rows: Sequence[Any]) -> Transact
         finished_at=row["finished_at"],
         hung_since=row["hung_since"],
         wake_at=row["wake_at"],
-        branches=in_order(branches, try_order),
+        branches=in_order(branches, try_order, undo),
     )
 
 
 def _definition(branch: Branch) -> str:
     """The JSON document of what never changes in a branch and isn't searched."""
-    endpoints = branch.endpoints
-    urls = (endpoints.try_url, endpoints.confirm_url, endpoints.cancel_url) if endpoints else None
-    definition = _Definition(endpoints=urls, payload=msgspec.Raw(branch.payload), call_timeout_s=branch.call_timeout_s)
+    is_tcc, endpoints = branch.kind is Kind.TCC, branch.endpoints
+    definition = _Definition(
+        endpoints=(endpoints[_TCC[0]], endpoints[_TCC[1]], endpoints[_TCC[2]]) if endpoints and is_tcc else None,
+        payload=msgspec.Raw(branch.payload),
+        call_timeout_s=branch.call_timeout_s,
+        kind=branch.kind,
+        after=branch.after,
+        urls=dict(endpoints) if endpoints and not is_tcc else None,
+    )
     return _ENCODER.encode(definition).decode()
 
 
@@ -175,33 +201,42 @@ def _progress(transaction: Transaction) -> _Progress:
 
 
 def _branch_state(branch: Branch) -> _BranchState:
-    resolution = branch.resolution
     return _BranchState(
         **{field: getattr(branch, field) for field in _SCALARS},
         result=msgspec.UNSET if branch.result is None else msgspec.Raw(branch.result),
-        resolution=_ResolutionState(
-            settled=resolution.settled, by=resolution.by, at=resolution.at, reason=resolution.reason
-        )
-        if resolution
-        else None,
+        resolution=_resolution_state(branch.resolution),
+        intent=_resolution_state(branch.intent),
     )
 
 
+def _resolution_state(resolution: Resolution | None) -> _ResolutionState | None:
+    if resolution is None:
+        return None
+    return _ResolutionState(settled=resolution.settled, by=resolution.by, at=resolution.at, reason=resolution.reason)
+
+
+def _resolution(state: _ResolutionState | None) -> Resolution | None:
+    if state is None:
+        return None
+    return Resolution(settled=state.settled, by=state.by, at=state.at, reason=state.reason)
+
+
 def _branch(row: Any, state: _BranchState) -> Branch:
-    definition, resolution = _DEFINITION.decode(row.definition), state.resolution
-    endpoints = definition.endpoints
+    definition = _DEFINITION.decode(row.definition)
+    urls = definition.urls
+    if definition.endpoints is not None:
+        urls = dict(zip(_TCC, definition.endpoints, strict=True))
     return Branch(
         name=row.name,
         participant=row.participant,
-        endpoints=Endpoints(try_url=endpoints[0], confirm_url=endpoints[1], cancel_url=endpoints[2])
-        if endpoints
-        else None,
+        endpoints=urls,
         call_timeout_s=definition.call_timeout_s,
+        kind=definition.kind,
+        after=definition.after,
         payload=_text(definition.payload),
         result=None if state.result is msgspec.UNSET else _text(state.result),
-        resolution=Resolution(settled=resolution.settled, by=resolution.by, at=resolution.at, reason=resolution.reason)
-        if resolution
-        else None,
+        resolution=_resolution(state.resolution),
+        intent=_resolution(state.intent),
         **{field: getattr(state, field) for field in _SCALARS},
     )
 

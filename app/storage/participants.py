@@ -1,6 +1,6 @@
 """The statements on `participants`, the registry."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -11,16 +11,21 @@ from app.storage.audit import AuditEntry, insert_entries
 from app.storage.expressions import UNFINISHED
 from app.storage.participant_headers import origin_of, put_headers
 from app.storage.tables import branches, participant_secrets, participants, transactions
+from holdfast.wire import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredParticipant:
-    """A registry entry. If `call_timeout_s` is None, the coordinator's default applies."""
+    """A registry entry. If `call_timeout_s` is None, the coordinator's default applies.
+
+    `kinds` are those of the branches that it takes; None if it doesn't say.
+    """
 
     name: str
     base_url: str
     call_timeout_s: float | None
     concurrency_max: int
+    kinds: tuple[Kind, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,7 @@ _KEPT: Final = (
 
 def list_participants(connection: Connection) -> list[RegisteredParticipant]:
     """Every registered participant, by name."""
-    return [RegisteredParticipant(**dict(row)) for row in connection.execute(_PARTICIPANTS).mappings()]
+    return [_registered(row) for row in connection.execute(_PARTICIPANTS).mappings()]
 
 
 def keep_registered(connection: Connection, names: Set[str]) -> set[str]:
@@ -77,8 +82,16 @@ def delete_participants(connection: Connection, items: Sequence[Removal]) -> lis
     return [_delete_participant(connection, item) for item in items]
 
 
+def _registered(row: Mapping[Any, Any]) -> RegisteredParticipant:
+    kinds = row["kinds"]
+    return RegisteredParticipant(
+        **{**row, "kinds": None if kinds is None else tuple(Kind(kind) for kind in kinds.split(","))}
+    )
+
+
 def _put_participant(connection: Connection, item: Registration) -> bool:
     values = asdict(item.participant)
+    values["kinds"] = None if item.participant.kinds is None else ",".join(item.participant.kinds)
     name = values.pop("name")
     before = connection.execute(_ROW.with_for_update(key_share=True), {"name": name}).mappings().first()
     if before is None:

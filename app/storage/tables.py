@@ -5,6 +5,8 @@ never changes, payload included; how far all of them are is one JSON document, `
 one UPDATE, which touches no payload. Whatever is searched has a column. mapping.py maps rows to values and back.
 """
 
+from typing import Final
+
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, Table, text
 from sqlmodel import Field, SQLModel
 
@@ -70,6 +72,7 @@ class TransactionRow(_Table, table=True):
     name: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
     reference: str | None = Field(sa_column=Column(ExactString(NAME_CHARS_MAX)))
     try_order: str = Field(sa_column=Column(ExactString(16), nullable=False))
+    undo: str = Field(sa_column=Column(ExactString(16), nullable=False, server_default="parallel"))
     idempotency_key: str | None = Field(sa_column=Column(ExactString(KEY_CHARS_MAX)))
     request_hash: str | None = Field(sa_column=Column(ExactString(64)))
     created_at: float = Field(sa_column=Column(Double, nullable=False))
@@ -141,6 +144,10 @@ class CommandRow(_Table, table=True):
     outcome: str | None = Field(sa_column=Column(ExactString(32)))
 
 
+OPERATION: Final = ExactString(16).with_variant(ExactString(8), "sqlite")
+"""The word for an operation. SQLite ignores the length, and would have to copy the table to change it."""
+
+
 class CallRow(_Table, table=True):
     """One call to a participant, and its answer."""
 
@@ -153,7 +160,7 @@ class CallRow(_Table, table=True):
     )
     transaction_id: str = Field(sa_column=Column(ExactString(ID_CHARS), nullable=False))
     branch: str = Field(sa_column=Column(ExactString(64), nullable=False))
-    operation: str = Field(sa_column=Column(ExactString(8), nullable=False))
+    operation: str = Field(sa_column=Column(OPERATION, nullable=False))
     attempt: int = Field(sa_column=Column(Integer, nullable=False))
     started_at: float = Field(sa_column=Column(Double, nullable=False))
     duration_ms: float = Field(sa_column=Column(Double, nullable=False))
@@ -182,7 +189,7 @@ class LeaseRow(_Table, table=True):
 
 
 class ParticipantRow(_Table, table=True):
-    """One registered participant."""
+    """One registered participant. `kinds` are separated by commas; null if it doesn't say."""
 
     __tablename__ = "participants"
 
@@ -190,6 +197,7 @@ class ParticipantRow(_Table, table=True):
     base_url: str = Field(sa_column=Column(DOCUMENT, nullable=False))
     call_timeout_s: float | None = Field(sa_column=Column(Double))
     concurrency_max: int = Field(sa_column=Column(Integer, nullable=False))
+    kinds: str | None = Field(sa_column=Column(ExactString(64)))
 
 
 class ParticipantSecretRow(_Table, table=True):

@@ -32,7 +32,7 @@ from app.storage.expressions import (
     UNFINISHED,
     within_read_limit,
 )
-from app.storage.mapping import FORMAT, branch_rows, changing_columns, payload_of, transaction_of
+from app.storage.mapping import branch_rows, changing_columns, format_of, payload_of, transaction_of
 from app.storage.participants import keep_registered
 from app.storage.tables import transactions
 from holdfast.json_text import JsonText
@@ -341,10 +341,11 @@ def _new_row(item: NewRecord, of_branches: Sequence[Mapping[str, Any]]) -> dict[
     return changing_columns(transaction) | {
         "id": transaction.id,
         "version": transaction.version,
-        "format": FORMAT,
+        "format": format_of(transaction),
         "name": transaction.name,
         "reference": transaction.reference,
         "try_order": transaction.try_order.value,
+        "undo": transaction.undo.value,
         "idempotency_key": item.idempotency_key,
         "request_hash": item.request_hash,
         "created_at": transaction.created_at,

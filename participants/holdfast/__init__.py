@@ -1,4 +1,4 @@
-"""Take part in TCC transactions from a FastAPI service.
+"""Take part in all-or-nothing transactions from a FastAPI service.
 
 Reference: docs/reference/sdk.md; contract: docs/reference/protocol.md.
 """
@@ -18,8 +18,9 @@ from holdfast.client import (
     TransactionUndecided,
     idempotency_key_of,
 )
-from holdfast.hold import Hold, NotNow, Refused
+from holdfast.hold import Hold, NotNow, Refused, Step
 from holdfast.participant.participant import Participant
+from holdfast.participant.steps import Check, Pivot, Retryable, SagaStep
 from holdfast.redaction import install
 from holdfast.version import __version__
 
@@ -29,15 +30,20 @@ __all__ = [
     "AccessDenied",
     "Branch",
     "BranchRecord",
+    "Check",
     "Client",
     "CoordinatorUnreachable",
     "Hold",
     "HoldfastError",
     "NotNow",
     "Participant",
+    "Pivot",
     "ProblemError",
     "Reason",
     "Refused",
+    "Retryable",
+    "SagaStep",
+    "Step",
     "Transaction",
     "TransactionCancelled",
     "TransactionMixed",

@@ -40,17 +40,21 @@ CAUSE_CHARS_MAX: Final = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """A branch of a new transaction: a registered `participant`, or `endpoints` (try, confirm, cancel).
+    """A branch of a new transaction: a registered `participant`, or `endpoints` (URLs by operation).
 
     `name` defaults to the participant. `payload` is anything that pydantic can convert to JSON. `call_timeout_s` limits
-    a call to `endpoints`; a participant has its own limit in the registry.
+    a call to `endpoints`; a participant has its own limit in the registry. `kind` says what it can do before the
+    decision, after it and to undo; None means TCC. `after` names the branches that its first call waits for, whose
+    results its calls carry. Source: docs/reference/patterns.md.
     """
 
     participant: str | None = None
     payload: Any = None
     name: str | None = None
-    endpoints: Mapping[Literal["try", "confirm", "cancel"], str] | None = None
+    endpoints: Mapping[Literal["try", "confirm", "cancel", "action", "compensation"], str] | None = None
     call_timeout_s: float | None = None
+    kind: Literal["tcc", "compensable", "check", "pivot", "retryable"] | None = None
+    after: Sequence[str] = ()
 
 
 class _Frozen(BaseModel):
@@ -74,6 +78,7 @@ class BranchRecord(_Frozen):
     name: str
     phase: str
     participant: str | None = None
+    kind: str = "tcc"
     payload: Any = None
     result: Any = None
     attempts: dict[str, int] = Field(default_factory=dict)
@@ -257,6 +262,7 @@ class Client:
         reference: str | None = None,
         timeout_s: float | None = None,
         try_order: Literal["parallel", "sequential"] | None = None,
+        undo: Literal["parallel", "reverse"] | None = None,
         answer_at: Literal["end", "decision", "record"] = "end",
         wait_s: float = WAIT_S,
         idempotency_key: str | None = None,
@@ -274,6 +280,7 @@ class Client:
             "reference": reference,
             "timeout_s": timeout_s,
             "try_order": try_order,
+            "undo": undo,
             "answer_at": answer_at,
             "branches": [_branch(branch) for branch in branches],
         }
@@ -423,6 +430,8 @@ def _branch(branch: Branch | Mapping[str, Any]) -> dict[str, Any]:
         "participant": branch.participant,
         "endpoints": branch.endpoints,
         "call_timeout_s": branch.call_timeout_s,
+        "kind": branch.kind,
+        "after": list(branch.after) or None,
     }
     named = {member: jsonable(value) for member, value in wanted.items() if value is not None}
     return {**named, "payload": jsonable(branch.payload)}

@@ -128,6 +128,15 @@ def string_member(document: bytes, name: str) -> str | None:
         return None
 
 
+def member_text(document: bytes, name: str) -> JsonText | None:
+    """The member `name` of a JSON object as text, if it can be kept."""
+    try:
+        members = msgspec.json.decode(document, type=dict[str, msgspec.Raw])
+        return checked(members[name]) if name in members else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotPortableError):
+        return None
+
+
 _TOO_DEEP: Final = f"must nest at most {DEPTH_MAX} levels deep"
 _BLANKS: Final = " \t\r\n"
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")

@@ -5,6 +5,7 @@ answers, and when a crash happens. Guide: docs/how-to/test-a-participant.md.
 """
 
 import uuid
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, Self
@@ -20,9 +21,11 @@ from holdfast.fence.rows import Key
 from holdfast.json_text import parsed, text_of
 from holdfast.jsonable import jsonable
 from holdfast.participant import inquiry
-from holdfast.participant.participant import Participant
+from holdfast.participant.mounted import Mounted
 from holdfast.signing import message_id, signed_headers
-from holdfast.wire import Message, Operation, hold_ttl_s, retry_after_s
+from holdfast.wire import UNDOES, Kind, Message, Operation, hold_ttl_s, retry_after_s
+
+FIRST_CALLS: Final = frozenset({Operation.TRY, Operation.ACTION})
 
 Decided = Literal["confirm", "cancel", "undecided", "unknown", "unreachable"]
 """What the fake coordinator answers when the participant asks for a decision."""
@@ -52,16 +55,23 @@ class Answer:
 class FakeCoordinator:
     """Stands in for the coordinator of one participant; use it with `async with`.
 
-    `decision` is what it answers from now on; `asked` has the transaction ids that it was asked about.
+    `decision` is what it answers from now on, and `finished` whether all calls have been made; `asked` has the
+    transaction ids that it was asked about.
     `coordinator_id` is what its Trys and its answers carry: change it after a Try, and another coordinator answers.
     None stands for a coordinator of version 0.1.
     """
 
     def __init__(
-        self, participant: Participant, *, decision: Decided = "undecided", coordinator_id: str | None = "fake"
+        self,
+        participant: Mounted,
+        *,
+        decision: Decided = "undecided",
+        finished: bool = False,
+        coordinator_id: str | None = "fake",
     ) -> None:
         self.participant: Final = participant
         self.decision: Decided = decision
+        self.finished = finished
         self.coordinator_id = coordinator_id
         self.asked: list[str] = []
         self._rules = participant._rules
@@ -89,14 +99,21 @@ class FakeCoordinator:
         name: str | None = None,
         transaction_id: str | None = None,
         hold_ttl_s: float | None = 60.0,
+        results: Mapping[str, Any] | None = None,
+        kind: Kind | str | None = None,
     ) -> "Branch":
-        """A branch of a new transaction, or of `transaction_id`; named after the participant unless `name` is given."""
+        """A branch of a new transaction, or of `transaction_id`; named after the participant unless `name` is given.
+
+        `results`: what the branches returned that this one waits for. `kind`: the participant's, unless it is given.
+        """
         return Branch(
             coordinator=self,
             transaction_id=transaction_id or str(uuid.uuid4()),
             name=name or self.participant.name,
             payload=jsonable(payload),
             hold_ttl_s=hold_ttl_s,
+            results=None if results is None else {name: jsonable(each) for name, each in results.items()},
+            kind=Kind(kind or self.participant.kind),
         )
 
     def pass_time(self, seconds: float) -> None:
@@ -119,14 +136,16 @@ class FakeCoordinator:
             case "unknown":
                 return httpx.Response(404, json={"type": inquiry.UNKNOWN_TRANSACTION, "status": 404, **says_who})
             case decision:
-                return httpx.Response(200, json={"decision": decision, "recheck_in_s": 10, **says_who})
+                document = {"decision": decision, "recheck_in_s": 10, "finished": self.finished, **says_who}
+                return httpx.Response(200, json=document)
 
 
 @dataclass(slots=True, kw_only=True)
 class Branch:
     """A branch that the fake coordinator drives.
 
-    As the real one does, it counts attempts per operation, and says in a cancel whether it saw the Try succeed.
+    As the real one does, it counts attempts per operation, and says in a cancel or compensation whether it saw the try
+    or action succeed (`held`).
     """
 
     coordinator: FakeCoordinator
@@ -134,16 +153,15 @@ class Branch:
     name: str
     payload: Any
     hold_ttl_s: float | None
+    results: Mapping[str, Any] | None
+    kind: Kind
     attempts: dict[Operation, int] = field(default_factory=dict)
     result: Any = None
     held: bool = False
 
     async def try_(self) -> Answer:
         """Call try."""
-        answer = await self._call(Operation.TRY)
-        if answer.ok:
-            self.result, self.held = answer.body, True
-        return answer
+        return await self._call(Operation.TRY)
 
     async def confirm(self) -> Answer:
         """Call confirm."""
@@ -152,6 +170,14 @@ class Branch:
     async def cancel(self) -> Answer:
         """Call cancel."""
         return await self._call(Operation.CANCEL)
+
+    async def action(self) -> Answer:
+        """Call action."""
+        return await self._call(Operation.ACTION)
+
+    async def compensation(self) -> Answer:
+        """Call compensation."""
+        return await self._call(Operation.COMPENSATION)
 
     async def crash(self, operation: Operation | str, *, at: CrashPoint | str) -> None:
         """Make a call during which the process dies at a point; AssertionError if the call never gets there."""
@@ -178,6 +204,7 @@ class Branch:
 
     async def _call(self, operation: Operation) -> Answer:
         attempt = self.attempts[operation] = self.attempts.get(operation, 0) + 1
+        is_first = operation in FIRST_CALLS
         message = Message(
             transaction_id=self.transaction_id,
             branch=self.name,
@@ -185,16 +212,21 @@ class Branch:
             attempt=attempt,
             payload=text_of(self.payload),
             hold_ttl_s=self.hold_ttl_s if operation is Operation.TRY else None,
-            result=None if operation is Operation.TRY else text_of(self.result),
-            held=operation is Operation.CANCEL and self.held,
-            coordinator_id=self.coordinator.coordinator_id if operation is Operation.TRY else None,
+            result=None if is_first else text_of(self.result),
+            held=operation in UNDOES and self.held,
+            coordinator_id=self.coordinator.coordinator_id if is_first else None,
+            kind=self.kind,
+            results=None if self.results is None else {name: text_of(each) for name, each in self.results.items()},
         )
         body = message.body()
         headers = message.headers() | self._signature(message, body)
         transport = httpx.ASGITransport(self.coordinator._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:
             response = await client.post(f"/{operation.value}", content=body, headers=headers)
-        return _answer(response)
+        answer = _answer(response)
+        if is_first and answer.ok:
+            self.result, self.held = answer.body, True
+        return answer
 
     def _signature(self, message: Message, body: bytes) -> dict[str, str]:
         """The call is signed with the participant's first secret, if it has one."""

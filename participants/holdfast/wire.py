@@ -27,10 +27,11 @@ IDEMPOTENCY_KEY_HEADER: Final = "Idempotency-Key"
 DETAIL_CHARS_MAX: Final = 500
 """Maximum length of a refusal's detail and of a call's error, which are for people and end up in logs."""
 
-MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
-"""Maximum size of a message. A participant must accept it: a Confirm or Cancel that it refuses hangs."""
-DOCUMENT_BYTES_MAX: Final = MESSAGE_BYTES_MAX // 2
-"""Upper bound of what a coordinator may accept as a payload or as a result, because a message carries both."""
+DOCUMENT_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Upper bound of what a coordinator may accept as a payload or as a result, and of what `results` add up to."""
+MESSAGE_BYTES_MAX: Final = 3 * DOCUMENT_BYTES_MAX
+"""Maximum size of a message, which carries a payload, a result and `results`. A participant must accept it: a Confirm
+or Cancel that it refuses hangs."""
 ENVELOPE_BYTES_MAX: Final = 4096
 """Maximum size of a message without its payload and result."""
 

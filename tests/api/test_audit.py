@@ -34,7 +34,13 @@ async def test_the_registry(service: Service) -> None:
     assert (await service.client.delete("/v1/participants/inventory")).status_code == 204
     check_problem(await service.client.delete("/v1/participants/inventory"), 404, "participant-not-found")
     found = await entries(service, target="participants/inventory")
-    one = {"name": "inventory", "base_url": base_url("inventory"), "call_timeout_s": None, "concurrency_max": 64}
+    one = {
+        "name": "inventory",
+        "base_url": base_url("inventory"),
+        "call_timeout_s": None,
+        "concurrency_max": 64,
+        "kinds": None,
+    }
     three = one | {"concurrency_max": 3}
     assert [(each["action"], each["before"], each["after"]) for each in found] == [
         ("participant.delete", three, None),

@@ -31,12 +31,12 @@ ORDER: Final[Json] = {
 }
 FIELDS: Final = {
     *("id", "name", "reference", "phase", "decision", "outcome", "reason", "hung", "hung_since", "hung_reason"),
-    *("created_at", "deadline", "decided_at", "finished_at", "next_attempt_at", "branches", "try_order"),
+    *("created_at", "deadline", "decided_at", "finished_at", "next_attempt_at", "branches", "try_order", "undo"),
     *("owner", "masked"),
 }
 BRANCH_FIELDS: Final = {
     *("name", "participant", "endpoints", "call_timeout_s", "phase", "payload", "result", "attempts", "last_error"),
-    *("hung_reason", "next_attempt_at", "resolution"),
+    *("hung_reason", "next_attempt_at", "resolution", "kind", "after", "sending"),
 }
 
 

@@ -114,9 +114,9 @@ async def test_what_try_answered_is_sent_to_the_others_alone(operation: Operatio
     transport = Answers()
     await called(transport, call(operation, hold_ttl_s=60.0 if operation is Operation.TRY else None))
     sent = httpx.Response(200, content=await transport.requests[0].aread()).json()
-    is_try = operation is Operation.TRY
-    assert sent["result"] == (None if is_try else {"hold_id": "h-1"})
-    assert sent["hold_ttl_s"] == (60.0 if is_try else None)
+    is_first = operation in (Operation.TRY, Operation.ACTION)
+    assert sent["result"] == (None if is_first else {"hold_id": "h-1"})
+    assert sent["hold_ttl_s"] == (60.0 if operation is Operation.TRY else None)
     assert (sent["payload"], sent["attempt"], sent["branch"]) == ({"sku": 1}, 3, "stock")
 
 
@@ -127,7 +127,7 @@ async def test_only_a_cancel_of_what_was_seen_to_hold_says_so(operation: Operati
     made = call(operation)
     await called(transport, replace(made, branch=replace(made.branch, hold_until=hold_until)))
     sent = httpx.Response(200, content=await transport.requests[0].aread()).json()
-    says = operation is Operation.CANCEL and hold_until is not None
+    says = operation in (Operation.CANCEL, Operation.COMPENSATION) and hold_until is not None
     assert ("held" in sent, sent.get("held", False)) == (says, says)
 
 

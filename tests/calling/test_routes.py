@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.calling.routes import faults, is_no_route, no_route
-from holdfast.wire import Answer, Operation
+from holdfast.wire import Answer, Kind, Operation
 from tests.calling.test_caller import Answers, call, called
 
 NO_ROUTE: Final = "there seems to be no such route: http://inventory:8001/tcc; check the participant's base URL"
@@ -93,18 +93,18 @@ def participant() -> httpx.ASGITransport:
 
 @pytest.mark.parametrize("base_url", ["http://seats/tcc", "http://seats/tcc/"])
 async def test_routes_that_are_there_pass(base_url: str) -> None:
-    assert await faults(participant(), base_url, 1.0) == []
+    assert await faults(participant(), base_url, [Kind.TCC], 1.0) == []
 
 
 async def test_routes_that_are_not_there_are_named() -> None:
-    found = await faults(participant(), "http://seats/v1", 1.0)
+    found = await faults(participant(), "http://seats/v1", [Kind.TCC], 1.0)
     assert [operation for operation, _ in found] == ["try", "confirm", "cancel"]
     assert found[0][1].startswith("HTTP 404 Not Found: there seems to be no such route: http://seats/v1/try")
 
 
 @pytest.mark.parametrize("status", [200, 204, 401, 403, 405, 500])
 async def test_any_other_answer_means_that_somebody_is_there(status: int) -> None:
-    assert await faults(httpx.MockTransport(lambda _: httpx.Response(status)), "http://seats", 1.0) == []
+    assert await faults(httpx.MockTransport(lambda _: httpx.Response(status)), "http://seats", [Kind.TCC], 1.0) == []
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,11 @@ async def test_a_participant_that_does_not_answer_fails(error: Exception, said: 
     def handle(_: httpx.Request) -> Any:
         raise error
 
-    found = await faults(httpx.MockTransport(handle), "http://seats", 1.0)
-    assert len(found) == len(Operation)
+    found = await faults(httpx.MockTransport(handle), "http://seats", [Kind.TCC], 1.0)
+    assert len(found) == 3
     assert all(fault.startswith(said) for _, fault in found)
+
+
+async def test_each_kind_has_its_routes_and_a_pivot_may_do_without_cancel() -> None:
+    found = await faults(participant(), "http://seats/v1", [Kind.COMPENSABLE, Kind.PIVOT], 1.0)
+    assert [operation for operation, _ in found] == ["action", "compensation"]

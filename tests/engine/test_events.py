@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
+from app.protocol.kinds import OPERATIONS
 from app.protocol.messages import BranchResolved, RetryRequested
-from app.protocol.values import Endpoints, Settled
-from holdfast.wire import Operation
+from app.protocol.values import Settled
+from holdfast.wire import Kind, Operation
 from tests.harness.network import SILENT, Network, Reply
 from tests.harness.replica import Replica, begin_of
 from tests.harness.virtual_time import in_virtual_time, now, pass_time, until
@@ -69,7 +70,7 @@ async def test_inline_endpoints_are_called_by_their_host(
 ) -> None:
     network = Network(engine, now, {("car", CONFIRM): [REFUSES]})
     begin = begin_of("car")
-    endpoints = Endpoints(**{f"{name}_url": f"http://cars.test:8080/{name}" for name in ("try", "confirm", "cancel")})
+    endpoints = {operation: f"http://cars.test:8080/{operation}" for operation in OPERATIONS[Kind.TCC]}
     inline = tuple(replace(branch, participant=None, endpoints=endpoints) for branch in begin.branches)
     async with Replica(database_url, network) as replica:
         begun = await replica.coordinator.begin(replace(begin, branches=inline))

@@ -8,11 +8,11 @@ from typing import Any, Final
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
+from app.protocol.kinds import OPERATIONS
 from app.protocol.values import (
     Branch,
     BranchPhase,
     CallRecord,
-    Endpoints,
     HungReason,
     Reason,
     ReasonCode,
@@ -20,6 +20,7 @@ from app.protocol.values import (
     Settled,
     Transaction,
     TryOrder,
+    Undo,
     in_order,
 )
 from app.storage import transactions
@@ -100,12 +101,18 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | strategy
 
 
+def _urls_of(kind: Kind) -> st.SearchStrategy[dict[Operation, str]]:
+    """Endpoints of a branch of this kind, in their usual order."""
+    urls = st.lists(words, min_size=len(OPERATIONS[kind]), max_size=len(OPERATIONS[kind]))
+    return urls.map(lambda found: dict(zip(OPERATIONS[kind], found, strict=True)))
+
+
 branches = st.builds(
     Branch,
     name=labels,
     participant=maybe(labels),
-    kind=st.sampled_from(Kind),
-    endpoints=maybe(st.builds(Endpoints, try_url=words, confirm_url=words, cancel_url=words)),
+    kind=st.just(Kind.TCC),
+    endpoints=maybe(_urls_of(Kind.TCC)),
     call_timeout_s=maybe(st.floats(0.001, 3600.0)),
     payload=texts,
     phase=st.sampled_from(BranchPhase),
@@ -116,12 +123,39 @@ branches = st.builds(
     failures=attempts,
     next_attempt_at=maybe(times),
     tried_at=maybe(times),
+    asked_at=maybe(times),
     hold_until=maybe(times),
     last_answer=maybe(st.sampled_from(Answer)),
     last_error=maybe(words),
     hung_reason=maybe(st.sampled_from(HungReason)),
     resolution=maybe(st.builds(Resolution, settled=st.sampled_from(Settled), by=words, at=times, reason=words)),
+    intent=maybe(st.builds(Resolution, settled=st.sampled_from(Settled), by=words, at=times, reason=words)),
+    cannot_withdraw=st.booleans(),
+    contradicted=st.booleans(),
 )
+
+
+@st.composite
+def _of_any_kind(draw: st.DrawFn, branch: Branch, ahead: tuple[str, ...]) -> Branch:
+    """The branch as one of any kind, after some of those ahead of it."""
+    kind = draw(st.sampled_from(Kind))
+    endpoints = branch.endpoints and draw(_urls_of(kind))
+    after = draw(st.lists(st.sampled_from(ahead), unique=True)) if ahead else []
+    return replace(branch, kind=kind, endpoints=endpoints, after=tuple(after))
+
+
+@st.composite
+def _ordered(draw: st.DrawFn, each: Transaction) -> Transaction:
+    """The transaction with branches of any kinds, in an order that it could have."""
+    given = each.branches
+    names = tuple(branch.name for branch in given)
+    if draw(st.booleans()):
+        given = tuple(draw(_of_any_kind(branch, names[:number])) for number, branch in enumerate(given))
+    if each.try_order is TryOrder.SEQUENTIAL:
+        given = tuple(replace(branch, after=()) for branch in given)
+    return replace(each, branches=in_order(given, each.try_order, each.undo))
+
+
 any_transactions = st.builds(
     Transaction,
     id=st.uuids().map(str),
@@ -131,6 +165,7 @@ any_transactions = st.builds(
     name=maybe(labels),
     reference=maybe(labels),
     try_order=st.sampled_from(TryOrder),
+    undo=st.sampled_from(Undo),
     version=st.integers(1, 2**31 - 2),
     decision=st.sampled_from(Decision),
     reason=maybe(st.builds(Reason, code=st.sampled_from(ReasonCode), branch=maybe(words), detail=maybe(words))),
@@ -140,5 +175,5 @@ any_transactions = st.builds(
     wake_at=maybe(times),
 )
 any_transactions = any_transactions.filter(lambda each: not (each.decision is Decision.UNDECIDED and each.finished))
-any_transactions = any_transactions.map(lambda each: replace(each, branches=in_order(each.branches, each.try_order)))
+any_transactions = any_transactions.flatmap(_ordered)
 """Any transaction but one that has ended undecided, which has no phase."""

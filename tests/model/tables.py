@@ -12,23 +12,34 @@ from typing import Final
 
 from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS, READY
 from app.protocol.values import FINAL, BranchPhase
-from holdfast.fence.table import TABLE, Ask, Event, Mark, Refuse, Repeat, Rest, Run, Seen, State, Step, decide
+from holdfast.fence import check, compensable, retryable, table
+from holdfast.fence.steps import Ask, Consult, Event, Mark, Refuse, Repeat, Rest, Run, Seen, State, Step, Table
 from holdfast.wire import Answer, Decision, Kind, Operation
 
 FILE: Final = Path(__file__).parent / "tables.pml"
 
 STATES: Final = (State.NOTHING, State.HELD, State.CONFIRMED, State.CANCELLED, State.EXPIRED)
 """What the row of a participant can say in the one-step form; the marks of the two-step form are not modelled."""
-EVENTS: Final = (Event.TRY, Event.CONFIRM, Event.CANCEL, Event.TOLD_CONFIRM, Event.TOLD_CANCEL, Event.ABANDONED)
-"""What happens to a row. `due` is only a reason to ask: see FENCE_ASKS."""
+CALLS: Final = tuple(Event(operation.value) for operation in Operation)
+EVENTS: Final = (*CALLS, Event.TOLD_CONFIRM, Event.TOLD_CANCEL, Event.ABANDONED)
+"""What happens to a row. `due` is only a reason to ask: see FENCE_ASKS. Rows are never removed (`told_finished`): that
+takes the retention, which is time."""
+FENCES: Final[Mapping[Kind, Table]] = {
+    Kind.TCC: table.TABLE,
+    Kind.COMPENSABLE: compensable.TABLE,
+    Kind.CHECK: check.TABLE,
+    Kind.RETRYABLE: retryable.TABLE,
+}
+"""Kind → the fence of its participants, of those kinds that are searched; pivots aren't modelled."""
 PHASES: Final = tuple(phase for phase in BranchPhase if phase is not BranchPhase.RESOLVED)
 """No person resolves a branch in the model."""
 
 _Key = tuple[StrEnum, ...]
+_Fences = Mapping[tuple[Kind, State, Event], Step]
 
 _HEAD: Final = """\
 /* Written by `python -m tests.model --write-tables` from app/protocol/kinds.py, app/protocol/values.py and
- * participants/holdfast/fence/table.py; a test compares it with them. Change it there, never here. */
+ * participants/holdfast/fence/; a test compares it with them. Change it there, never here. */
 """
 
 
@@ -38,24 +49,44 @@ def text() -> str:
     blocks += [
         _macro("READY", ("kind",), {(kind,): name(phase) for kind, phase in READY.items()}),
         _macro("FOLLOWS", ("kind", "decision", "phase"), {key: name(phase) for key, phase in FOLLOWS.items()}),
-        _macro("ASKS", ("kind", "phase"), {key: name(operation) for key, operation in asks().items()}),
-        _macro("ANSWERED", ("operation", "answer"), {key: name(phase) for key, phase in ANSWERED.items()}),
+        _macro("ASKS", ("kind", "phase"), {key: name(operation) for key, operation in ASKS.items()}),
+        _macro("ANSWERED", ("phase", "answer"), {key: name(phase) for key, phase in ANSWERED.items()}),
         _macro("IS_FINAL", ("phase",), {(phase,): "1" for phase in PHASES if phase in FINAL}, default="0"),
-        _macro("FENCE_ASKS", ("state",), {(s,): "1" for s in STATES if isinstance(TABLE[s, Event.DUE], Ask)}, "0"),
-        *_fence("", {(state, event): TABLE[state, event] for state in STATES for event in EVENTS}),
-        *_fence("_REACQUIRING", {(s, e): decide(Seen(state=s), e, may_reacquire=True) for s in STATES for e in EVENTS}),
+        _macro("FENCE_ASKS", ("kind", "state"), dict.fromkeys(fence_asks(), "1"), default="0"),
+        *_fence("", fences()),
+        *_fence("_REACQUIRING", fences() | reacquiring()),
     ]
     return "\n".join(blocks)
 
 
-def asks() -> dict[tuple[Kind, BranchPhase], Operation]:
-    """What a branch of each kind is asked for in each phase."""
+def fences() -> dict[tuple[Kind, State, Event], Step]:
+    """What a participant of each kind does about each event that the model has."""
     return {
-        (kind, phase): operation
-        for kind, operations in KINDS.items()
-        for phase, operation in ASKS.items()
-        if operation in operations
+        (kind, state, event): step
+        for kind, steps in FENCES.items()
+        for (state, event), step in steps.items()
+        if state in STATES and event in EVENTS
     }
+
+
+def reacquiring() -> dict[tuple[Kind, State, Event], Step]:
+    """What a participant of TCC does that may have a hold again."""
+    return {
+        (Kind.TCC, state, event): table.decide(Seen(state=state), event, may_reacquire=True)
+        for state in STATES
+        for event in EVENTS
+        if (state, event) in table.TABLE
+    }
+
+
+def fence_asks() -> list[tuple[Kind, State]]:
+    """The rows whose participant asks for the decision, and acts on it; a step asks only whether its row may go."""
+    return [
+        (kind, state)
+        for kind, steps in FENCES.items()
+        for state in STATES
+        if isinstance(steps.get((state, Event.DUE)), Ask) and (state, Event.TOLD_CANCEL) in steps
+    ]
 
 
 def words() -> dict[str, tuple[StrEnum, ...]]:
@@ -84,25 +115,25 @@ def _macro(title: str, parameters: tuple[str, ...], lines: Mapping[_Key, str], d
     return "".join(rows) + f"  {default}{')' * len(lines)})\n"
 
 
-def _fence(suffix: str, table: Mapping[tuple[State, Event], Step]) -> Iterator[str]:
+def _fence(suffix: str, steps: _Fences) -> Iterator[str]:
     """What a row says after an event, which handlers run, and what a call is answered."""
     then: dict[_Key, str] = {}
     runs: dict[_Key, str] = {}
     answers: dict[_Key, str] = {}
-    for (state, event), step in table.items():
+    for (kind, state, event), step in steps.items():
         match step:
             case Run(operations=operations, then=after):
-                then[state, event] = name(after)
-                runs[state, event] = " | ".join(f"1 << {name(operation)}" for operation in operations)
+                then[kind, state, event] = name(after)
+                runs[kind, state, event] = " | ".join(f"1 << {name(operation)}" for operation in operations)
             case Mark(state=after):
-                then[state, event] = name(after)
-            case Repeat() | Refuse() | Rest():
-                then[state, event] = name(state)
+                then[kind, state, event] = name(after)
+            case Repeat() | Refuse() | Rest() | Consult():
+                then[kind, state, event] = name(state)
             case _:
                 raise AssertionError(f"the model has no {step}")
-        if event in (Event.TRY, Event.CONFIRM, Event.CANCEL):
-            answers[state, event] = name(Answer.REFUSED if isinstance(step, Refuse) else Answer.SUCCEEDED)
-    parameters = ("state", "event")
+        if event in CALLS:
+            answers[kind, state, event] = name(Answer.REFUSED if isinstance(step, Refuse) else Answer.SUCCEEDED)
+    parameters = ("kind", "state", "event")
     yield _macro(f"FENCE_THEN{suffix}", parameters, then)
     yield _macro(f"FENCE_RUNS{suffix}", parameters, runs, default="0")
     yield _macro(f"FENCE_ANSWER{suffix}", parameters, answers)

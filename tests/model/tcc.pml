@@ -10,7 +10,7 @@
  * there, as often as you like. Nothing counts, so the search is finite without a bound on any of these.
  *
  * Configurations, by -D:
- *   KIND_0, KIND_1  the kinds of the branches; else both are TCC
+ *   KIND_0, KIND_1  the kinds of the branches, of all but pivots; else both are TCC
  *   SEQUENTIAL   the second Try leaves only when the first branch holds; else both leave at once
  *   DEADLINE     the deadline passes once, for good, and a decision to confirm takes its time to become durable
  *   HARD_LIMIT   participants give a hold up without being told (hold_max_s)
@@ -28,6 +28,12 @@
 #define KIND_1 Kind_TCC
 #endif
 #define KIND(b) ((b) == 0 -> KIND_0 : KIND_1)
+
+/* What follows from a branch's kind, that is from the operations that it has. */
+#define FIRST(b) ASKS(KIND(b), BranchPhase_PENDING)               /* NONE: it is called after the decision only */
+#define HAS_CONFIRM(b) (ASKS(KIND(b), BranchPhase_CONFIRMING) != NONE)   /* what it holds is not final by itself */
+#define HAS_CANCEL(b) (ASKS(KIND(b), BranchPhase_CANCELLING) != NONE)    /* what it did first can be undone */
+#define STARTS(b) (FIRST(b) == NONE -> BranchPhase_PENDING : BranchPhase_TRYING)
 
 #ifdef REACQUIRE
 #define HARD_LIMIT
@@ -98,22 +104,24 @@
 #endif
 
 #ifdef MISTAKE_REFUSED_IS_DONE               /* "I don't have that any more" is taken for "done" */
-#define BECOMES(operation, answer) ((operation) == Operation_CONFIRM && (answer) == Answer_REFUSED -> \
-  BranchPhase_CONFIRMED : ANSWERED(operation, answer))
+#define BECOMES(phase, answer) ((phase) == BranchPhase_CONFIRMING && (answer) == Answer_REFUSED -> \
+  BranchPhase_CONFIRMED : ANSWERED(phase, answer))
 #else
-#define BECOMES(operation, answer) ANSWERED(operation, answer)
+#define BECOMES(phase, answer) ANSWERED(phase, answer)
 #endif
 
-#ifdef MISTAKE_NO_TOMBSTONE                  /* a Cancel that finds nothing leaves nothing */
-#define THEN(s, event) ((s) == State_NOTHING && (event) == Event_CANCEL -> State_NOTHING : FENCED_THEN(s, event))
+#ifdef MISTAKE_NO_TOMBSTONE                  /* a Cancel or compensation that finds nothing leaves nothing */
+#define THEN(b, event) (state[b] == State_NOTHING && UNDOES(event) -> \
+  State_NOTHING : FENCED_THEN(KIND(b), state[b], event))
 #else
-#define THEN(s, event) FENCED_THEN(s, event)
+#define THEN(b, event) FENCED_THEN(KIND(b), state[b], event)
 #endif
+#define UNDOES(event) ((event) == Event_CANCEL || (event) == Event_COMPENSATION)
 
 #ifdef MISTAKE_NO_FENCE                      /* a Confirm runs its handler whatever the row says */
-#define RUNS(s, event) ((event) == Event_CONFIRM -> BIT(Operation_CONFIRM) : FENCED_RUNS(s, event))
+#define RUNS(b, event) ((event) == Event_CONFIRM -> BIT(Operation_CONFIRM) : FENCED_RUNS(KIND(b), state[b], event))
 #else
-#define RUNS(s, event) FENCED_RUNS(s, event)
+#define RUNS(b, event) FENCED_RUNS(KIND(b), state[b], event)
 #endif
 
 #if defined(MISTAKE_RELEASES_WITHOUT_ASKING) /* the hold's time is up, and it is given up as if told to */
@@ -159,7 +167,7 @@ bool is_deciding[2];   /* waits until its decision to confirm is durable, and do
 /* --- the network: a set of requests and a set of answers for every branch ---------------------------------------- */
 
 byte requests[2];
-byte answers[2];
+short answers[2];
 #define BIT(operation) (1 << (operation))
 #define SAID(operation, answer) (1 << (2 * (operation) + (answer) - 3))
 
@@ -167,16 +175,18 @@ byte answers[2];
 
 byte state[2] = State_NOTHING;
 byte verdict[2];       /* what the participant was told and has not acted on; TOLD_CONFIRM: it asks no more */
-bool was_cancelled[2]; /* a Cancel was carried out here, or what an inquiry said in its place */
-bool has_confirmed[2]; /* the confirm handler ran */
+bool was_cancelled[2]; /* a Cancel or compensation was carried out here, or what an inquiry said in its place */
+bool has_acted[2];     /* the handler ran whose effect stays: of Confirm, or of an action */
 
 #ifdef HARD_LIMIT
 #define BOTH_HOLD true                       /* a participant that gives up alone may do so unseen */
 #else
-#define BOTH_HOLD (state[0] == State_HELD && state[1] == State_HELD)
+#define BOTH_HOLD (HOLDS(0) && HOLDS(1))
 #endif
+#define HOLDS(b) (!HAS_CANCEL(b) || state[b] == State_HELD)       /* else there is nothing to keep, and no row */
+#define IS_SETTLED(b) (!HAS_CONFIRM(b) || state[b] != State_HELD) /* nothing waits for the decision here */
 
-#define IS_OVER ((finished || row_decision == NONE) && state[0] != State_HELD && state[1] != State_HELD)
+#define IS_OVER ((finished || row_decision == NONE) && IS_SETTLED(0) && IS_SETTLED(1))
 
 /* --- the calm after the faults ------------------------------------------------------------------------------------ */
 
@@ -216,7 +226,7 @@ bool must_save;
 #define IS_ITS_TURN(r, b) true
 #endif
 #define MAY_CALL(r, b) (WORKS(r) && !CALLING(r, b) && OPERATION(r, b) != NONE && \
-  (OPERATION(r, b) != Operation_TRY || (decision[r] == Decision_UNDECIDED && IS_ITS_TURN(r, b))))
+  (OPERATION(r, b) != FIRST(b) || (decision[r] == Decision_UNDECIDED && IS_ITS_TURN(r, b))))
 #define MAY_CLAIM(r) (row_decision != NONE && !finished && !WORKS(r))
 
 inline forget(r) {
@@ -250,9 +260,17 @@ inline save(r) {
 inline check_end() {
   reached(ENDS_CONFIRMED, row_decision == Decision_CONFIRM);
   reached(ENDS_CANCELLED, row_decision == Decision_CANCEL);
-  effect(state[0] != State_HELD && state[1] != State_HELD);
-  effect((row_decision == Decision_CONFIRM) == (state[0] == State_CONFIRMED));
-  effect((row_decision == Decision_CONFIRM) == (state[1] == State_CONFIRMED))
+  check_end_of(0); check_end_of(1)
+}
+
+/* After a confirm everything stands, after a cancel nothing does; a branch without effects has nothing to show. */
+inline check_end_of(b) {
+  effect(IS_SETTLED(b));
+  if
+  :: HAS_CONFIRM(b) -> effect((row_decision == Decision_CONFIRM) == (state[b] == State_CONFIRMED))
+  :: !HAS_CONFIRM(b) && HAS_CANCEL(b) -> effect((row_decision == Decision_CONFIRM) == (state[b] == State_HELD))
+  :: else
+  fi
 }
 
 /* What follows from what is known: decide, turn the branches to Confirm or Cancel, and save what others must know. */
@@ -311,22 +329,23 @@ inline follow_one(r, b) {
 
 inline begin(r) {
   begun = true; is_current[r] = true;
-  decision[r] = Decision_UNDECIDED; PHASE(r, 0) = BranchPhase_TRYING;
+  decision[r] = Decision_UNDECIDED; PHASE(r, 0) = STARTS(0);
 #ifdef SEQUENTIAL
   PHASE(r, 1) = BranchPhase_PENDING;
 #else
-  PHASE(r, 1) = BranchPhase_TRYING;
+  PHASE(r, 1) = STARTS(1);
 #endif
 #ifndef MISTAKE_TRY_BEFORE_RECORD
-  save(r)
+  save(r);
 #endif
+  advance(r)                                             /* where no branch is called first, it is decided now */
 }
 
 /* The version goes up, which stops whoever had the transaction; then all goes on from the row. */
 inline claim(r) {
   is_current[1 - r] = false; is_current[r] = true;
 #ifdef MISTAKE_FORGETS_DECISION
-  decision[r] = Decision_UNDECIDED; PHASE(r, 0) = BranchPhase_TRYING; PHASE(r, 1) = BranchPhase_TRYING;
+  decision[r] = Decision_UNDECIDED; PHASE(r, 0) = STARTS(0); PHASE(r, 1) = STARTS(1);
 #else
   decision[r] = row_decision; PHASE(r, 0) = row_phase[0]; PHASE(r, 1) = row_phase[1];
 #endif
@@ -342,7 +361,7 @@ inline call(r, b) {
 #endif
   :: else ->
     rule(row_decision != NONE || finished);                                  /* the record is durable before a Try, */
-    rule(OPERATION(r, b) == Operation_TRY || row_decision == decision[r] || finished);  /* the decision before the rest */
+    rule(OPERATION(r, b) == FIRST(b) || row_decision == decision[r] || finished);  /* the decision before the rest */
     printf("replica %d calls participant %d: Operation %d\n", r, b, OPERATION(r, b));
     requests[b] = requests[b] | BIT(OPERATION(r, b)); CALLING(r, b) = true
   fi
@@ -361,10 +380,10 @@ inline end_call(r, b, answer) {
   :: OPERATION(r, b) == Operation_CONFIRM && answer == Answer_UNANSWERED ->
     decide(r, Decision_CANCEL); PHASE(r, b) = BranchPhase_CANCELLING; CALLING(r, b) = false
   :: else ->
-    PHASE(r, b) = BECOMES(OPERATION(r, b), answer); CALLING(r, b) = false
+    PHASE(r, b) = BECOMES(PHASE(r, b), answer); CALLING(r, b) = false
   fi;
 #else
-  PHASE(r, b) = BECOMES(OPERATION(r, b), answer); CALLING(r, b) = false;
+  PHASE(r, b) = BECOMES(PHASE(r, b), answer); CALLING(r, b) = false;
 #endif
   advance(r)
 }
@@ -409,20 +428,23 @@ end:
 
 /* --- participants ------------------------------------------------------------------------------------------------ */
 
+#define BEGINS (BIT(Operation_TRY) | BIT(Operation_ACTION))
+#define STAYS (BIT(Operation_CONFIRM) | BIT(Operation_ACTION))
+
 /* One local transaction: handlers and row together. */
 inline happen(b, event) {
-  ran_ = RUNS(state[b], event);
-  printf("participant %d: Event %d, its row says State %d, then State %d\n", b, event, state[b], THEN(state[b], event));
-  reached(REFUSES_LATE_TRY, state[b] == State_CANCELLED && event == Event_TRY);
+  ran_ = RUNS(b, event);
+  printf("participant %d: Event %d, its row says State %d, then State %d\n", b, event, state[b], THEN(b, event));
+  reached(REFUSES_LATE_TRY, state[b] == State_CANCELLED && (BIT(event) & BEGINS));
   reached(RELEASED_WHEN_TOLD, state[b] == State_HELD && event == Event_TOLD_CANCEL);
-  state[b] = THEN(state[b], event);
+  state[b] = THEN(b, event);
 #ifndef REACQUIRE
-  effect(!(ran_ & BIT(Operation_TRY)) || !was_cancelled[b]);            /* no hold by a Try after its Cancel, */
-#endif
-  effect(!(ran_ & BIT(Operation_TRY)) || !finished);                    /* and none after the end */
-  effect(!(ran_ & BIT(Operation_CONFIRM)) || !has_confirmed[b]);        /* an effect happens once */
-  has_confirmed[b] = has_confirmed[b] || (ran_ & BIT(Operation_CONFIRM));
-  was_cancelled[b] = was_cancelled[b] || event == Event_CANCEL || event == Event_TOLD_CANCEL;
+  effect(!(ran_ & BEGINS) || !was_cancelled[b]);         /* no hold by a Try after its Cancel, no action after its */
+#endif                                                     /* compensation, */
+  effect(!(ran_ & BEGINS) || !finished);                 /* and none after the end */
+  effect(!(ran_ & STAYS) || !has_acted[b]);              /* an effect happens once */
+  has_acted[b] = has_acted[b] || (ran_ & STAYS);
+  was_cancelled[b] = was_cancelled[b] || UNDOES(event) || event == Event_TOLD_CANCEL;
   effect(!(state[0] == State_CONFIRMED && state[1] == State_CANCELLED));
   effect(!(state[1] == State_CONFIRMED && state[0] == State_CANCELLED));
   ran_ = 0
@@ -430,8 +452,14 @@ inline happen(b, event) {
 
 inline deliver(b, operation) {
   consume(b, operation);
-  answers[b] = answers[b] | SAID(operation, REPLY(state[b], operation));
+  answers[b] = answers[b] | SAID(operation, REPLY(KIND(b), state[b], operation));
   happen(b, operation)                        /* the events of calls are numbered as the operations are */
+}
+
+/* It leaves nothing behind. */
+inline refuse(b, operation) {
+  printf("participant %d refuses: Operation %d\n", b, operation);
+  consume(b, operation); answers[b] = answers[b] | SAID(operation, Answer_REFUSED)
 }
 
 inline consume(b, operation) {
@@ -449,11 +477,13 @@ proctype participant(byte b) {
 end:
   do
   :: d_step { MAY_ARRIVE(b, Operation_TRY) -> deliver(b, Operation_TRY) }
-  :: d_step { MAY_ARRIVE(b, Operation_TRY) && state[b] == State_NOTHING ->   /* it leaves nothing behind */
-       printf("participant %d refuses the Try\n", b);
-       consume(b, Operation_TRY); answers[b] = answers[b] | SAID(Operation_TRY, Answer_REFUSED) }
+  :: d_step { MAY_ARRIVE(b, Operation_TRY) && state[b] == State_NOTHING -> refuse(b, Operation_TRY) }
   :: d_step { MAY_ARRIVE(b, Operation_CONFIRM) -> deliver(b, Operation_CONFIRM) }
   :: d_step { MAY_ARRIVE(b, Operation_CANCEL) -> deliver(b, Operation_CANCEL) }
+  :: d_step { MAY_ARRIVE(b, Operation_ACTION) -> deliver(b, Operation_ACTION) }
+  :: d_step { MAY_ARRIVE(b, Operation_ACTION) && state[b] == State_NOTHING && (FIRST(b) != NONE || !IS_CALM) ->
+       refuse(b, Operation_ACTION) }             /* after the decision that is a fault, and it is asked again */
+  :: d_step { MAY_ARRIVE(b, Operation_COMPENSATION) -> deliver(b, Operation_COMPENSATION) }
   od
 }
 
@@ -461,12 +491,12 @@ end:
 proctype reaper(byte b) {
 end:
   do
-  :: d_step { FENCE_ASKS(state[b]) && verdict[b] == NONE && TOLD != NONE ->
+  :: d_step { FENCE_ASKS(KIND(b), state[b]) && verdict[b] == NONE && TOLD != NONE ->
        rule(row_decision != NONE);                              /* of what is held, the coordinator always knows */
        verdict[b] = TOLD; printf("participant %d asked: Event %d\n", b, verdict[b]) }
   :: d_step { verdict[b] == Event_TOLD_CANCEL -> verdict[b] = NONE; happen(b, Event_TOLD_CANCEL) }
 #ifdef HARD_LIMIT
-  :: d_step { FENCE_ASKS(state[b]) && verdict[b] == NONE -> happen(b, Event_ABANDONED) }
+  :: d_step { FENCE_ASKS(KIND(b), state[b]) && verdict[b] == NONE -> happen(b, Event_ABANDONED) }
 #endif
   od
 }
@@ -495,6 +525,8 @@ init {
   :: d_step { begun && MAY_ARRIVE(0, Operation_TRY) -> become_calm(BIT(Operation_TRY)) }
   :: d_step { begun && MAY_ARRIVE(0, Operation_CONFIRM) -> become_calm(BIT(Operation_CONFIRM)) }
   :: d_step { begun && MAY_ARRIVE(0, Operation_CANCEL) -> become_calm(BIT(Operation_CANCEL)) }
+  :: d_step { begun && MAY_ARRIVE(0, Operation_ACTION) -> become_calm(BIT(Operation_ACTION)) }
+  :: d_step { begun && MAY_ARRIVE(0, Operation_COMPENSATION) -> become_calm(BIT(Operation_COMPENSATION)) }
   fi;
   timeout -> effect(IS_OVER); is_over = true  /* nothing can happen any more */
 #endif

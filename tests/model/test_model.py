@@ -8,11 +8,12 @@ import pytest
 
 from app.protocol.kinds import ANSWERED, ASKS, FOLLOWS, KINDS, READY
 from app.protocol.values import FINAL
-from holdfast.fence.table import TABLE, Ask, Event, Mark, Refuse, Run, State
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.fence import check, compensable, retryable, table
+from holdfast.fence.steps import Ask, Event, Mark, Refuse, Run, State, Table
+from holdfast.wire import Answer, Decision, Kind, Operation
 from tests.model import spin, tables
 from tests.model.__main__ import search
-from tests.model.searches import CONFIGURATIONS, MISTAKES, REACHED, Search
+from tests.model.searches import CONFIGURATIONS, MISTAKES, REACHED, SEARCHED, Search
 
 MODEL = spin.MODEL.read_text(encoding="utf-8")
 CHECKED_IN = tables.FILE.read_text(encoding="utf-8")
@@ -65,37 +66,49 @@ def test_what_follows_a_decision_is_what_protocol_py_says() -> None:
 
 def test_what_a_phase_asks_for_and_becomes_is_what_protocol_py_says() -> None:
     for phase in tables.PHASES:
-        for kind, operations in KINDS.items():
-            operation = ASKS.get(phase)
-            assert value("ASKS", kind, phase) == of(operation if operation in operations else None)
+        for kind in KINDS:
+            assert value("ASKS", kind, phase) == of(ASKS.get((kind, phase)))
+        for answer in Answer:
+            assert value("ANSWERED", phase, answer) == of(ANSWERED.get((phase, answer)))
         assert value("IS_FINAL", phase) == (phase in FINAL)
-    for operation, answer in product(Operation, Answer):
-        assert value("ANSWERED", operation, answer) == of(ANSWERED[operation, answer])
     for kind in KINDS:
         assert value("READY", kind) == of(READY[kind])
 
 
-def test_the_fence_is_that_of_the_sdk() -> None:
+@pytest.mark.parametrize(("kind", "fence"), [
+    (Kind.TCC, table.TABLE),
+    (Kind.COMPENSABLE, compensable.TABLE),
+    (Kind.CHECK, check.TABLE),
+    (Kind.RETRYABLE, retryable.TABLE),
+])  # fmt: skip
+def test_the_fence_is_that_of_the_sdk(kind: Kind, fence: Table) -> None:
     for state, event in product(tables.STATES, tables.EVENTS):
-        step = TABLE[state, event]
+        step = fence.get((state, event))
         then = step.then if isinstance(step, Run) else step.state if isinstance(step, Mark) else state
         runs = sum(1 << of(operation) for operation in step.operations) if isinstance(step, Run) else 0
-        assert value("FENCE_THEN", state, event) == of(then)
-        assert value("FENCE_RUNS", state, event) == runs
-        if event in (Event.TRY, Event.CONFIRM, Event.CANCEL):
+        assert value("FENCE_THEN", kind, state, event) == of(then if step else None)
+        assert value("FENCE_RUNS", kind, state, event) == runs
+        if event in {Event(operation.value) for operation in Operation}:
             answer = Answer.REFUSED if isinstance(step, Refuse) else Answer.SUCCEEDED
-            assert value("FENCE_ANSWER", state, event) == of(answer)
-    for state in tables.STATES:
-        assert value("FENCE_ASKS", state) == isinstance(TABLE[state, Event.DUE], Ask)
+            assert value("FENCE_ANSWER", kind, state, event) == of(answer if step else None)
+
+
+def test_only_holds_ask_for_the_decision() -> None:
+    asking = {(kind, state) for kind, state in product(KINDS, tables.STATES) if value("FENCE_ASKS", kind, state)}
+    assert asking == {(Kind.TCC, state) for state in tables.STATES if isinstance(table.TABLE[state, Event.DUE], Ask)}
+
+
+def test_every_kind_but_those_that_decide_is_searched() -> None:
+    assert set(SEARCHED) == tables.FENCES.keys() == {kind for kind in KINDS if KINDS[kind].withdraw is None}
 
 
 def test_only_a_late_confirm_is_different_where_a_hold_may_be_had_again() -> None:
     different = [
-        (state, event)
-        for state, event in product(tables.STATES, tables.EVENTS)
-        if value("FENCE_THEN", state, event) != value("FENCE_THEN_REACQUIRING", state, event)
+        key
+        for key in product(KINDS, tables.STATES, tables.EVENTS)
+        if value("FENCE_THEN", *key) != value("FENCE_THEN_REACQUIRING", *key)
     ]
-    assert different == [(State.EXPIRED, Event.CONFIRM)]
+    assert different == [(Kind.TCC, State.EXPIRED, Event.CONFIRM)]
 
 
 def test_calls_are_events_of_the_same_number() -> None:
@@ -117,19 +130,26 @@ def test_every_mistake_of_the_model_is_searched_and_every_search_has_one() -> No
     assert not any(search.must_fail for search in CONFIGURATIONS)
 
 
-def test_every_pair_of_kinds_is_searched_in_every_configuration() -> None:
-    pairs = {(f"KIND_0={tables.name(one)}", f"KIND_1={tables.name(other)}") for one, other in product(KINDS, KINDS)}
-    searched: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+def test_every_pair_of_kinds_is_searched_in_every_configuration_that_it_can_have() -> None:
+    kind_of = {tables.name(kind): kind for kind in KINDS}
+    searched: dict[tuple[str, ...], set[tuple[Kind, ...]]] = {}
     for each in CONFIGURATIONS:
-        searched.setdefault(each.defines[:-2], set()).add(each.defines[-2:])
+        pair = tuple(kind_of[define.partition("=")[2]] for define in each.defines[-2:])
+        searched.setdefault(each.defines[:-2], set()).add(pair)
+    pairs = set(product(SEARCHED, SEARCHED))
+    either_way = {frozenset(pair) for pair in pairs}
     assert set(searched) == {(), ("SEQUENTIAL",), ("DEADLINE",), ("HARD_LIMIT",), ("REACQUIRE",), ("LIVENESS",)}
-    assert all(of_one == pairs for of_one in searched.values())
+    assert searched["LIVENESS",] == pairs
+    assert searched["SEQUENTIAL",] == {pair for pair in pairs if Kind.RETRYABLE not in pair}
+    assert {frozenset(pair) for pair in searched[()]} == either_way
+    for configuration in ("DEADLINE", "HARD_LIMIT", "REACQUIRE"):
+        assert searched[configuration,] == {(Kind.TCC, Kind.TCC)}
 
 
 def test_every_claim_that_must_be_refuted_is_in_the_model() -> None:
     numbered = dict(re.findall(r"^#define ([A-Z_]+) (\d)$", MODEL, re.MULTILINE))
-    expected = {name: (f"REACH={number}",) for name, number in numbered.items()}
-    assert {search.name: search.defines for search in REACHED} == expected
+    expected = {name: f"REACH={number}" for name, number in numbered.items()}
+    assert {search.name.partition(",")[0]: search.defines[0] for search in REACHED} == expected
 
 
 @pytest.fixture
@@ -145,6 +165,20 @@ def test_a_mistake_is_found_and_told_step_by_step() -> None:
     assert found.is_as_expected
     assert found.told[0] == "replica 0 begins the transaction"
     assert found.told[-1] == "participant 1: try, its row says nothing, then held"
+
+
+@pytest.mark.usefixtures("_spin")
+def test_a_mistake_is_found_in_steps_too() -> None:
+    mistake = next(search for search in MISTAKES if search.name == "NO_TOMBSTONE, compensable + check")
+    found = spin.run(mistake)
+    assert found.is_as_expected
+    assert found.told[-1] == "participant 0: action, its row says nothing, then held"
+
+
+@pytest.mark.usefixtures("_spin")
+def test_a_saga_with_what_is_carried_out_after_the_decision_holds() -> None:
+    wanted = next(search for search in CONFIGURATIONS if search.name == "parallel, compensable + retryable")
+    assert spin.run(wanted).is_as_expected
 
 
 @pytest.mark.parametrize(("must_fail", "violation", "is_good"), [

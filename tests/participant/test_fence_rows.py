@@ -11,7 +11,7 @@ from sqlalchemy.schema import CreateTable
 
 from holdfast.fence import rows
 from holdfast.fence.rows import Key, Row, Superseded
-from holdfast.fence.table import State
+from holdfast.fence.steps import State
 
 TABLE = rows.branches_table(MetaData())
 KEY = Key("seats", "t-1", "left")

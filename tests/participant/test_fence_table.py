@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 
-from holdfast.fence.table import (
+from holdfast.fence.steps import (
     FINISHED,
     RUNNING,
-    TABLE,
     Event,
     Mark,
     Refusal,
@@ -18,8 +17,8 @@ from holdfast.fence.table import (
     Seen,
     State,
     Wait,
-    decide,
 )
+from holdfast.fence.table import EVENTS, OPERATIONS, STATES, TABLE, decide
 from holdfast.wire import Operation
 
 CALLS = (Event.TRY, Event.CONFIRM, Event.CANCEL)
@@ -74,7 +73,7 @@ def test_the_table_of_the_contract_and_of_the_marks(state: str) -> None:
     assert tuple(said(State(state), event) for event in CALLS) == (CONTRACT | MARKS)[state]
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", STATES)
 def test_what_the_reaper_does(state: State) -> None:
     findings = (Event.DUE, Event.TOLD_CANCEL, Event.ABANDONED)
     assert tuple(said(state, event) for event in findings) == REAPER.get(state, ("rest", "rest", "rest"))
@@ -99,9 +98,9 @@ def test_each_run_calls_its_handlers_and_leaves_its_mark() -> None:
 
 def test_the_words_of_rows_calls_and_problems() -> None:
     """Rows of earlier releases say them, operations become events by them, and problems are named by them."""
-    assert {state.value for state in State} == {*CONTRACT, *MARKS}
-    assert [Event(operation.value) for operation in Operation] == [*CALLS]
-    assert [event.value for event in Event] == [
+    assert {state.value for state in STATES} == {*CONTRACT, *MARKS}
+    assert [Event(operation.value) for operation in OPERATIONS] == [*CALLS]
+    assert [event.value for event in EVENTS] == [
         "try",
         "confirm",
         "cancel",
@@ -113,10 +112,13 @@ def test_the_words_of_rows_calls_and_problems() -> None:
     assert {refusal.value for refusal in Refusal} == {
         "nothing-held",
         "already-cancelled",
+        "already-compensated",
         "already-confirmed",
+        "already-done",
         "hold-expired",
         "payload-mismatch",
         "forgotten",
+        "wrong-kind",
     }
 
 
@@ -125,12 +127,12 @@ def test_a_confirm_of_what_is_being_given_up_may_ask_again_in_a_second() -> None
 
 
 def test_the_table_is_complete_and_cannot_be_changed() -> None:
-    assert set(TABLE) == set(itertools.product(State, Event))
+    assert set(TABLE) == set(itertools.product(STATES, EVENTS))
     with pytest.raises(TypeError):
         TABLE[State.HELD, Event.CANCEL] = Rest()  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(STATES, EVENTS)))
 def test_no_step_leads_where_it_must_not(state: State, event: Event) -> None:
     step = TABLE[state, event]
     if isinstance(step, Run):
@@ -146,22 +148,22 @@ def test_no_step_leads_where_it_must_not(state: State, event: Event) -> None:
             assert step.operations == (Operation.TRY,), "no handler runs on nothing but Try's"
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", STATES)
 def test_the_end_can_always_be_reached(state: State) -> None:
     """By repeating the call that was decided, and for what nobody calls about, by the reaper alone."""
-    ways = {event: TABLE[state, event] for event in Event}
+    ways = {event: TABLE[state, event] for event in EVENTS}
     ends = [step for step in ways.values() if isinstance(step, Run) and step.then in FINISHED]
     assert ends or state in FINISHED | {State.NOTHING}
 
 
 @pytest.mark.parametrize(
-    ("state", "event"), list(itertools.product([s for s in State if s is not State.NOTHING], CALLS))
+    ("state", "event"), list(itertools.product([s for s in STATES if s is not State.NOTHING], CALLS))
 )
 def test_another_payload_is_refused_whatever_the_row_says(state: State, event: Event) -> None:
     assert decide(Seen(state=state, payload_differs=True), event) == Refuse(Refusal.PAYLOAD_MISMATCH)
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(sorted(RUNNING), Event)))
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(sorted(RUNNING), EVENTS)))
 def test_while_a_run_has_its_lease_no_other_begins(state: State, event: Event) -> None:
     step = decide(Seen(state=state, busy_s=0.5), event)
     if isinstance(TABLE[state, event], Run) or state is State.TRYING:
@@ -176,14 +178,14 @@ def test_a_confirm_waits_for_a_try_that_may_still_come_to_hold() -> None:
 
 
 def test_only_a_cancel_of_what_was_held_and_has_no_row_is_forgotten() -> None:
-    for state, event in itertools.product(State, Event):
+    for state, event in itertools.product(STATES, EVENTS):
         changed = decide(Seen(state=state, was_held=True), event) != decide(Seen(state=state), event)
         assert changed == ((state, event) == (State.NOTHING, Event.CANCEL))
     assert decide(Seen(state=State.NOTHING, was_held=True), Event.CANCEL) == Refuse(Refusal.FORGOTTEN)
 
 
 def test_only_a_late_confirm_re_acquires_and_only_where_that_is_allowed() -> None:
-    for state, event in itertools.product(State, Event):
+    for state, event in itertools.product(STATES, EVENTS):
         changed = decide(Seen(state=state), event, may_reacquire=True) != decide(Seen(state=state), event)
         assert changed == ((state, event) == (State.EXPIRED, Event.CONFIRM))
     step = decide(Seen(state=State.EXPIRED), Event.CONFIRM, may_reacquire=True)

@@ -434,7 +434,7 @@ async def test_one_line_at_the_start_says_what_it_is_and_where(
         given = make_url(url)
         made = URL.create(kind, host=given.host, port=given.port, database=given.database)
         assert line == (
-            f"event=participant_started participant=seats database={made} table=holdfast_branches "
+            f"event=participant_started participant=seats kind=tcc database={made} table=holdfast_branches "
             "coordinator=http://coordinator "
             "form=one-step signatures=unchecked reap_interval_s=5.0"
         )

@@ -114,7 +114,7 @@ async def test_the_hash_stays_in_the_form_that_replicas_of_the_version_before_kn
 
 
 async def test_what_a_coordinator_may_send_a_participant_takes(service: Service) -> None:
-    """The largest payload with the largest result, in Try as in Confirm and Cancel."""
+    """The largest payload with the largest result and the largest results of others, whatever the call."""
     payments = Payments(service, Any)
     payload = checked(b'"%b"' % (b"\x7f" * (DOCUMENT_BYTES_MAX - 2)))
     result = checked(b'"%b"' % (b"r" * (DOCUMENT_BYTES_MAX - ENVELOPE_BYTES_MAX - 2)))
@@ -125,6 +125,7 @@ async def test_what_a_coordinator_may_send_a_participant_takes(service: Service)
         attempt=2**31,
         payload=payload,
         result=result,
+        results={"order": result},
     )
     transport = httpx.ASGITransport(payments._app)
     async with httpx.AsyncClient(transport=transport, base_url="http://participant") as client:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from holdfast import Participant, Refused
 from holdfast.fence.execution import Happening, Outcome
-from holdfast.fence.table import Event
+from holdfast.fence.steps import Event
 from holdfast.participant import inquiry
 from holdfast.participant.inquiry import Question, Verdict
 from holdfast.testing import Branch, FakeCoordinator

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 from holdfast import Hold, Participant
-from holdfast.fence.table import State
+from holdfast.fence.steps import State
 from holdfast.participant import reaper as reaper_module
 from holdfast.participant.inquiry import PAUSE_S
 from holdfast.participant.reaper import BATCH_MAX

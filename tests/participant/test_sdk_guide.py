@@ -13,7 +13,7 @@ from sqlalchemy import Engine, create_engine, text
 
 import holdfast
 from holdfast import Client, Participant
-from holdfast.fence.table import Refusal
+from holdfast.fence.steps import Refusal
 from holdfast.testing import FakeCoordinator
 from tests.harness.markdown import Page
 
@@ -75,7 +75,8 @@ def test_the_reference_names_everything() -> None:
     for function in begin:
         for name in inspect.signature(function).parameters:
             assert name == "self" or name in REFERENCE, name
-    for owner in (Participant, Client, FakeCoordinator, holdfast.Hold):
+    steps = (holdfast.SagaStep, holdfast.Pivot, holdfast.Retryable, holdfast.Check)
+    for owner in (Participant, *steps, Client, FakeCoordinator, holdfast.Hold, holdfast.Step):
         for name in vars(owner):
             assert name.startswith("_") or name in REFERENCE, f"{owner.__name__}.{name}"
     for name in holdfast.__all__:

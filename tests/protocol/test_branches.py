@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.protocol import branches as module
 from app.protocol.branches import Branches, Facts
-from app.protocol.kinds import KINDS, READY
+from app.protocol.kinds import ASKS, KINDS, READY
 from app.protocol.messages import Answered, Call
 from app.protocol.steps import advance
 from app.protocol.values import (
@@ -27,37 +27,53 @@ from app.protocol.values import (
     TryOrder,
     in_order,
 )
-from holdfast.wire import Answer, Operation
+from holdfast.wire import Answer, Kind, Operation
 from tests.protocol.enumeration import POLICY
 
 RESOLUTION: Final = Resolution(settled=Settled.CONFIRMED, by="a person", at=1.0, reason="they said so")
+Names = tuple[str, ...]
 TIMES: Final = st.sampled_from([None, 0.0, 1.0, 2.0, 3.0])
-LASTING: Final = {*HungReason} - {HungReason.INTERNAL_ERROR, HungReason.TRY_UNANSWERED}
-REFUSALS: Final = {HungReason.CONFIRM_REFUSED, HungReason.CANCEL_REFUSED}
+LASTING: Final = {*HungReason} - {
+    HungReason.INTERNAL_ERROR,
+    HungReason.TRY_UNANSWERED,
+    HungReason.PIVOT_UNANSWERED,
+}
+REFUSALS: Final = {reason for reason in HungReason if reason.endswith("_refused")}
 SECOND: Final = {BranchPhase.CONFIRMING, BranchPhase.CANCELLING}
 FIRST: Final = {BranchPhase.PENDING, BranchPhase.TRYING, BranchPhase.HELD, BranchPhase.REFUSED}
+
+
+def takes_turns(branch: Branch) -> bool:
+    """Whether others may come before its call after the decision."""
+    after_the_decision = branch.phase is BranchPhase.CONFIRMING and branch.kind is Kind.RETRYABLE
+    return bool(
+        (after_the_decision and branch.waits_for) or (branch.phase is BranchPhase.CANCELLING and branch.undone_after)
+    )
+
 
 TRAITS: Final[dict[int, Callable[[Branch], bool]]] = {
     module.NOT_READY: lambda b: b.phase is not READY[b.kind],
     module.REFUSED: lambda b: b.phase is BranchPhase.REFUSED,
-    module.NOT_FINAL: lambda b: b.phase not in FINAL,
+    module.NOT_FINAL: lambda b: b.phase not in FINAL or b.calling is not None,
     module.CALLING: lambda b: b.calling is not None,
     module.FOLLOWS_DECISION: lambda b: b.phase in FIRST and b.calling is None,
     module.HUNG: lambda b: b.hung_reason is not None,
-    module.NOT_HUNG: lambda b: b.phase not in FINAL and b.hung_reason is None,
-    module.MAY_FALL_SILENT: lambda b: b.phase not in FINAL and b.hung_reason not in LASTING,
+    module.NOT_HUNG: lambda b: b.phase not in FINAL and b.hung_reason is None and not takes_turns(b),
+    module.MAY_FALL_SILENT: lambda b: b.phase not in FINAL and b.hung_reason not in LASTING and not takes_turns(b),
+    module.INTENDED: lambda b: b.intent is not None,
     module.NEWLY_REFUSED: lambda b: (
         b.phase not in FINAL and b.last_answer is Answer.REFUSED and b.hung_reason not in REFUSALS
     ),
 }
 
 
-def drawn_branch(number: int, after: tuple[str, ...]) -> st.SearchStrategy[Branch]:
+def drawn_branch(number: int, kind: Kind, waits_for: Names, undone_after: Names) -> st.SearchStrategy[Branch]:
     return st.builds(
         Branch,
         name=st.just(str(number)),
-        kind=st.sampled_from([*KINDS]),
-        after=st.just(after),
+        kind=st.just(kind),
+        waits_for=st.just(waits_for),
+        undone_after=st.just(undone_after),
         phase=st.sampled_from(BranchPhase),
         failures=st.integers(0, 3),
         next_attempt_at=TIMES,
@@ -65,6 +81,7 @@ def drawn_branch(number: int, after: tuple[str, ...]) -> st.SearchStrategy[Branc
         last_answer=st.sampled_from([None, *Answer]),
         hung_reason=st.sampled_from([None, *HungReason]),
         resolution=st.sampled_from([None, RESOLUTION]),
+        intent=st.sampled_from([None, RESOLUTION]),
         calling=st.sampled_from([None, *Operation]),
     )
 
@@ -75,11 +92,38 @@ def drawn_branches(draw: st.DrawFn) -> Branches:
     count = draw(st.integers(1, 9))
     is_ordered = draw(st.booleans())
     orders = [draw(st.sets(st.integers(0, n - 1))) if is_ordered and n else () for n in range(count)]
-    branches = Branches.of(tuple(draw(drawn_branch(n, tuple(map(str, order)))) for n, order in enumerate(orders)))
+    is_reverse = draw(st.booleans())
+    waits = [tuple(map(str, sorted(order))) for order in orders]
+    undone = [tuple(str(m) for m, order in enumerate(orders) if is_reverse and n in order) for n in range(count)]
+    kinds = draw(st.lists(st.sampled_from([*KINDS]), min_size=count, max_size=count))
+    branches = Branches.of(
+        tuple(draw(drawn_branch(*each)) for each in zip(range(count), kinds, waits, undone, strict=True))
+    )
     for _ in range(draw(st.integers(0, 4))):
         positions = draw(st.sets(st.integers(0, count - 1), min_size=1))
-        branches = branches.replaced({n: draw(drawn_branch(n, branches[n].after)) for n in positions})
+        branches = branches.replaced({n: draw(drawn_branch(n, kinds[n], waits[n], undone[n])) for n in positions})
     return branches
+
+
+def _another(branch: Branch) -> st.SearchStrategy[Branch]:
+    """The same branch in any other state."""
+    return drawn_branch(int(branch.name), branch.kind, branch.waits_for, branch.undone_after)
+
+
+def is_over(branches: Branches, name: str) -> bool:
+    """Whether this branch is final, and all that comes after it."""
+    branch = branches[int(name)]
+    return branch.final and all(is_over(branches, after) for after in branch.undone_after)
+
+
+def is_its_turn(branches: Branches, branch: Branch) -> bool:
+    """Whether nothing keeps this branch from its next call."""
+    ahead = [branches[int(name)] for name in branch.waits_for]
+    if branch.phase is BranchPhase.CANCELLING:
+        return all(is_over(branches, after) for after in branch.undone_after)
+    if branch.phase is BranchPhase.CONFIRMING:
+        return branch.kind is not Kind.RETRYABLE or all(b.final or b.kind is not Kind.RETRYABLE for b in ahead)
+    return all(b.phase is READY[b.kind] for b in ahead)
 
 
 @given(drawn_branches())
@@ -106,19 +150,16 @@ def test_a_trait_is_found_where_a_branch_has_it(branches: Branches) -> None:
 
 @given(drawn_branches(), st.sampled_from([-1.0, 0.0, 1.5, 3.0]))
 def test_times_and_failures_are_found_where_they_are(branches: Branches, at: float) -> None:
-    ready = {b.name for b in branches if b.phase is READY[b.kind]}
     waits = [(n, b, b.next_attempt_at is None or b.next_attempt_at <= at) for n, b in enumerate(branches)]
-    waits = [(n, b, is_due) for n, b, is_due in waits if b.calling is None]
-    first = [(n, b) for n, b, is_due in waits if is_due and b.phase in (BranchPhase.PENDING, BranchPhase.TRYING)]
-    first = [(n, b) for n, b in first if Operation.TRY in KINDS[b.kind] and ready.issuperset(b.after)]
-    assert branches.where(lambda facts: facts.try_due <= at) == [n for n, _ in first]
-    assert branches.where(lambda facts: facts.due <= at) == [
-        n for n, b, is_due in waits if is_due and b.phase in SECOND
-    ]
+    waits = [(n, b, is_due) for n, b, is_due in waits if b.calling is None and (b.kind, b.phase) in ASKS]
+    due = [(n, b) for n, b, is_due in waits if is_due and is_its_turn(branches, b)]
+    assert branches.where(lambda facts: facts.try_due <= at) == [n for n, b in due if b.phase not in SECOND]
+    assert branches.where(lambda facts: facts.due <= at) == [n for n, b in due if b.phase in SECOND]
     held = [n for n, b in enumerate(branches) if b.hold_until is not None and b.hold_until <= at]
     assert branches.where(lambda facts: facts.hold_until <= at) == held
-    silent = [b.failures for b in branches if b.phase in SECOND and b.hung_reason not in LASTING]
-    assert branches.facts.failures == max(silent, default=0)
+    silent = [b for b in branches if b.phase in SECOND and b.hung_reason not in LASTING and not takes_turns(b)]
+    failures = [b.failures for b in silent if (b.kind, b.phase) in ASKS]
+    assert branches.facts.failures == max(failures, default=0)
     assert branches.facts.hold_until == min(
         (b.hold_until for b in branches if b.hold_until is not None), default=math.inf
     )
@@ -127,7 +168,7 @@ def test_times_and_failures_are_found_where_they_are(branches: Branches, at: flo
 @given(st.data(), drawn_branches())
 def test_what_was_replaced_has_changed_and_nothing_else(data: st.DataObject, branches: Branches) -> None:
     positions = data.draw(st.sets(st.integers(0, len(branches) - 1)))
-    changes = {n: data.draw(drawn_branch(n, branches[n].after)) for n in positions}
+    changes = {n: data.draw(_another(branches[n])) for n in positions}
     before = tuple(branches), branches._tree.copy(), branches.news
     after = branches.replaced(changes)
     assert after == tuple(changes.get(n, branch) for n, branch in enumerate(branches))

@@ -5,53 +5,48 @@ from itertools import product
 
 import pytest
 
-from app.protocol.kinds import KINDS
 from app.protocol.steps import broken
-from app.protocol.values import BranchPhase, HungReason, Outcome, Phase, TryOrder
-from tests.protocol.enumeration import DEADLINE, POLICY, Enumerated, enumerate_all, set_aside, steps_to_the_end
+from app.protocol.values import BranchPhase, Outcome, Phase, Undo
+from holdfast.wire import Kind
+from tests.harness.search_share import is_in_share, share
+from tests.protocol.enumeration import DEADLINE, PAIRS, POLICY, Case, enumerate_all, set_aside, steps_to_the_end
+from tests.protocol.ghost import PARTS
+
+IN_TESTS = tuple(case for case in PAIRS if is_in_share(case.name, 12) and not case.sends)
+"""Which pairs `make test` searches; `make enumerate` all, and some triples."""
 
 
-@pytest.fixture(scope="module")
-def run() -> Enumerated:
-    """One run for all tests here: it has checked every step that it took."""
-    return enumerate_all()
-
-
-def test_every_step_keeps_every_rule(run: Enumerated) -> None:
-    # Floors, so that the enumeration can't shrink unnoticed; 1,777 states and 56,149 steps when written.
-    assert len(run.states) >= 1_700
-    assert run.steps >= 55_000
-    assert run.crashes >= 45_000
-
-
-def test_everything_there_is_is_reached(run: Enumerated) -> None:
-    transactions = {state.transaction for state in run.states}
-    branches = [b for t in transactions for b in t.branches]
-    assert {t.phase for t in transactions} == set(Phase)
-    assert {t.outcome for t in transactions} == {None, *Outcome}
-    begun = [t for t in transactions if all(b.phase is BranchPhase.PENDING for b in t.branches)]
-    combined = {(t.try_order, tuple(b.kind for b in t.branches)) for t in begun}
-    assert combined == set(product(TryOrder, product(KINDS, repeat=2)))
-    assert {b.phase for b in branches} == set(BranchPhase) - {BranchPhase.REFUSED}, "refused lasts for no step"
-    assert {b.hung_reason for b in branches} == {None, *HungReason} - {HungReason.INTERNAL_ERROR}
-
-
-def test_from_everywhere_it_comes_to_its_end_when_all_goes_well(run: Enumerated) -> None:
-    assert max(steps_to_the_end(state) for state in run.states) >= 3
-
-
-def test_a_transaction_that_was_set_aside_comes_to_its_end_too(run: Enumerated) -> None:
-    for state in run.states:
-        if not state.transaction.finished:
-            aside = set_aside(state)
-            assert steps_to_the_end(aside) > 0
-            assert steps_to_the_end(replace(aside, now=max(aside.now, DEADLINE))) > 0
-
-
-def test_a_transaction_that_was_set_aside_is_left_alone_for_a_lease(run: Enumerated) -> None:
-    unfinished = [state for state in run.states if not state.transaction.finished]
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in share(IN_TESTS)])
+def test_every_step_keeps_every_rule_and_from_everywhere_it_comes_to_its_end(case: Case) -> None:
+    """When all goes well, and also after it was set aside, which leaves it alone for a lease."""
+    run = enumerate_all([case])
+    assert len(run.states) >= 50
+    assert run.steps >= 10 * len(run.states)
+    assert run.crashes > 0
+    assert max(steps_to_the_end(state) for state in run.states) >= 2
     hasty = replace(POLICY, retry_cap_s=POLICY.retry_base_s)
-    for state in unfinished:
+    for state in [state for state in run.states if not state.transaction.finished]:
         wake_at = broken(state.transaction, state.now, hasty).wake_at
         assert wake_at is not None
         assert wake_at >= state.now + hasty.lease_s
+        aside = set_aside(state)
+        assert steps_to_the_end(aside) > 0
+        assert steps_to_the_end(replace(aside, now=max(aside.now, DEADLINE))) > 0
+
+
+def test_all_pairs_of_kinds_are_searched_in_each_order_that_is_admitted() -> None:
+    pairs = {case.kinds for case in PAIRS}
+    assert pairs == set(product(Kind, repeat=2)) - {(Kind.PIVOT, Kind.PIVOT)}
+    ordered = {case.kinds for case in PAIRS if case.is_ordered}
+    waits_too_early = {(late, first) for late in (Kind.PIVOT, Kind.RETRYABLE) for first in Kind if PARTS[first]}
+    assert pairs - ordered == waits_too_early & pairs - {(one, Kind.RETRYABLE) for one in Kind}
+    assert {case.undo for case in PAIRS if case.is_ordered} == set(Undo)
+
+
+def test_everything_there_is_is_reached() -> None:
+    run = enumerate_all([Case(kinds=(Kind.TCC, Kind.CHECK))])
+    transactions = {state.transaction for state in run.states}
+    assert {t.phase for t in transactions} == set(Phase)
+    assert {t.outcome for t in transactions} == {None, *Outcome}
+    phases = {b.phase for t in transactions for b in t.branches}
+    assert phases == set(BranchPhase) - {BranchPhase.REFUSED}, "refused lasts for no step"

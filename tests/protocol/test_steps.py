@@ -36,12 +36,14 @@ from app.protocol.values import (
     TryOrder,
     in_order,
 )
-from holdfast.wire import Answer, Decision, Operation
+from holdfast.wire import Answer, Decision, Kind, Operation
 
 POLICY = Policy(
     retry_base_s=0.5,
     retry_cap_s=8.0,
     hold_margin_s=30.0,
+    call_timeout_s=5.0,
+    results_bytes_max=1024,
     hung_attempts=3,
     hung_after_s=60.0,
     lease_s=15.0,
@@ -387,7 +389,7 @@ def test_an_answer_that_nobody_waits_for_changes_nothing(stale: Answered) -> Non
 
 
 def test_an_answer_to_what_its_phase_does_not_ask_is_a_broken_invariant() -> None:
-    with pytest.raises(AssertionError, match="confirming does not ask for try"):
+    with pytest.raises(AssertionError, match="confirming doesn't ask for try"):
         step(
             decided(Decision.CONFIRM, confirming("a", calling=Operation.TRY)),
             NOW,
@@ -425,7 +427,7 @@ def test_the_ttl_counts_from_the_first_try() -> None:
 
 def test_in_sequence_each_try_waits_for_the_hold_before_it() -> None:
     branches = in_order((Branch(name="a"), Branch(name="b")), TryOrder.SEQUENTIAL)
-    assert branches == (Branch(name="a"), Branch(name="b", after=("a",)))
+    assert branches == (Branch(name="a"), Branch(name="b", waits_for=("a",)))
     assert in_order(branches[:1], TryOrder.PARALLEL) == in_order(branches[:1], TryOrder.SEQUENTIAL) == branches[:1]
     result = step(begun(branches=branches), NOW)
     assert called(result) == [("a", Operation.TRY, 1)]
@@ -437,7 +439,7 @@ def test_in_sequence_each_try_waits_for_the_hold_before_it() -> None:
 
 def test_a_try_leaves_when_all_that_it_comes_after_hold_and_waits_for_nothing_else() -> None:
     """`c` waits for both of the others, however late either of them is; `d` goes by `a` alone."""
-    c, d = Branch(name="c", after=("a", "b")), Branch(name="d", after=("a",))
+    c, d = Branch(name="c", waits_for=("a", "b")), Branch(name="d", waits_for=("a",))
     first = step(undecided(trying("a"), trying("b"), c, d), NOW, said("b", Operation.TRY, Answer.SUCCEEDED))
     assert called(first) == []
     silent = step(first.transaction, NOW, said("a", Operation.TRY, Answer.UNANSWERED))
@@ -449,10 +451,103 @@ def test_a_try_leaves_when_all_that_it_comes_after_hold_and_waits_for_nothing_el
 
 
 def test_what_waits_for_its_turn_is_cancelled_without_a_call() -> None:
-    b = Branch(name="b", after=("a",))
+    b = Branch(name="b", waits_for=("a",))
     result = step(undecided(trying("a"), b), NOW, said("a", Operation.TRY, Answer.REFUSED))
     assert called(result) == [("a", CANCEL, 1)]
     assert result.transaction.branches[1] == replace(b, phase=BranchPhase.CANCELLED)
+
+
+# --- pivots, and what comes after the decision -------------------------------------------------------------------
+
+
+def pivot(**changed: Any) -> Branch:
+    """A pivot whose first action is under way."""
+    asked = {"kind": Kind.PIVOT, "participant": "p", "calling": Operation.ACTION, "waits_for": ("a",)}
+    return trying("p", **{**asked, **changed})
+
+
+ACTION = Operation.ACTION
+CHARGED = BranchResolved(branch="p", settled=Settled.CONFIRMED, by="ops", reason="seen in the ledger")
+NOT_CHARGED = replace(CHARGED, settled=Settled.CANCELLED)
+
+
+def test_the_deadline_of_a_sent_pivot_decides_nothing_and_only_its_cancel_is_sent() -> None:
+    before = undecided(held("a"), pivot())
+    under_way = step(replace(before, wake_at=DEADLINE + 15), DEADLINE)
+    assert (under_way.transaction.decision, called(under_way)) == (Decision.UNDECIDED, [])
+    withdrawn = step(under_way.transaction, DEADLINE, said("p", ACTION, Answer.UNANSWERED))
+    assert called(withdrawn) == [("p", CANCEL, 1)]
+    never = step(withdrawn.transaction, DEADLINE + 1, said("p", CANCEL, Answer.SUCCEEDED)).transaction
+    assert (never.decision, never.reason and never.reason.code) == (Decision.CANCEL, ReasonCode.TIMED_OUT)
+    done = said("p", CANCEL, Answer.REFUSED, already=True, result="r")
+    charged = step(withdrawn.transaction, DEADLINE + 1, done).transaction
+    assert (charged.decision, charged.branches[1].result) == (Decision.CONFIRM, "r")
+    not_done = step(withdrawn.transaction, DEADLINE + 1, said("p", CANCEL, Answer.REFUSED)).transaction
+    assert not_done.decision is Decision.UNDECIDED
+
+
+def test_a_pivot_without_a_cancel_is_asked_again_past_the_deadline() -> None:
+    offers_none = pivot(participant=None, endpoints={ACTION: "http://p/charge"})
+    before = replace(undecided(held("a"), offers_none), wake_at=DEADLINE + 15)
+    failed = step(before, DEADLINE, said("p", ACTION, Answer.UNANSWERED)).transaction
+    due = failed.branches[1].next_attempt_at
+    assert due is not None
+    assert called(step(failed, due)) == [("p", ACTION, 2)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "command", "decision"),
+    [(Answer.REFUSED, CHARGED, Decision.CANCEL), (Answer.SUCCEEDED, NOT_CHARGED, Decision.CONFIRM)],
+)
+def test_a_person_does_not_overrule_what_a_pivot_has_answered(
+    answer: Answer, command: BranchResolved, decision: Decision
+) -> None:
+    """In whichever order they arrive together: an answer after the command makes the outcome mixed."""
+    before = undecided(held("a"), pivot())
+    first = step(before, NOW + 1, said("p", ACTION, answer), command).transaction
+    assert (first.decision, first.branches[1].resolution) == (decision, None)
+    late = step(before, NOW + 1, command, said("p", ACTION, answer)).transaction
+    assert late.decision is not decision
+    assert late.branches[1].contradicted
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_every_late_refusal_of_a_pivot_contradicts_that_it_happened(already: bool) -> None:
+    resolved = step(undecided(held("a"), pivot()), NOW + 1, CHARGED).transaction
+    assert (resolved.decision, resolved.branches[1].calling) == (Decision.CONFIRM, ACTION)
+    late = step(resolved, NOW + 2, said("p", ACTION, Answer.REFUSED, already=already)).transaction
+    assert late.branches[1].contradicted
+    ended = step(late, NOW + 3, said("a", CONFIRM, Answer.SUCCEEDED)).transaction
+    assert (ended.finished, ended.outcome) == (True, "mixed")
+
+
+def test_a_pivot_that_is_still_working_is_listed_when_no_deadline_will_end_it() -> None:
+    working = said("p", ACTION, Answer.UNANSWERED, in_progress=True)
+    before = replace(undecided(held("a", hold_until=FAR), pivot(), deadline=NOW + 90), wake_at=NOW + 200)
+    assert step(before, NOW + 89, working).transaction.hung_reason is None
+    assert step(before, NOW + 90, working).transaction.hung_reason is HungReason.PIVOT_UNANSWERED
+
+
+def test_a_retryable_step_waits_for_the_end_of_the_one_before_it_and_carries_what_was_saved() -> None:
+    first = Branch(name="r", kind=Kind.RETRYABLE)
+    second = Branch(name="s", kind=Kind.RETRYABLE, after=("r",))
+    begun_step = step(begun(branches=in_order((first, second), TryOrder.PARALLEL)), NOW)
+    assert called(begun_step) == [("r", ACTION, 1)], "confirm is decided at once"
+    done = step(begun_step.transaction, NOW + 1, said("r", ACTION, Answer.SUCCEEDED, result="sent"))
+    assert called(done) == [("s", ACTION, 1)]
+    assert (done.calls[0].results, done.must_save) == ({"r": "sent"}, True)
+
+
+def test_a_wish_that_was_carried_out_is_on_record_whatever_is_wanted_meanwhile() -> None:
+    wish = replace(RESOLVE, send=True)
+    sent = step(decided(Decision.CANCEL, cancelling("a", calling=None)), NOW + 1, wish)
+    assert (called(sent), sent.must_save) == ([("a", CONFIRM, 1)], True)
+    other = step(sent.transaction, NOW + 2, replace(wish, settled=Settled.CANCELLED)).transaction
+    ended = step(other, NOW + 3, said("a", CONFIRM, Answer.SUCCEEDED)).transaction
+    assert (ended.branches[0].phase, ended.outcome) == (BranchPhase.RESOLVED, "mixed")
+    again = step(other, NOW + 3, said("a", CONFIRM, Answer.UNANSWERED))
+    assert called(again) == [("a", CANCEL, 2)]
+    assert again.transaction.branches[0].intent is None
 
 
 # --- commands ----------------------------------------------------------------------------------------------------
@@ -481,7 +576,9 @@ def test_the_objections_are_the_slugs_of_the_contract() -> None:
     assert [each.value for each in Objection] == [
         "already-decided",
         "already-finished",
+        "pivot-sent",
         "not-decided",
+        "nothing-to-send",
         "unknown-branch",
         "branch-finished",
     ]
@@ -923,7 +1020,7 @@ STOPPED: dict[str, Any] = {"calling": None, "next_attempt_at": None}
         (begun(), True),
         (undecided(held("a"), trying("b", **STOPPED)), True),
         (undecided(held("a"), trying("b", **LATER)), False),
-        (undecided(trying("a", **LATER), Branch(name="b", after=("a",))), False),
+        (undecided(trying("a", **LATER), Branch(name="b", waits_for=("a",))), False),
         (undecided(held("a"), held("b")), False),
         (decided(Decision.CONFIRM, DONE, confirming("b", **STOPPED)), True),
         (decided(Decision.CONFIRM, DONE, confirming("b", **LATER)), False),

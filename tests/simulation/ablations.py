@@ -26,9 +26,9 @@ from app.storage import commands, group_commit, queries, tables, transactions
 from app.storage.bulk import EXPECTED
 from holdfast.fence import execution, rows
 from holdfast.fence.execution import Happening, Outcome
-from holdfast.fence.table import Event, Refusal, Refuse, Run, State
+from holdfast.fence.steps import Event, Refusal, Refuse, Run, State
 from holdfast.participant import inquiry as inquiries
-from holdfast.participant import participant
+from holdfast.participant import mounted
 from holdfast.participant.reaper import Reaper
 from holdfast.wire import Decision, Operation
 from tests.simulation import databases, world
@@ -148,8 +148,11 @@ def cancel_waits_for_try() -> None:
 @ablation("Confirm and Cancel are repeated until they are acknowledged")
 def repeats() -> None:
     answered = kinds.ANSWERED
-    for operation, phase in ((Operation.CONFIRM, BranchPhase.CONFIRMED), (Operation.CANCEL, BranchPhase.CANCELLED)):
-        answered[operation, steps.Answer.UNANSWERED] = phase
+    for phase, after in (
+        (BranchPhase.CONFIRMING, BranchPhase.CONFIRMED),
+        (BranchPhase.CANCELLING, BranchPhase.CANCELLED),
+    ):
+        answered[phase, steps.Answer.UNANSWERED] = after
 
 
 @ablation("no Confirm after the deadline or a hold's end")
@@ -278,9 +281,9 @@ def repeats_are_saved() -> None:
 def _decide_otherwise(otherwise: Callable[[Any, Event], Any]) -> None:
     decide = execution.decide
 
-    def changed(seen: Any, event: Event, **rest: Any) -> Any:
-        step = otherwise(seen, event)
-        return decide(seen, event, **rest) if step is None else step
+    def changed(rules: Any, happening: Happening, row: Any) -> Any:
+        step = otherwise(execution._seen(rules, happening, row), happening.event)
+        return decide(rules, happening, row) if step is None else step
 
     execution.decide = changed
 
@@ -312,7 +315,7 @@ def late_try_is_refused() -> None:
 
 @ablation("a Cancel of what was never tried leaves a tombstone")
 def tombstone() -> None:
-    carry_out = participant.carry_out
+    carry_out = mounted.carry_out
 
     def forgetful(rules: Any, happening: Happening, session: Any, invoke: Any) -> Outcome:
         outcome = carry_out(rules, happening, session, invoke)
@@ -322,7 +325,7 @@ def tombstone() -> None:
             session.commit()
         return outcome
 
-    participant.carry_out = forgetful
+    mounted.carry_out = forgetful
 
 
 @ablation("a Cancel of what was never tried succeeds, with no handler run")

@@ -8,7 +8,8 @@ import httpx
 
 from app.api.bodies import read_begin
 from app.api.schemas import BeginRequest
-from app.protocol.kinds import KINDS
+from app.protocol.kinds import OPERATIONS
+from holdfast.wire import Kind
 from tests.harness.notes import note_of, slug_of, transaction_in
 from tests.simulation.databases import ACCOUNTS
 from tests.simulation.faults import Branch, Fault
@@ -146,11 +147,10 @@ class Clients:
         movements += [("credit", place, share) for place, share in zip(places[1:], shares, strict=True)]
         branches: list[dict[str, Any]] = []
         for number, (movement, place, share) in enumerate(movements):
-            kind = draw.choice([*KINDS])
             payload = {"kind": movement, "account": draw.randrange(ACCOUNTS), "amount": share}
             branch = {"name": f"{movement}-{number}", "payload": payload}
             if draw.random() < 0.15:
-                branch["endpoints"] = {name: f"http://{place}/{name}" for name in sorted(KINDS[kind])}
+                branch["endpoints"] = {name: f"http://{place}/{name}" for name in sorted(OPERATIONS[Kind.TCC])}
             else:
                 branch["participant"] = place
             branches.append(branch)

@@ -15,10 +15,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.requests import Request as StarletteRequest
 
 from holdfast import Hold, Participant, Refused
+from holdfast.fence import table
 from holdfast.fence.database import Database
 from holdfast.fence.execution import CrashPoint
+from holdfast.fence.schedule import Holding
 from holdfast.participant import inquiry
-from holdfast.participant.routes import _route
+from holdfast.participant.routes import Description, _route
 from holdfast.participant.running import Running
 from holdfast.wire import Operation
 from tests.harness import ledger
@@ -242,17 +244,15 @@ class SimulatedParticipant(Restarting):
             clock=life.clock,
             jitter=self.world.draw.random,
             probe=self._probe,
-            hold_ttl_max_s=self.hold_ttl_max_s,
-            hold_max_s=self.hold_max_s,
-            reacquire=self.reacquires,
+            schedule=Holding(hold_ttl_max_s=self.hold_ttl_max_s, hold_max_s=self.hold_max_s),
+            fence=table.fence(may_reacquire=self.reacquires),
             lease_s=0.6,
         )
         participant._knows_table = True
         participant._database = InlineDatabase(template._database._sync)  # type: ignore[arg-type]
+        described = Description(self.name, participant._rules.fence, participant._signatures)
         self._answers = {
-            f"/{operation.value}": _route(
-                operation, participant._receive, participant._failure_of, participant._signatures
-            )
+            f"/{operation.value}": _route(operation, participant._receive, participant._failure_of, described)
             for operation in Operation
         }
         transport = InquiryTransport(self.world, self.name, is_misled=self.is_misled)

@@ -1,4 +1,4 @@
-"""The five stories: what is done, in which order, and what must come of it.
+"""The stories: what is done, in which order, and what must come of it.
 
 Nothing here sleeps: each step waits for what the step before it brought about, and gates hold back the one call that
 would make the order a matter of luck.
@@ -6,20 +6,17 @@ would make the order a matter of luck.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import httpx
 
 from examples.demo.gate import Exchange
 from examples.demo.ledger import PARTICIPANTS, reconcile
+from examples.demo.saga_stories import answer_lost, undone_in_reverse
+from examples.demo.steps import WITHIN_S, found, hung, reached, tell
 from examples.demo.story import NO_ANSWER, Story, StoryFailed
 from examples.demo.world import World
-from examples.processes import until
 
-T = TypeVar("T")
-
-WITHIN_S: Final = 30.0
-"""How long a step may take before the story has failed; none takes nearly as long."""
 PRICE_CENTS: Final = 25_00
 ALL_HELD: Final = dict.fromkeys(PARTICIPANTS, "held")
 
@@ -30,7 +27,7 @@ async def booked(world: World, story: Story) -> None:
     transaction = await _finished(world, story, "order-1")
     story.expect("what the customer is told", (201, "booked"), _told(answer))
     _expect_end(story, transaction, "confirmed")
-    await _tell(world, story, transaction)
+    await tell(world, story, transaction)
     await _reconcile(world, story, before, booked=2)
 
 
@@ -44,7 +41,7 @@ async def refused(world: World, story: Story) -> None:
     story.expect("why", reason, transaction["reason"])
     confirms = sum(branch["attempts"]["confirm"] for branch in transaction["branches"])
     story.expect("confirms that were sent", 0, confirms)
-    await _tell(world, story, transaction)
+    await tell(world, story, transaction)
     await _reconcile(world, story, before, booked=0)
 
 
@@ -53,7 +50,7 @@ async def participant_down(world: World, story: Story) -> None:
     await world.route(through_gates=["shipping"])
     held = world.gates["shipping"].hold_answers("try")
     placing = asyncio.create_task(_place(world, story, "order-3", "ada", 1))
-    await _reached(held.reached, "shipping has answered its Try")
+    await reached(held.reached, "shipping has answered its Try")
     world["shipping"].kill()
     story.happened("shipping holds, and is killed (SIGKILL) before its answer has arrived")
     await world.route()
@@ -62,18 +59,18 @@ async def participant_down(world: World, story: Story) -> None:
     story.expect("what the customer is told", (201, "booked"), _told(answer))
 
     transaction_id = answer.json()["transaction_id"]
-    hung = await _found(f"{transaction_id} is listed as hung", lambda: _hung(world, transaction_id))
-    branch = next(each for each in hung["branches"] if each["name"] == "shipping")
+    listed = await found(f"{transaction_id} is listed as hung", lambda: hung(world, transaction_id))
+    branch = next(each for each in listed["branches"] if each["name"] == "shipping")
     why = branch["last_error"].partition(":")[0]
     story.happened(f"GET /v1/admin/hung lists it: shipping, {branch['hung_reason']}, {why}")
     story.expect("why it hangs", "confirm_unanswered", branch["hung_reason"])
-    await _found("the others don't wait for shipping", lambda: _others_confirmed(world, transaction_id))
+    await found("the others don't wait for shipping", lambda: _others_confirmed(world, transaction_id))
     story.happened("shipping is started again; nobody does anything else")
     await world.start("shipping")
     transaction = await _finished(world, story, "order-3")
     _expect_end(story, transaction, "confirmed")
-    story.expect("still listed as hung", None, await _hung(world, transaction_id))
-    await _tell(world, story, transaction)
+    story.expect("still listed as hung", None, await hung(world, transaction_id))
+    await tell(world, story, transaction)
     await _reconcile(world, story, before, booked=1)
 
 
@@ -84,7 +81,7 @@ async def coordinator_killed(world: World, story: Story) -> None:
     answer = await _place(world, story, "order-4", "ada", 1)
     story.expect("what the customer is told", (201, "booked"), _told(answer))
     for confirm in confirms:
-        await _reached(confirm.reached, "all Confirms are on their way")
+        await reached(confirm.reached, "all Confirms are on their way")
     transaction_id = answer.json()["transaction_id"]
     decision = await world.ask("GET", f"/v1/transactions/{transaction_id}/decision")
     story.expect("what is durable", "confirm", decision["decision"])
@@ -99,7 +96,7 @@ async def coordinator_killed(world: World, story: Story) -> None:
     await world.start("coordinator")
     transaction = await _finished(world, story, "order-4")
     _expect_end(story, transaction, "confirmed")
-    await _tell(world, story, transaction)
+    await tell(world, story, transaction)
     await _reconcile(world, story, before, booked=1)
 
 
@@ -116,14 +113,14 @@ async def left_alone(world: World, story: Story) -> None:
     for transaction_id in both:
         story.expect("what the participants have", ALL_HELD, await _states(world, transaction_id))
 
-    await _found("every participant has asked in vain", lambda: _all_asked_in_vain(world, both))
+    await found("every participant has asked in vain", lambda: _all_asked_in_vain(world, both))
     story.happened("the holds' time is up: everybody has asked what was decided, nobody answers, everybody holds on")
     for transaction_id in both:
         story.expect("what the participants do in doubt", ALL_HELD, await _states(world, transaction_id))
     story.happened("the coordinator is started again; its own calls still don't get through")
     await world.start("coordinator")
-    await _found("every participant has been told what was decided", lambda: _all_asked(world, both))
-    released = await _found("order-5 is released", lambda: _released(world, undecided))
+    await found("every participant has been told what was decided", lambda: _all_asked(world, both))
+    released = await found("order-5 is released", lambda: _released(world, undecided))
     story.expect("order-5 after asking", dict.fromkeys(PARTICIPANTS), released)
     story.expect("order-6 after asking", ALL_HELD, await _states(world, decided))
     _tell_questions(world, story, {undecided: "order-5", decided: "order-6"})
@@ -141,17 +138,17 @@ async def _begin_both(world: World, story: Story) -> tuple[str, str]:
     answer = await _place(world, story, "order-6", "ada", 1)
     story.expect("what the customer of order-6 is told", (201, "booked"), _told(answer))
     for confirm in confirms:
-        await _reached(confirm.reached, "all Confirms are on their way")
+        await reached(confirm.reached, "all Confirms are on their way")
     story.happened("the Confirms of order-6 are held back on the network")
     held = world.gates["shipping"].hold_answers("try")
     lost = asyncio.create_task(_place_in_vain(world, story, "order-5"))
-    await _reached(held.reached, "shipping has answered its Try")
+    await reached(held.reached, "shipping has answered its Try")
     transaction = await world.find_transaction("order-5")
 
     async def all_hold() -> bool | None:
         return True if await _states(world, transaction["id"]) == ALL_HELD else None
 
-    await _found("every participant holds for order-5", all_hold)
+    await found("every participant holds for order-5", all_hold)
     story.happened("shipping's answer to the Try of order-5 is held back too: order-5 is undecided")
     story.expect("order-5 before the crash", "undecided", transaction["decision"])
     lost.add_done_callback(lambda task: task.exception())
@@ -167,8 +164,8 @@ async def _finish_both(world: World, story: Story) -> None:
     again = await _place(world, story, "order-5", "ada", 1)
     story.expect("what the initiator learns of order-5", (409, "refused"), _told(again))
     story.expect("what it knows of order-6", "booked", (await world.find_order("order-6"))["status"])
-    await _tell(world, story, five, label="order-5")
-    await _tell(world, story, six, label="order-6")
+    await tell(world, story, five, label="order-5")
+    await tell(world, story, six, label="order-6")
 
 
 # --- steps -------------------------------------------------------------------------------------------------------
@@ -190,11 +187,6 @@ async def _place_in_vain(world: World, story: Story, order_id: str) -> None:
         story.note("order", "customer", order_id, NO_ANSWER)
 
 
-async def _tell(world: World, story: Story, transaction: dict[str, Any], label: str = "") -> None:
-    calls = await world.ask("GET", f"/v1/transactions/{transaction['id']}/calls")
-    story.tell(transaction, calls["items"], label)
-
-
 async def _reconcile(world: World, story: Story, before: Any, *, booked: int) -> None:
     story.ledger = await world.ledger()
     story.expectations += reconcile(before, story.ledger, booked=booked, booked_cents=booked * PRICE_CENTS)
@@ -206,28 +198,8 @@ async def _finished(world: World, story: Story, order_id: str) -> dict[str, Any]
     if transaction is None:
         raise StoryFailed(f"no transaction was begun for {order_id}")
     prefer = {"Prefer": f"wait={WITHIN_S / 2:g}"}
-    found: dict[str, Any] = await world.ask("GET", f"/v1/transactions/{transaction['id']}", headers=prefer)
-    return found
-
-
-async def _found(what: str, look: Callable[[], Awaitable[T | None]]) -> T:
-    try:
-        return await until(what, look, within_s=WITHIN_S)
-    except TimeoutError as error:
-        raise StoryFailed(str(error)) from None
-
-
-async def _reached(event: asyncio.Event, what: str) -> None:
-    try:
-        async with asyncio.timeout(WITHIN_S):
-            await event.wait()
-    except TimeoutError:
-        raise StoryFailed(f"not within {WITHIN_S:g} s: {what}") from None
-
-
-async def _hung(world: World, transaction_id: str) -> dict[str, Any] | None:
-    items = (await world.ask("GET", "/v1/admin/hung"))["items"]
-    return next((item for item in items if item["id"] == transaction_id), None)
+    ended: dict[str, Any] = await world.ask("GET", f"/v1/transactions/{transaction['id']}", headers=prefer)
+    return ended
 
 
 async def _others_confirmed(world: World, transaction_id: str) -> bool | None:
@@ -333,6 +305,18 @@ STORIES: Final[list[tuple[str, str, Callable[[World, Story], Awaitable[None]]]]]
         "Two orders are in progress: order-6 is decided, order-5 is not. Holds have a time limit. When it has passed, "
         "each participant asks what was decided, and keeps or releases; what is past its deadline is cancelled.",
         left_alone,
+    ),
+    (
+        "6. A saga is undone in reverse while a service is down",
+        "The store can't hold: it makes the order and takes the goods at once. Bob can't pay, so both are "
+        "compensated, the last one first, however long its service is away.",
+        undone_in_reverse,
+    ),
+    (
+        "7. The answer of the point of no return is lost",
+        "Once the charge was sent, only the bank knows whether it happened, and decides. Past the deadline the "
+        "bank is asked to make sure that it won't happen. It did, so the order stands.",
+        answer_lost,
     ),
 ]
 """Title, lesson and play of each."""

@@ -14,7 +14,13 @@ WIDTH: Final = 100
 INDENT: Final = "   "
 NO_ANSWER: Final = "no answer"
 SEVERAL: Final = "everybody"
-_DONE: Final = {"try": "held", "confirm": "confirmed", "cancel": "released"}
+_DONE: Final = {
+    "try": "held",
+    "confirm": "confirmed",
+    "cancel": "released",
+    "action": "done",
+    "compensation": "undone",
+}
 
 
 class StoryFailed(Exception):
@@ -36,7 +42,7 @@ class Event:
 
 @dataclass(slots=True)
 class Story:
-    """One of the five. `note` and `expect` while it is played; `text` afterwards."""
+    """One of those that are played. `note` and `expect` while it is played; `text` afterwards."""
 
     title: str
     lesson: str
@@ -89,7 +95,9 @@ class Story:
 def events_of(transaction: Mapping[str, Any], calls: Sequence[Mapping[str, Any]], label: str = "") -> list[Event]:
     """The record of a transaction as events; `label` tells it from another in the same story."""
     about = f" {label}" if label else ""
-    refused = {call["branch"] for call in calls if (call["operation"], call["answer"]) == ("try", "refused")}
+    refused = {
+        call["branch"] for call in calls if call["operation"] in ("try", "action") and call["answer"] == "refused"
+    }
     events = [
         Event(
             _seconds(call["started_at"]),
@@ -156,7 +164,7 @@ def _answer(call: Mapping[str, Any], *, held: bool) -> str:
         case "succeeded":
             return _DONE[call["operation"]] if held else "nothing was held"
         case "refused":
-            return f"refused: {call['error']}"
+            return f"refused: {call['error']}" if call["error"] else "no: it has happened already"
         case _:
             return f"{NO_ANSWER} ({call['error'].partition(':')[0]})"
 

@@ -35,6 +35,7 @@ class World:
     def __init__(self, processes: Processes, folder: Path, ports: dict[str, int]) -> None:
         self.gates: Final = {name: Gate(ports[name]) for name in PARTICIPANTS}
         self.questions: Final = {name: Gate(ports["coordinator"]) for name in PARTICIPANTS}
+        self.bank_gate: Final = Gate(ports["store"])
         self._processes = processes
         self._folder = folder
         self._ports = ports
@@ -46,14 +47,14 @@ class World:
     @asynccontextmanager
     async def started(cls, folder: Path) -> AsyncIterator[Self]:
         """Everything started and healthy; everything stopped on the way out."""
-        ports = {name: Port() for name in ("coordinator", "gateway", "order", *PARTICIPANTS)}
+        ports = {name: Port() for name in ("coordinator", "gateway", "order", "store", "depot", *PARTICIPANTS)}
         async with AsyncExitStack() as stack:
             for port in ports.values():
                 stack.callback(port.release)
             processes = await stack.enter_async_context(Processes(folder / "logs"))
             world = cls(processes, folder, {name: port.number for name, port in ports.items()})
             stack.push_async_callback(world._http.aclose)
-            for gate in (*world.gates.values(), *world.questions.values()):
+            for gate in (*world.gates.values(), *world.questions.values(), world.bank_gate):
                 await gate.start()
                 stack.push_async_callback(gate.stop)
             await world._start_all()
@@ -70,6 +71,8 @@ class World:
         """Tell the coordinator where participants are: behind their gates, or, the others, directly."""
         gated = set(through_gates)
         urls = {name: (self.gates[name].url if name in gated else self[name].url) + "/tcc" for name in PARTICIPANTS}
+        urls |= {"orders": f"{self['store'].url}/orders", "letters": f"{self['store'].url}/letters"}
+        urls |= {"depot": f"{self['depot'].url}/depot", "bank": f"{self.bank_gate.url}/bank"}
         self["coordinator"].environment["HOLDFAST_PARTICIPANTS"] = json.dumps(urls)  # for its next start
         if self["coordinator"].running:
             for name, base_url in urls.items():
@@ -102,6 +105,18 @@ class World:
         answers = await asyncio.gather(*(self._http.get(f"{self[name].url}/balances") for name in names))
         return {name: answer.raise_for_status().json() for name, answer in zip(names, answers, strict=True)}
 
+    async def refused(self, method: str, path: str) -> tuple[int, str]:
+        """The status and the type of the coordinator's problem."""
+        shown = {"Authorization": f"Bearer {self._keys.text(YOU)}"}
+        response = await self._http.request(method, self["coordinator"].url + path, headers=shown)
+        return response.status_code, response.json()["type"]
+
+    async def store(self) -> dict[str, Any]:
+        """What the store and its depot have: wallets, orders, letters, depot. A depot that is down has None."""
+        found: dict[str, Any] = (await self._http.get(f"{self['store'].url}/balances")).raise_for_status().json()
+        goods = await self._http.get(f"{self['depot'].url}/balances") if self["depot"].running else None
+        return found | {"depot": goods and goods.json()}
+
     async def ledger(self) -> Ledger:
         return Ledger.of(await self.balances())
 
@@ -110,6 +125,8 @@ class World:
         for name in PARTICIPANTS:
             self._add(name, HOLDFAST_URL=self.questions[name].url, REAP_INTERVAL_S="0.2")
         self._add("gateway")
+        for name in ("store", "depot"):
+            self._add(name, HOLDFAST_URL=f"http://127.0.0.1:{ports['coordinator']}")
         coordinator_url = f"http://127.0.0.1:{ports['coordinator']}"
         self._add("order", HOLDFAST_URL=coordinator_url, DECISION_TIMEOUT_S=str(DECISION_TIMEOUT_S))
         self._running["payment"].environment["GATEWAY_URL"] = self["gateway"].url

@@ -1,4 +1,4 @@
-"""The service's three handlers: their parameters, their payload type, and how they are called.
+"""The service's handlers: their parameters, their payload type, and how they are called.
 
 Reads annotations when a handler is decorated, and calls it with what it asked for. Must not know the table, the rows or
 HTTP.
@@ -19,13 +19,14 @@ from sqlalchemy.util import await_only
 from holdfast.fence.awaiting import all_awaited
 from holdfast.fence.groups import leaves
 from holdfast.fence.restoring import Restorer, validate
+from holdfast.fence.values import Value
 from holdfast.hold import Hold, NotNow, Refused
 from holdfast.json_text import loads
 from holdfast.jsonable import jsonable
 from holdfast.wire import DETAIL_CHARS_MAX, Operation
 
-Invoke = Callable[["Handler", Hold[Any], Session, float | None], Any]
-"""Calls a handler with a hold, the right kind of session, and a time limit if it can be enforced."""
+Invoke = Callable[["Handler", Value, Session, float | None], Any]
+"""Calls a handler with a hold or step, the right kind of session, and a time limit if it can be enforced."""
 
 
 class InvalidPayload(Exception):
@@ -40,35 +41,42 @@ class HandlerBroke(Exception):
 
 
 class _Inherited:
-    """Stands for a missing annotation, which means the payload type of the try handler."""
+    """Stands for a missing annotation, which means the payload type of the first handler: of try or action."""
 
 
 class Handler:
-    """One decorated function."""
+    """One decorated function, which gets a `value_type`."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], value_type: type[Value]) -> None:
         self.function: Final = function
         self.name: Final[str] = getattr(function, "__qualname__", repr(function))
         self.is_async: Final = _is_async(function)
-        self.payload_type: Final = _payload_type(function, self.name)
+        self.payload_type: Final = _payload_type(function, self.name, value_type)
 
 
 class Handlers:
-    """The handlers of one participant, on an `asynchronous` database or not, in the `two_step` form or not."""
+    """The handlers of one participant, on an `asynchronous` database or not, in the `two_step` form or not.
 
-    def __init__(self, *, asynchronous: bool, two_step: bool) -> None:
+    They get a `value_type`. `first` is the operation whose payload the others get, and whose result is kept.
+    """
+
+    def __init__(
+        self, *, asynchronous: bool, two_step: bool, first: Operation = Operation.TRY, value_type: type[Value] = Hold
+    ) -> None:
+        self._first = first
+        self._value_type = value_type
         self._asynchronous = asynchronous
         self._two_step = two_step
         self._by_operation: dict[Operation, Handler] = {}
         self._adapters: dict[Operation, TypeAdapter[Any] | None] = {}
-        self._restorer_of_try: Restorer | None = None
+        self._restorer_of_first: Restorer | None = None
 
     def __contains__(self, operation: Operation) -> bool:
         return operation in self._by_operation
 
     def add(self, operation: Operation, function: Callable[..., Any]) -> None:
         """Register the handler of `operation`. Raises TypeError if it can't be one, ValueError if there is one."""
-        handler = Handler(function)
+        handler = Handler(function, self._value_type)
         name = handler.name
         if operation in self._by_operation:
             raise ValueError(
@@ -84,7 +92,7 @@ class Handlers:
         self._by_operation[operation] = handler
 
     def parse(self, operation: Operation, payload: str, validated: str | None = None) -> Any:
-        """Parse the JSON `payload` into the type that the handler of `operation` expects, as it was `validated` at Try.
+        """Parse the JSON `payload` into the type that the handler of `operation` expects, as it was `validated` first.
 
         Raises InvalidPayload.
         """
@@ -92,18 +100,19 @@ class Handlers:
         if adapter is None:
             return loads(payload)
         try:
-            if validated is not None and self._wanted(operation) == self._wanted(Operation.TRY):
+            if validated is not None and self._wanted(operation) == self._wanted(self._first):
                 return self._restorer().restore(validated or payload, payload)
             return validate(adapter, payload)
         except ValidationError as error:
             raise InvalidPayload(_without_values(error)) from None
 
     def validated(self, payload: str) -> str | None:
-        """The value that Try's annotation gives for `payload`, as text for `parse`; empty if it equals the payload.
+        """The value that the first handler's annotation gives for `payload`, as text for `parse`.
 
-        None if there is nothing to keep: no annotation, an invalid payload, or a value that JSON can't represent.
+        Empty if it equals the payload. None if there is nothing to keep: no annotation, an invalid payload, or a value
+        that JSON can't represent.
         """
-        adapter = self._adapter_of(Operation.TRY)
+        adapter = self._adapter_of(self._first)
         if adapter is None:
             return None
         try:
@@ -115,22 +124,22 @@ class Handlers:
     def call(
         self,
         operation: Operation,
-        hold: Hold[Any],
+        value: Value,
         session: Session,
         invoke: Invoke,
         *,
         timeout_s: float | None,
     ) -> Any:
-        """Run the handler of `operation`, if there is one; returns Try's result as JSON values.
+        """Run the handler of `operation`, if there is one; returns the first operation's result as JSON values.
 
-        The results of confirm and cancel are ignored. An exception group of nothing but Refused and NotNow, as a
+        The results of the others are ignored. An exception group of nothing but Refused and NotNow, as a
         TaskGroup raises it, counts as one of them.
         """
         handler = self._by_operation.get(operation)
         if handler is None:
             return None
         try:
-            returned = invoke(handler, hold, session, timeout_s)
+            returned = invoke(handler, value, session, timeout_s)
         except ExceptionGroup as group:
             meant = _meant_by(group)
             if meant is None:
@@ -145,7 +154,7 @@ class Handlers:
         if inspect.isawaitable(returned):
             _discard(returned)
             raise TypeError(f"{handler.name} returned an awaitable that nobody awaits: make it async def")
-        return jsonable(returned) if operation is Operation.TRY else None
+        return jsonable(returned) if operation is self._first else None
 
     def _adapter_of(self, operation: Operation) -> TypeAdapter[Any] | None:
         if operation not in self._adapters:
@@ -154,19 +163,19 @@ class Handlers:
         return self._adapters[operation]
 
     def _restorer(self) -> Restorer:
-        if self._restorer_of_try is None:
-            self._restorer_of_try = Restorer(TypeAdapter(self._wanted(Operation.TRY)))
-        return self._restorer_of_try
+        if self._restorer_of_first is None:
+            self._restorer_of_first = Restorer(TypeAdapter(self._wanted(self._first)))
+        return self._restorer_of_first
 
     def _wanted(self, operation: Operation) -> Any:
         handler = self._by_operation.get(operation)
         wanted = _Inherited if handler is None else handler.payload_type
         if wanted is _Inherited:
-            return Any if operation is Operation.TRY else self._type_of_try()
+            return Any if operation is self._first else self._type_of_first()
         return wanted
 
-    def _type_of_try(self) -> Any:
-        wanted = self._by_operation[Operation.TRY].payload_type
+    def _type_of_first(self) -> Any:
+        wanted = self._by_operation[self._first].payload_type
         return Any if wanted is _Inherited else wanted
 
 
@@ -181,20 +190,20 @@ def ends_the_task(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt | GeneratorExit)
 
 
-def invoke_def(handler: Handler, hold: Hold[Any], session: Session, timeout_s: float | None) -> Any:
+def invoke_def(handler: Handler, value: Value, session: Session, timeout_s: float | None) -> Any:
     """Call a `def` handler in this thread. It can't be interrupted, so `timeout_s` is ignored."""
-    return handler.function(hold, session)
+    return handler.function(value, session)
 
 
 def invoker_for(asynchronous: AsyncSession) -> Invoke:
     """An Invoke for use in `AsyncSession.run_sync`; awaits async handlers outside its greenlet."""
 
-    def invoke(handler: Handler, hold: Hold[Any], session: Session, timeout_s: float | None) -> Any:
+    def invoke(handler: Handler, value: Value, session: Session, timeout_s: float | None) -> Any:
         if handler.is_async:
             with all_awaited(asynchronous, handler.name):
-                return await_only(_within(handler.function(hold, asynchronous), timeout_s))
+                return await_only(_within(handler.function(value, asynchronous), timeout_s))
         with _stopped_after(timeout_s):
-            return handler.function(hold, session)
+            return handler.function(value, session)
 
     return invoke
 
@@ -220,7 +229,7 @@ def _stopped_after(timeout_s: float | None) -> Iterator[None]:
 def _meant_by(group: ExceptionGroup[Exception]) -> Refused | NotNow | None:
     """The exception that stands for a group of nothing but Refused and NotNow: the longest NotNow, or else the first.
 
-    A single NotNow outweighs refusals, because what it interrupted may have had an effect outside, which a refused Try
+    A single NotNow outweighs refusals, because what it interrupted may have had an effect outside, which a refused call
     hasn't.
     """
     refused: list[Refused] = []
@@ -243,23 +252,26 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
 
 
-def _payload_type(function: Callable[..., Any], name: str) -> Any:
-    """T of the first parameter's `Hold[T]`, or _Inherited if there is no annotation. Raises TypeError."""
+def _payload_type(function: Callable[..., Any], name: str, value_type: type[Value]) -> Any:
+    """T of the first parameter's `Hold[T]` or `Step[T]`, or _Inherited if there is no annotation. Raises TypeError."""
     parameters = list(inspect.signature(function).parameters.values())
     try:
         inspect.signature(function).bind(object(), object())
     except TypeError:
-        raise TypeError(f"{name} must accept two positional arguments: (hold, session)") from None
+        raise TypeError(
+            f"{name} must accept two positional arguments: ({value_type.__name__.lower()}, session)"
+        ) from None
     _check_dependencies(parameters, function, name)
     annotation = parameters[0].annotation
     if annotation is inspect.Parameter.empty:
         return _Inherited
     if isinstance(annotation, str):
         annotation = _evaluated(annotation, inspect.unwrap(function), name)
-    if annotation is Hold or annotation is Any:
+    if annotation is value_type or annotation is Any:
         return Any
-    if get_origin(annotation) is not Hold:
-        raise TypeError(f"{name}: annotate the first parameter as Hold or Hold[...], not {annotation!r}")
+    if get_origin(annotation) is not value_type:
+        wanted = value_type.__name__
+        raise TypeError(f"{name}: annotate the first parameter as {wanted} or {wanted}[...], not {annotation!r}")
     (wanted,) = get_args(annotation)
     return Any if isinstance(wanted, TypeVar) else wanted
 
@@ -295,7 +307,7 @@ def _check_dependencies(parameters: list[inspect.Parameter], function: Callable[
             if type(marker).__module__ == "fastapi.params":
                 raise TypeError(
                     f"{name}: {type(marker).__name__}(...) of parameter {parameter.name!r} is for routes only; "
-                    "a handler gets (hold, session): call the dependency inside the handler"
+                    "a handler gets two arguments, the second is the session: call the dependency inside the handler"
                 )
 
 

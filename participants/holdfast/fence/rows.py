@@ -40,7 +40,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
 from holdfast.columns import DOCUMENT, ExactString
-from holdfast.fence.table import FINISHED, State
+from holdfast.fence.steps import FINISHED, State
 
 TABLE_NAME: Final = "holdfast_branches"
 ADDED: Final = ("validated", "coordinator_id")
@@ -77,7 +77,7 @@ class Row:
     version: int = 1  # incremented by every transition; writes are conditional on it
     payload: str | None = None  # JSON
     payload_hash: str | None = None
-    result: str | None = None  # JSON
+    result: str | None = None  # JSON: what the first call returned, or how a pivot was refused
     acquisition: int = 1  # incremented when a late confirm re-acquires: a new idempotency key
     doubtful: bool = False  # a run lost its lease and may still be in progress somewhere
     busy_until: float | None = None  # end of the lease of the run in progress
@@ -88,8 +88,8 @@ class Row:
     check_at: float | None = None  # when the reaper looks at this row
     checks: int = 0  # fruitless checks so far, for the back-off
     locked: bool = field(default=False, compare=False, repr=False)  # by this database transaction; no column
-    validated: str | None = None  # the payload as validated by Try, JSON; empty: equal to the payload
-    coordinator_id: str | None = None  # whose Try made the row, if the Try said so
+    validated: str | None = None  # the payload as validated by the first call, JSON; empty: equal to the payload
+    coordinator_id: str | None = None  # whose call made the row, if it said so
 
     @property
     def key(self) -> Key:

@@ -43,7 +43,8 @@ class Verdict(StrEnum):
 class Answered:
     """`recheck_in_s` is set if undecided or not asked; `why` is set if unreachable, for the log.
 
-    `is_silent`: there was no answer at all. `was_asked`: False while the coordinator is left alone.
+    `is_silent`: there was no answer at all. `was_asked`: False while the coordinator is left alone. `is_finished`: the
+    transaction is finished or unknown, so that nobody will call again.
     """
 
     verdict: Verdict
@@ -51,10 +52,11 @@ class Answered:
     why: str = ""
     is_silent: bool = False
     was_asked: bool = True
+    is_finished: bool = False
 
 
 class Question(NamedTuple):
-    """What the coordinator is asked. `coordinator_id` names the one that the Try came from; None if it didn't say."""
+    """What the coordinator is asked. `coordinator_id` names the one that the call came from; None if it didn't say."""
 
     transaction_id: str
     branch: str
@@ -145,13 +147,14 @@ def _read(status: int, document: Any, coordinator_id: str | None) -> Answered:
         why = f"coordinator {printable(str(answers))} answered, but the Try came from {coordinator_id}"
         return Answered(verdict=Verdict.UNREACHABLE, why=f"{why}; check coordinator_url")
     if status == 404 and str(members.get("type", "")).endswith(UNKNOWN_TRANSACTION):
-        return Answered(verdict=Verdict.CANCEL)
+        return Answered(verdict=Verdict.CANCEL, is_finished=True)
     if status == 200:
+        is_finished = members.get("finished") is True
         match members.get("decision"):
             case "confirm":
-                return Answered(verdict=Verdict.CONFIRM)
+                return Answered(verdict=Verdict.CONFIRM, is_finished=is_finished)
             case "cancel":
-                return Answered(verdict=Verdict.CANCEL)
+                return Answered(verdict=Verdict.CANCEL, is_finished=is_finished)
             case "undecided":
                 return Answered(verdict=Verdict.UNDECIDED, recheck_in_s=_recheck_s(members.get("recheck_in_s")))
     check = "api_key" if status in (401, 403) else "coordinator_url"

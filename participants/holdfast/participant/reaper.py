@@ -19,7 +19,7 @@ from holdfast.fence.database import Database, hide_values
 from holdfast.fence.execution import Busy, Happening, Outcome, Rules, backoff_s
 from holdfast.fence.handlers import Invoke, ends_the_task
 from holdfast.fence.rows import Row
-from holdfast.fence.table import Event
+from holdfast.fence.steps import Event
 from holdfast.hold import NotNow
 from holdfast.participant.inquiry import Answered, Ask, Question, Questions, Verdict
 
@@ -37,13 +37,17 @@ CLAIM_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaper:
-    """The reaper of one participant. `perform` processes an event on a branch, `ask` asks the coordinator."""
+    """The reaper of one participant. `perform` processes an event on a branch, `ask` asks the coordinator.
+
+    `finding` says what its answer means for a row; None: ask again later.
+    """
 
     participant: str
     rules: Rules
     database: Database
     perform: Callable[[Happening], Awaitable[Outcome]]
     ask: Ask
+    finding: Callable[[Row, Answered], Event | None]
     retention_s: float
     questions: Questions = field(init=False)
     _slow: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -141,25 +145,10 @@ class Reaper:
 
     async def _find_out(self, row: Row) -> bool:
         answered = await self.questions.ask(Question(row.transaction_id, row.branch, row.coordinator_id))
-        event: Event
-        match answered.verdict:
-            case Verdict.CONFIRM:
-                event = Event.TOLD_CONFIRM
-            case Verdict.CANCEL:
-                event = Event.TOLD_CANCEL
-            case Verdict.UNDECIDED | Verdict.UNREACHABLE:
-                if not self._is_past_limit(row):
-                    await self._ask_again_later(row, answered)
-                    return False
-                event = Event.ABANDONED
-        log.log(
-            logging.WARNING if event is Event.ABANDONED else logging.INFO,
-            "event=hold_lapsed transaction_id=%s branch=%s verdict=%s action=%s",
-            row.transaction_id,
-            row.branch,
-            answered.verdict.value,
-            event.value,
-        )
+        event = self.finding(row, answered)
+        if event is None:
+            await self._ask_again_later(row, answered)
+            return False
         await self.perform(Happening(key=row.key, event=event, version=row.version))
         return True
 
@@ -175,15 +164,11 @@ class Reaper:
             )
             in_s, checks = backoff_s(self.rules, row.checks), row.checks + 1
         else:
-            in_s, checks = answered.recheck_in_s, 0
-        if self.rules.hold_max_s is not None:
-            until_limit_s = row.created_at + self.rules.hold_max_s - self.rules.clock()
-            in_s = min(in_s, max(0.0, until_limit_s))
+            in_s, checks = max(answered.recheck_in_s, self.rules.schedule.recheck_min_s), 0
+        ends_at = self.rules.schedule.ends_at(row)
+        if ends_at is not None:
+            in_s = min(in_s, max(0.0, ends_at - self.rules.clock()))
         await self._look_again(row, in_s=in_s, checks=checks)
-
-    def _is_past_limit(self, row: Row) -> bool:
-        limit_s = self.rules.hold_max_s
-        return limit_s is not None and self.rules.clock() >= row.created_at + limit_s
 
     async def _claim(self, row: Row) -> bool:
         def work(session: Session, _: Invoke) -> bool:
