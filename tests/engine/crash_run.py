@@ -28,6 +28,7 @@ from holdfast.wire import Decision
 from tests.engine.processes import Moment, Plan, Point, Process, ProcessLoop
 from tests.harness.checker import check
 from tests.harness.evidence import Evidence, HistoryCall, Hold, Known, known_of
+from tests.harness.kind_network import KindNetwork
 from tests.harness.network import Network, Script
 from tests.harness.notes import Note, note_of, slug_of
 from tests.harness.replica import impatient_settings, make_schema
@@ -37,6 +38,21 @@ LATENCY_S: Final = 0.01
 """How long a call takes on its way to a participant, and an answer back."""
 AGAIN_S: Final = 0.1
 """How long a client waits before it repeats what was answered 503."""
+OF_TCC: Final = frozenset(
+    {
+        "history_explains_the_end",
+        "never_both_decisions",
+        "calls_follow_the_decision",
+        "nobody_refuses_what_was_decided",
+        "confirm_only_when_all_hold",
+        "participants_agree",
+        "effects_are_the_outcome",
+        "no_try_after_its_cancel",
+        "no_hold_left",
+        "money_is_conserved",
+    }
+)
+"""Rules of the checker in words of TCC; of other kinds KindNetwork says what must be so."""
 TABLES: Final = (tables.hung_branches, tables.commands, tables.calls, tables.branches, tables.transactions)
 
 
@@ -53,6 +69,9 @@ class Scenario:
     """Its code, and which branch is to blame."""
     outcome: str | None = None
     branches: tuple[str, ...] = ("flight", "hotel")
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """The kinds of branches that aren't TCC."""
+    undo: str = "parallel"
     timeout_s: float = 30.0
     try_order: str = "parallel"
     answer_at: str = "decision"
@@ -284,7 +303,11 @@ class CrashRun:
             "answer_at": scenario.answer_at,
             "timeout_s": scenario.timeout_s,
             "try_order": scenario.try_order,
-            "branches": [{"participant": name, "payload": {"for": name}} for name in scenario.branches],
+            "undo": scenario.undo,
+            "branches": [
+                {"participant": name, "kind": scenario.kinds.get(name, "tcc"), "payload": {"for": name}}
+                for name in scenario.branches
+            ],
         }
         headers = {"Idempotency-Key": f'"{key}"', "Prefer": "wait=300"}
         answer = await self.insist("begin", "POST", "/v1/transactions", body, headers, key=key)
@@ -361,7 +384,8 @@ class CrashRun:
 
     async def _run(self) -> None:
         self._context = contextvars.copy_context()
-        self.network = Network(self.environment.engine, now, dict(self.scenario.script))
+        network = KindNetwork if self.scenario.kinds else Network
+        self.network = network(self.environment.engine, now, dict(self.scenario.script))
         self.life = self._boot()
         self._supervisor = asyncio.create_task(self._supervise())
         answers = await asyncio.gather(*(self.begin() for _ in range(self.scenario.clients)))
@@ -401,6 +425,8 @@ class CrashRun:
             for id_ in ids:
                 transaction = transactions.find(connection, id_).finish()
                 assert transaction is not None
+                if isinstance(self.network, KindNetwork):
+                    self.problems += self.network.faults_at_the_end(transaction)
                 self.known[id_] = known_of(transaction_json(transaction))
                 self.histories[id_] = [
                     HistoryCall(branch=call.branch, operation=call.operation.value, answer=call.answer.value)
@@ -409,7 +435,7 @@ class CrashRun:
         if left or hung:
             self.problems.append(f"stranded: {left} transactions and {hung} branches at the end")
         found = check(self._evidence())
-        excused = self.scenario.excused
+        excused = self.scenario.excused | (OF_TCC if self.scenario.kinds else frozenset())
         self.problems += [f"{each.rule}: {each.what}" for each in found if each.rule not in excused]
         self.problems += self.network.violations
 

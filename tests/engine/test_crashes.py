@@ -24,13 +24,25 @@ from tests.harness.network import HOLDS, SILENT, Reply
 from tests.harness.search_share import share
 from tests.harness.virtual_time import pass_time
 
-TRY, CONFIRM, CANCEL = Operation.TRY, Operation.CONFIRM, Operation.CANCEL
+TRY, CONFIRM, CANCEL, ACTION = Operation.TRY, Operation.CONFIRM, Operation.CANCEL, Operation.ACTION
 REFUSES = Reply(status=409, body={"detail": "sold out"})
+REFUSES_FOR_GOOD = Reply(
+    status=409,
+    body={"type": "/problems/refused", "detail": "no money"},
+    headers={"Content-Type": "application/problem+json"},
+)
 BUSY = Reply(status=503)
 BUSY_FOR_LONG = Reply(status=503, headers={"Retry-After": "1"})
 GONE = Reply(status=404)
 RUNS_BETWEEN_COLLECTIONS: Final = 50
 THREE: Final = ("flight", "hotel", "car")
+SAGA: Final = {
+    "order": "compensable",
+    "goods": "compensable",
+    "charge": "pivot",
+    "mail": "retryable",
+    "parcel": "retryable",
+}
 
 
 async def retries(crash_run: CrashRun, transaction_id: str) -> None:
@@ -99,6 +111,41 @@ SCENARIOS: Final = [
         reason=("timed_out", "hotel"),
         timeout_s=2.5,
         script={("hotel", TRY): [BUSY_FOR_LONG]},
+    ),
+    Scenario(
+        name="a saga ends well",
+        phase="confirmed",
+        branches=("order", "goods", "charge", "mail", "parcel"),
+        kinds=SAGA,
+        try_order="sequential",
+        undo="reverse",
+    ),
+    Scenario(
+        name="a saga's pivot refuses",
+        phase="cancelled",
+        reason=("refused", "charge"),
+        script={("charge", ACTION): [REFUSES_FOR_GOOD]},
+        branches=("order", "goods", "charge", "mail"),
+        kinds=SAGA,
+        try_order="sequential",
+        undo="reverse",
+    ),
+    Scenario(
+        name="a pivot's answers are lost and it is withdrawn",
+        phase="confirmed",
+        timeout_s=3.0,
+        script={("charge", ACTION): [SILENT]},
+        branches=("hotel", "goods", "charge", "mail"),
+        kinds=SAGA,
+    ),
+    Scenario(
+        name="a pivot is never reached and is withdrawn",
+        phase="cancelled",
+        reason=("timed_out", "charge"),
+        timeout_s=3.0,
+        script={("charge", ACTION): [BUSY]},
+        branches=("hotel", "goods", "charge", "mail"),
+        kinds=SAGA,
     ),
     Scenario(
         name="a hold is too short",

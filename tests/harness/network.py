@@ -70,7 +70,7 @@ class Network:
 
     async def handle(self, body: bytes) -> Reply:
         """What a participant does on arrival of a call, and its answer."""
-        message = json.loads(body)
+        message = self.read(body)
         operation = Operation(message["operation"])
         key = (message["transaction_id"], message["branch"])
         self._check_durable(key, operation, says_held=message.get("held", False))
@@ -85,6 +85,12 @@ class Network:
         if reply.delay_s:
             await pass_time(reply.delay_s)
         return reply if status == reply.status or reply.silent or status == 200 else Reply(status=status)
+
+    @staticmethod
+    def read(body: bytes) -> dict[str, Any]:
+        """The message in a body."""
+        message: dict[str, Any] = json.loads(body)
+        return message
 
     def calls(self, transaction_id: str, branch: str, operation: Operation | None = None) -> list[Asked]:
         """The calls that a branch got, in order."""

@@ -20,7 +20,9 @@ from app.protocol.values import Branch, Transaction
 from app.settings import Settings
 from app.storage import participants, transactions
 from app.storage.group_commit import Journal
+from app.storage.migrations import _head
 from app.storage.participants import RegisteredParticipant
+from app.storage.tables import compatibility
 from holdfast.json_text import text_of
 from tests.harness.databases import engine_with_tables
 from tests.harness.network import Network
@@ -28,6 +30,8 @@ from tests.harness.virtual_time import VirtualLoop, in_thread, now
 
 CALL_TIMEOUT_S: Final = 2.0
 BRANCHES: Final = ("flight", "hotel", "car")
+STEPS: Final = ("order", "goods", "charge", "mail", "parcel")
+"""Further participants, of other kinds than TCC."""
 
 
 class Gate:
@@ -210,17 +214,20 @@ class Replica:
 
 
 def make_schema(database_url: str) -> Engine:
-    """An engine of the test's own on a database with the tables and the three participants."""
+    """An engine of the test's own on a database with the tables and the participants, its upgrade finished."""
     engine = engine_with_tables(database_url)
     register_participants(engine)
+    with engine.execution_options(holdfast_writes=True).begin() as connection:
+        connection.execute(compatibility.delete())
+        connection.execute(compatibility.insert().values(compatible_from=_head()))
     return engine
 
 
 def register_participants(engine: Engine) -> None:
-    """Flight, hotel and car, which Network plays."""
+    """What Network plays."""
     entries = [
         RegisteredParticipant(name=name, base_url=f"http://{name}", call_timeout_s=None, concurrency_max=64)
-        for name in BRANCHES
+        for name in (*BRANCHES, *STEPS)
     ]
     with engine.execution_options(holdfast_writes=True).begin() as connection:
         participants.put_participants(connection, [participants.Registration(participant=each) for each in entries])
