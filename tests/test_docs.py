@@ -119,7 +119,7 @@ def test_every_page_is_in_the_index() -> None:
 
 def test_code_is_fenced_and_says_its_language() -> None:
     """An indented block or a bare fence would escape the tests of commands and examples."""
-    known = {"sh", "console", "python", "json", "sql", "yaml", "ini", "nginx", "text", "mermaid"}
+    known = {"sh", "console", "python", "json", "sql", "yaml", "ini", "nginx", "text", "mermaid", "js", "go"}
     for page in pages():
         if page.path != "README.md" and not page.path.startswith("docs/"):
             continue
