@@ -240,7 +240,9 @@ def _within_messages(
     """A result that its messages can't carry cancels, unless that is impossible: then they do without it."""
     branches = Branches.of(transaction.branches)
     branch = branches[position]
-    error = answered.error if answered.too_long else too_long_for(branches, position, policy)
+    error = too_long_for(branches, position, policy)
+    if answered.too_long:
+        error = answered.error or "the result is too long"
     if error is None:
         return transaction
     if branch.kind in (Kind.PIVOT, Kind.RETRYABLE):

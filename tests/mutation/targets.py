@@ -73,10 +73,14 @@ TARGETS: Final = (
     Target(
         "participants/holdfast/fence/table.py", _stages("tests/participant/test_fence_table.py"), is_state_machine=True
     ),
+    *(
+        Target(f"participants/holdfast/fence/{name}.py", _stages("tests/participant/test_step_tables.py"))
+        for name in ("check", "compensable", "pivot", "retryable", "steps", "stray")
+    ),
     Target("app/protocol/branches.py", (*_stages("tests/protocol/test_branches.py"), *_STEPS), is_state_machine=True),
     *(
         Target(f"app/protocol/{name}.py", _STEPS, is_state_machine=True)
-        for name in ("backoff", "kinds", "messages", "steps")
+        for name in ("backoff", "hung", "intents", "kinds", "messages", "pivots", "results", "steps")
     ),
     Target("app/protocol/identity.py", _stages("tests/protocol/test_identity.py")),
     Target("app/protocol/replacing.py", _stages("tests/protocol/test_replacing.py")),

@@ -6,6 +6,7 @@ Unlike the enumeration this runs on real times and real back-offs, and a crash h
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -17,9 +18,9 @@ from app.protocol.kinds import KINDS
 from app.protocol.messages import Answered, BranchResolved, CancelRequested, Input, RetryRequested
 from app.protocol.policy import Policy
 from app.protocol.steps import broken
-from app.protocol.values import Branch, BranchPhase, ReasonCode, Settled, Transaction, TryOrder, in_order
+from app.protocol.values import Branch, BranchPhase, ReasonCode, Settled, Transaction, TryOrder, Undo, in_order
 from holdfast.json_text import NULL
-from holdfast.wire import Answer, Operation
+from holdfast.wire import Answer, Kind, Operation
 from tests.protocol.ghost import BranchGhost, Ghost, crashed, follow
 from tests.protocol.invariants import advance
 
@@ -65,20 +66,36 @@ stale = st.builds(
 )
 
 
+Ordered = tuple[tuple[Branch, ...], TryOrder, Undo]
+
+
+def _has_one_pivot_at_most(kinds: list[Kind]) -> bool:
+    return kinds.count(Kind.PIVOT) <= 1
+
+
 @st.composite
-def drawn_branches(draw: st.DrawFn) -> tuple[Branch, ...]:
+def drawn_branches(draw: st.DrawFn) -> Ordered:
     """Branches of any kinds, one after the other or each after some of those before it."""
-    branches = tuple(Branch(name=name, kind=draw(st.sampled_from([*KINDS]))) for name in NAMES)
+    kinds = draw(st.lists(st.sampled_from([*KINDS]), min_size=3, max_size=3).filter(_has_one_pivot_at_most))
+    branches = tuple(Branch(name=name, kind=kind, participant="p") for name, kind in zip(NAMES, kinds, strict=True))
+    undo = draw(st.sampled_from(Undo))
+    firsts = [kind not in (Kind.PIVOT, Kind.RETRYABLE) for kind in kinds]
     if draw(st.booleans()):
-        return in_order(branches, draw(st.sampled_from(TryOrder)))
-    orders = [draw(st.sets(st.sampled_from(NAMES[:n]))) if n else () for n in range(len(NAMES))]
-    return tuple(replace(branch, after=tuple(sorted(order))) for branch, order in zip(branches, orders, strict=True))
+        may_chain = firsts == sorted(firsts, reverse=True) and (Kind.RETRYABLE, Kind.PIVOT) not in pairwise(kinds)
+        try_order = TryOrder.SEQUENTIAL if may_chain else TryOrder.PARALLEL
+        return in_order(branches, try_order, undo), try_order, undo
+    named: list[tuple[str, ...]] = []
+    for n, kind in enumerate(kinds):
+        before = [NAMES[i] for i in range(n) if firsts[i] or kind is Kind.RETRYABLE]
+        named.append(tuple(sorted(draw(st.sets(st.sampled_from(before))))) if before else ())
+    ordered = tuple(replace(branch, after=after) for branch, after in zip(branches, named, strict=True))
+    return in_order(ordered, TryOrder.PARALLEL, undo), TryOrder.PARALLEL, undo
 
 
 class Run:
     """One transaction, the process that works on it, and what really happened. Every step is checked."""
 
-    def __init__(self, timeout_s: float, branches: tuple[Branch, ...], policy: Policy) -> None:
+    def __init__(self, timeout_s: float, ordered: Ordered, policy: Policy) -> None:
         self.policy = policy
         self.now = BEGUN_AT
         self.wake_at = BEGUN_AT
@@ -86,7 +103,9 @@ class Run:
             id="t",
             created_at=BEGUN_AT,
             deadline=BEGUN_AT + timeout_s,
-            branches=branches,
+            branches=ordered[0],
+            try_order=ordered[1],
+            undo=ordered[2],
         )
         self.stored = self.transaction
         self.ghost = Ghost(branches=(BranchGhost(),) * len(NAMES))
@@ -116,6 +135,8 @@ class Run:
         if not self.stored.finished:
             self.stored = broken(self.stored, self.now, self.policy)
         self.wait_for_recovery()
+        branches = tuple(replace(g, silent=False) for g in self.ghost.branches)  # they hang for another reason
+        self.ghost = replace(self.ghost, branches=branches)
 
     def under_way(self) -> list[Answered]:
         """A plain success for every call under way."""
@@ -135,9 +156,9 @@ class Run:
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.data(), policies, st.sampled_from([0.5, 3.0, 30.0]), drawn_branches())
 def test_whatever_happens_the_rules_hold(
-    data: st.DataObject, policy: Policy, timeout_s: float, branches: tuple[Branch, ...]
+    data: st.DataObject, policy: Policy, timeout_s: float, ordered: Ordered
 ) -> None:
-    run = Run(timeout_s, branches, policy)
+    run = Run(timeout_s, ordered, policy)
     run.step([])
     for _ in range(data.draw(st.integers(0, EVENTS_MAX))):
         match data.draw(
@@ -238,7 +259,7 @@ def test_jitter_differs_between_branches_and_attempts_and_is_the_same_in_a_repla
     ("asked_s", "honoured_s"), [(None, 0.0), (0.0, 0.0), (7.0, 7.0), (3600.0, 3600.0), (1e9, 3600.0)]
 )
 def test_retry_after_is_honoured_up_to_its_maximum(asked_s: float | None, honoured_s: float) -> None:
-    run = Run(30.0, tuple(Branch(name=name) for name in NAMES), POLICY)
+    run = Run(30.0, (tuple(Branch(name=name) for name in NAMES), TryOrder.PARALLEL, Undo.PARALLEL), POLICY)
     run.step([])
     answered = [replace(a, answer=Answer.UNANSWERED, retry_after_s=asked_s) for a in run.under_way()]
     run.step(list(answered))
