@@ -179,6 +179,7 @@ def test_what_was_replaced_has_changed_and_nothing_else(data: st.DataObject, bra
         if (branch.phase is BranchPhase.PENDING) is not (branches[n].phase is BranchPhase.PENDING)
         or branch.hung_reason is not branches[n].hung_reason
         or branch.resolution is not branches[n].resolution
+        or branch.intent is not branches[n].intent
     ]
     assert after.news - branches.news == len(told)
     assert Branches.of(tuple(after)).news == 0
