@@ -343,7 +343,6 @@ PARTICIPANT: Final = Example(
         "base_url": "http://127.0.0.1:8001/tcc",
         "call_timeout_s": None,
         "concurrency_max": 64,
-        "kinds": None,
     },
 )
 PARTICIPANTS: Final = Example("The registry", {"items": [PARTICIPANT.value]})

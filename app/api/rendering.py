@@ -89,7 +89,7 @@ def participant_json(participant: RegisteredParticipant) -> dict[str, Any]:
         "base_url": participant.base_url,
         "call_timeout_s": participant.call_timeout_s,
         "concurrency_max": participant.concurrency_max,
-        "kinds": participant.kinds,
+        **({} if participant.kinds is None else {"kinds": participant.kinds}),
     }
 
 

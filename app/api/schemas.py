@@ -441,7 +441,9 @@ class ParticipantBody(BaseModel):
     base_url: str
     call_timeout_s: float | None
     concurrency_max: int
-    kinds: list[Kind] | None = Field(description="the kinds of branches that it takes; null if it doesn't say")
+    kinds: list[Kind] | None = Field(
+        default=None, description="the kinds of branches that it takes; left out if it doesn't say"
+    )
 
 
 class ParticipantPage(BaseModel):

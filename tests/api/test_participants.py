@@ -9,7 +9,7 @@ from app.storage.migrations import migrate
 from tests.harness.coordinator_app import Gate, Json, Service, base_url, check_problem, lost, reply, running
 
 PATH: Final = "/v1/participants"
-BODY: Final[Json] = {"base_url": base_url("shipping"), "call_timeout_s": 2.5, "concurrency_max": 8, "kinds": None}
+BODY: Final[Json] = {"base_url": base_url("shipping"), "call_timeout_s": 2.5, "concurrency_max": 8}
 
 
 async def test_put_is_201_for_a_new_name_and_200_afterwards(service: Service) -> None:
@@ -20,13 +20,7 @@ async def test_put_is_201_for_a_new_name_and_200_afterwards(service: Service) ->
     moved = await service.client.put(f"{PATH}/shipping", json={"base_url": "http://localhost:9100/s/"})
     assert moved.status_code == 200
     assert moved.json() == (
-        {
-            "name": "shipping",
-            "base_url": "http://localhost:9100/s/",
-            "call_timeout_s": None,
-            "concurrency_max": 64,
-            "kinds": None,
-        }
+        {"name": "shipping", "base_url": "http://localhost:9100/s/", "call_timeout_s": None, "concurrency_max": 64}
     )
     assert await service.json(f"{PATH}/shipping") == moved.json()
 
@@ -177,13 +171,7 @@ async def test_settings_seed_the_registry(sqlite_url: str) -> None:
     async with running(sqlite_url, participants=seeds) as service:
         items = (await service.json(PATH))["items"]
         assert items == [
-            {
-                "name": "inventory",
-                "base_url": base_url("inventory"),
-                "call_timeout_s": None,
-                "concurrency_max": 64,
-                "kinds": None,
-            },
+            {"name": "inventory", "base_url": base_url("inventory"), "call_timeout_s": None, "concurrency_max": 64},
             {"name": "payment"} | BODY,
         ]
         await service.register("shipping")

@@ -277,6 +277,7 @@ async def test_a_request_is_sent_as_it_was_meant(server: FaultServer, caller: Ca
     assert request.json() == {
         "transaction_id": "01a1fc2e-20e8-7db5-893d-508caa6c9bfb",
         "branch": "inventory",
+        "kind": "tcc",
         "operation": "try",
         "attempt": 1,
         "hold_ttl_s": 60.0,

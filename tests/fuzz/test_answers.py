@@ -176,7 +176,7 @@ def test_a_participants_answer(answer: tuple[int, Any, bytes], operation: Operat
     assert answered.result is None or checked(answered.result.encode()) == answered.result
     for seconds in (answered.retry_after_s, answered.hold_ttl_s):
         assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
-    has_lost_its_result = operation is Operation.TRY and answered.result is None and body.strip()
+    has_lost_its_result = operation in (Operation.TRY, Operation.ACTION) and answered.result is None and body.strip()
     assert (answered.error is None) == (answered.answer is Answer.SUCCEEDED and not has_lost_its_result)
     assert len(answered.error or "") <= DETAIL_CHARS_MAX + len("HTTP 999 ")
     assert is_one_line(answered.error or "")
