@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 EXPECTED = {
     "README.md": [
-        ("make demo", ["5 of 5 stories ended as they must"]),
+        ("make demo", ["7 of 7 stories ended as they must"]),
         ('"reference": "order-4711"', ["HTTP/1.1 201", '"phase":"confirmed"']),
         ("?reference=order-4711", ['"outcome":"confirmed"', '{"items":[],"next_cursor":null,"totals":[]}']),
         ('"answer_at": "decision"', ["HTTP/1.1 20", '"decision":"confirm"']),
