@@ -64,7 +64,7 @@ def _hung(branch: Branch) -> Branch:
 
 
 def silence_of(branch: Branch, operation: Operation | None = None) -> HungReason:
-    """Why a branch hangs that isn't answered: by the operation that is outstanding, unless it says."""
+    """Why a branch hangs that isn't answered; by default it is the outstanding operation that isn't."""
     if branch.kind is Kind.PIVOT:
         return HungReason.PIVOT_UNANSWERED
     if branch.intent is not None and branch.phase is PHASE_OF[branch.intent.settled]:
@@ -73,13 +73,13 @@ def silence_of(branch: Branch, operation: Operation | None = None) -> HungReason
 
 
 def is_silent(branch: Branch, failures: int, now: float, policy: Policy) -> bool:
-    """Whether the Trys of this branch have failed often and for long, so that a person should look at it."""
+    """Whether the first calls of this branch have failed often and for long, so that a person should look at it."""
     assert branch.tried_at is not None, "a first call has failed"
     return failures >= policy.hung_attempts and now >= branch.tried_at + policy.hung_after_s
 
 
 def is_overdue(branch: Branch, failures: int, now: float, policy: Policy, answered: Answered) -> bool:
-    """Whether a branch that waited for its turn has been asked in vain often, or for long. Time alone counts busy."""
+    """Whether a branch that waited for its turn has failed often, or for long. "Still working" counts for time only."""
     assert branch.asked_at is not None, "it was asked"
     often = failures >= policy.hung_attempts and not answered.in_progress
     return often or now >= branch.asked_at + policy.hung_after_s
@@ -91,5 +91,6 @@ def no_longer_silent(branch: Branch) -> Branch:
 
 
 def hung_at(transaction: Transaction, policy: Policy) -> float:
+    """When a decided transaction's branches become hung by silence."""
     assert transaction.decided_at is not None
     return transaction.decided_at + policy.hung_after_s

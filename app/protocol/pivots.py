@@ -29,6 +29,7 @@ def pivot_needs_s(transaction: Transaction, policy: Policy) -> float:
 
 
 def call_timeout_s(branch: Branch, policy: Policy) -> float:
+    """Time limit of a call to this branch, in seconds."""
     return branch.call_timeout_s or policy.call_timeout_s
 
 
@@ -44,6 +45,7 @@ def withdraw(transaction: Transaction, now: float) -> Transaction:
 
 
 def may_be_withdrawn(pivot: Branch) -> bool:
+    """Whether this pivot waits for an answer, has no call in progress, and can be asked to withdraw."""
     offers = pivot.endpoints is None or KINDS[pivot.kind].withdraw in pivot.endpoints
     return offers and pivot.phase is BranchPhase.TRYING and pivot.calling is None and not pivot.cannot_withdraw
 

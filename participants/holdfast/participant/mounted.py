@@ -4,6 +4,7 @@ import logging
 import math
 import random
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -50,12 +51,12 @@ _WITHOUT: Final = {
 """What is different while the table lacks a column."""
 
 
-class Mounted:
+class Mounted(ABC):
     """The common part of all participants: table, routes, lifespan, background task, signatures.
 
     `fence`, `schedule`, `make_value` and `value_type` are what a kind consists of; docs/reference/sdk.md describes the
-    other arguments. Raises TypeError if `database` is not a database, and ValueError if it isn't
-    supported or if limits contradict each other.
+    other arguments. Raises TypeError if `database` is not a database, and ValueError if it isn't supported or if limits
+    contradict each other.
     """
 
     def __init__(
@@ -273,9 +274,9 @@ class Mounted:
     def _failure_of(self, error: BaseException) -> Failure:
         return failure_of(error, self._database.engine)
 
+    @abstractmethod
     def _finding(self, row: Row, answered: Answered) -> Event | None:
         """What it means for a row that the coordinator answered so; None: ask again later."""
-        raise NotImplementedError
 
     def _reaper(self, ask: Ask) -> Reaper:
         return Reaper(
